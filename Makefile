@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the first target that needs it creates. `make help` lists targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup finetune miniworld lab test test-slow check lock clean
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+READY  := .venv/.ready
+EXTRAS := dev,ray,browser,trackers,fuzz
+JOBS   ?= 2
+FAST   := not slow and not browser and not ray
+SLOW   := slow or browser or ray
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything in it (a second call does nothing)
+
+finetune: $(READY) ## fine-tune the mini student with L_SDS; tables and figures end up in out.ipynb
+	papermill notebooks/02_finetune.ipynb out.ipynb -p sds_weight 0.001
+
+miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 minutes)
+	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	jupyter lab --notebook-dir=notebooks
+
+test: $(READY) ## fast tests; at least 90% of the library must be covered
+	pytest -n $(JOBS) -m "$(FAST)" --cov --cov-report=term --cov-fail-under=90
+
+test-slow: $(READY) ## notebooks executed on a reduced setting, kill tests, browser, Ray
+	pytest -m "$(SLOW)" --timeout=1200 || \
+	  { code=$$?; [ $$code -eq 5 ] && echo "test-slow: no test is marked slow, browser or ray"; }
+
+check: $(READY) ## lint, format, types and fast tests, in under a minute
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -q -n $(JOBS) -m "$(FAST)"
+
+lock: $(READY) ## write the versions installed in .venv to constraints.txt
+	pip list --format=freeze --exclude-editable --exclude pip > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## remove caches and executed notebooks; keeps .venv, runs and data
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build out*.ipynb
+	rm -f .coverage .coverage.*
+	find sdslib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(READY): pyproject.toml constraints.txt
+	@[ -x .venv/bin/pip ] || { \
+	  for python in python3.11 python3 python3.12 python3.13; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && exec "$$python" -m venv .venv; \
+	  done; \
+	  echo "make setup: no Python 3.11 or later found; install one, e.g. python3.11 and its venv module" >&2; \
+	  exit 1; }
+	python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
