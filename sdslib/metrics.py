@@ -1,0 +1,362 @@
+"""Which items are right, how sure that is, and whether two models differ.
+
+Arrays in, arrays and intervals out; no model is known here. `scores[n, i, k]` is the score of
+image i with caption k in item n (choice tasks: `scores[n, k]`), and higher is better.
+N items, I images an item, K captions an item, S seeds.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+"""Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
+
+HUMAN_WINOGROUND = {"text": 0.895, "image": 0.885, "group": 0.855}
+"""Human agreement on Winoground's 400 items (Thrush et al., CVPR 2022)."""
+
+# Relations the authors of ARO leave out of their macro average of VG-Relation, from the
+# notebook of their release, because swapping the two nouns can leave the sentence true.
+ARO_SYMMETRIC_RELATIONS = frozenset(
+    """adjusting|around|attached to|beside|between|bigger than|biting|boarding|brushing|by
+    |chewing|cleaning|climbing|close to|coming from|coming out of|contain|crossing|dragging
+    |draped over|drinking|drinking from|driving|driving down|driving on|eating from|eating in
+    |enclosing|exiting|facing|filled with|floating in|floating on|flying|flying above|flying in
+    |flying over|flying through|full of|going down|going into|going through|grazing in
+    |growing in|growing on|guiding|hanging from|hanging in|hanging off|hanging over|higher than
+    |holding onto|hugging|in between|jumping off|jumping on|jumping over|kept in|larger than
+    |leading|leaning over|leaving|licking|longer than|looking in|looking into|looking out
+    |looking over|looking through|lying next to|lying on top of|making|mixed with|mounted on
+    |moving|near|next to|of|on the back of|on the edge of|on the front of
+    |on the other side of|on the side of|opening|painted on|parked at|parked beside|parked by
+    |parked in|parked in front of|parked near|parked next to|perched on|petting|piled on
+    |playing|playing in|playing on|playing with|pouring|reaching for|reading|reflected on
+    |riding on|running in|running on|running through|seen through|sitting behind
+    |sitting beside|sitting by|sitting in front of|sitting near|sitting next to|sitting under
+    |skiing down|skiing on|sleeping in|sleeping on|smiling at|sniffing|splashing|sprinkled on
+    |stacked on|standing against|standing around|standing behind|standing beside
+    |standing in front of|standing near|standing next to|staring at|stuck in|surrounding
+    |swimming in|swinging|talking to|topped with|touching|traveling down|traveling on|tying
+    |typing on|underneath|wading in|waiting for|walking across|walking by|walking down
+    |walking next to|walking through|with|working in|working on|worn on|wrapped around
+    |wrapped in""".replace("\n    ", "").split("|")
+)
+
+ARO_ATTRIBUTE_MIN_COUNT = 25
+"""ARO's VG-Attribution leaves attribute pairs with fewer cases out of its macro average."""
+
+
+class ScoreError(ValueError):
+    """Scores that no decision may rest on: not finite, or of the wrong shape."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its interval; `n` is the number of items behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def require_finite(scores: np.ndarray, ids: Sequence | None = None) -> np.ndarray:
+    """The scores as float64 (masked entries stay masked); a NaN or inf raises, naming its item."""
+    array = np.ma.asarray(scores, dtype=np.float64)
+    wrong = ~np.isfinite(array.filled(0.0)) if np.ma.is_masked(array) else ~np.isfinite(array.data)
+    bad = np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))
+    if bad.size:
+        first = ids[bad[0]] if ids is not None else bad[0]
+        raise ScoreError(
+            f"score of item {str(first)!r} is not finite ({bad.size} of {len(array)} items); "
+            "a decision on it would be noise: score the item again or leave it out by name"
+        )
+    return array if np.ma.is_masked(array) else array.data
+
+
+def _grids(scores: np.ndarray, ids: Sequence | None = None) -> np.ndarray:
+    grid = require_finite(scores, ids)
+    if grid.ndim != 3 or grid.shape[1:] != (2, 2):
+        raise ScoreError(f"grids must be [N, 2, 2] (image, caption), not {list(grid.shape)}")
+    return grid
+
+
+def winoground_margins(scores: np.ndarray, ids: Sequence | None = None) -> dict[str, np.ndarray]:
+    """Smallest lead of the true pairing over the false one: `text`, `image`, `group`, each [N].
+
+    `text` leads over the other caption of the same image, `image` over the other image of the
+    same caption; `group` is the smaller of both. Positive exactly where the item is right.
+    """
+    s = _grids(scores, ids)
+    text = np.minimum(s[:, 0, 0] - s[:, 0, 1], s[:, 1, 1] - s[:, 1, 0])
+    image = np.minimum(s[:, 0, 0] - s[:, 1, 0], s[:, 1, 1] - s[:, 0, 1])
+    return {"text": text, "image": image, "group": np.minimum(text, image)}
+
+
+def winoground_correct(scores: np.ndarray, ids: Sequence | None = None) -> dict[str, np.ndarray]:
+    """Winoground's text, image and group outcomes of grids [N, 2, 2], strict: a tie is wrong."""
+    s = _grids(scores, ids)
+    text = (s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])
+    image = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
+    return {"text": text, "image": image, "group": text & image}
+
+
+def winoground_correct_argmax(
+    scores: np.ndarray, ids: Sequence | None = None
+) -> dict[str, np.ndarray]:
+    """The same by argmax, where a tie goes to index 0 (CLIP_benchmark's convention)."""
+    s = _grids(scores, ids)
+    text = (s.argmax(axis=2) == [0, 1]).all(axis=1)
+    image = (s.argmax(axis=1) == [0, 1]).all(axis=1)
+    return {"text": text, "image": image, "group": text & image}
+
+
+def _choices(
+    scores: np.ndarray, answer: np.ndarray, ids: Sequence | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score of the answer [N] and best score of the others [N]."""
+    array = np.ma.asarray(require_finite(scores, ids))
+    answer = np.asarray(answer)
+    if array.ndim != 2 or answer.shape != array.shape[:1] or answer.dtype.kind not in "iu":
+        raise ScoreError(f"choices must be [N, K] with int answers [N], not {list(array.shape)}")
+    mask, rows = np.ma.getmaskarray(array), np.arange(len(array))
+    outside = (answer < 0) | (answer >= array.shape[1])
+    if outside.any() or mask[rows, answer].any() or ((~mask).sum(axis=1) < 2).any():
+        raise ScoreError("every item needs at least two captions and an answer among them")
+    values = np.where(mask, -np.inf, array.data)
+    gold = values[rows, answer]
+    values[rows, answer] = -np.inf
+    return gold, values.max(axis=1)
+
+
+def choice_margin(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+    """Lead of the answer over the best other caption, [N]; captions an item lacks are masked."""
+    gold, best_other = _choices(scores, answer, ids)
+    return gold - best_other
+
+
+def choice_correct(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+    """Whether the answer beats every other caption, [N] bool, strict (SugarCrepe's convention)."""
+    gold, best_other = _choices(scores, answer, ids)
+    return gold > best_other
+
+
+def choice_correct_first(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+    """The same with the answer put at index 0 of an argmax: a tie is right.
+
+    ARO's convention for COCO-Order and Flickr30k-Order, and CLIP_benchmark's for SugarCrepe.
+    """
+    gold, best_other = _choices(scores, answer, ids)
+    return gold >= best_other
+
+
+def choice_correct_argmax(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+    """The same by argmax in the order the captions stand in: the first of the best wins."""
+    _choices(scores, answer, ids)
+    return np.ma.filled(np.ma.asarray(scores), -np.inf).argmax(axis=1) == np.asarray(answer)
+
+
+CHOICE_RULES: Mapping[str, Callable[..., np.ndarray]] = {
+    "strict": choice_correct,
+    "sugarcrepe": choice_correct,
+    "aro-vg": choice_correct,
+    "aro-order": choice_correct_first,
+    "argmax": choice_correct_argmax,
+}
+"""Each author's convention for ties; `strict` is this project's.
+
+ARO takes an argmax over captions that stand in a fixed order: the true one last in the VG tasks,
+where a tie is therefore wrong, and first in the Order tasks, where it is right.
+"""
+
+GRID_RULES: Mapping[str, Callable[..., dict[str, np.ndarray]]] = {
+    "strict": winoground_correct,
+    "argmax": winoground_correct_argmax,
+}
+
+
+def ties(scores: np.ndarray, answer: np.ndarray | None = None) -> np.ndarray:
+    """Items in which a comparison that decides is exactly equal, [N] bool.
+
+    Grids [N, 2, 2]: any of the four comparisons. Choices [N, K]: the answer against the best
+    other caption.
+    """
+    if answer is not None:
+        return choice_margin(scores, answer) == 0
+    s = _grids(scores)
+    rows, columns = s[:, :, 0] == s[:, :, 1], s[:, 0, :] == s[:, 1, :]
+    return rows.any(axis=1) | columns.any(axis=1)
+
+
+def retrieval_ranks(scores: np.ndarray, image_of_caption: np.ndarray) -> dict[str, np.ndarray]:
+    """Rank (0 = best) of the best true partner: `image_to_text` [I] and `text_to_image` [T].
+
+    scores[i, t] is image i with caption t. A wrong candidate with an equal score ranks before
+    the true one, so that a constant scorer finds nothing.
+    """
+    matrix, owner = require_finite(scores), np.asarray(image_of_caption)
+    if matrix.ndim != 2 or owner.shape != matrix.shape[1:]:
+        raise ScoreError(f"{list(matrix.shape)} scores need one image index a caption")
+    true = owner[None, :] == np.arange(len(matrix))[:, None]
+    if not true.any(axis=1).all():
+        raise ScoreError(f"image {int(np.argmin(true.any(axis=1)))} has no caption")
+    best_text = np.where(true, matrix, -np.inf).max(axis=1, keepdims=True)
+    to_text = (~true & (matrix >= best_text)).sum(axis=1)
+    own_image = matrix[owner, np.arange(len(owner))]
+    to_image = (~true & (matrix >= own_image)).sum(axis=0)
+    return {"image_to_text": to_text, "text_to_image": to_image}
+
+
+def recall_at(
+    scores: np.ndarray, image_of_caption: np.ndarray, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, np.ndarray]:
+    """Hits per query, e.g. `image_to_text@5` -> [I] bool; their mean is the recall at k."""
+    ranks = retrieval_ranks(scores, image_of_caption)
+    return {f"{way}@{k}": rank < k for way, rank in ranks.items() for k in ks}
+
+
+def wilson(correct: np.ndarray, level: float = 0.95) -> Interval:
+    """Share of right items with its Wilson interval."""
+    count, n = int(np.sum(correct)), len(correct)
+    if n == 0:
+        raise ScoreError("no items: there is no share of nothing")
+    low, high = proportion_confint(count, n, alpha=1 - level, method="wilson")
+    return Interval(count / n, float(low), float(high), n)
+
+
+def labels_of(cell: object, separator: str = "|") -> tuple[str, ...]:
+    """The labels in one tag cell; several are joined by the separator, none is `untagged`."""
+    if cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)):
+        return ("untagged",)
+    labels = tuple(part.strip() for part in str(cell).split(separator) if part.strip())
+    return labels or ("untagged",)
+
+
+def groups_of(cells: Sequence) -> dict[str, np.ndarray]:
+    """Label -> item indices, in order of the labels; an item with two labels is in both groups."""
+    found: dict[str, list[int]] = {}
+    for index, cell in enumerate(cells):
+        for label in labels_of(cell):
+            found.setdefault(label, []).append(index)
+    return {label: np.array(found[label]) for label in sorted(found)}
+
+
+def accuracy_by(correct: np.ndarray, cells: Sequence) -> dict[str, Interval]:
+    """Share of right items with its Wilson interval for every label of a tag column."""
+    correct = np.asarray(correct)
+    return {label: wilson(correct[index]) for label, index in groups_of(cells).items()}
+
+
+def micro(correct: np.ndarray, cells: Sequence, exclude: Collection[str] = ()) -> float:
+    """Share of right items, those whose every label is excluded left out."""
+    keep = [not set(labels_of(cell)) <= set(exclude) for cell in cells]
+    return float(np.mean(np.asarray(correct)[keep]))
+
+
+def macro(
+    correct: np.ndarray, cells: Sequence, exclude: Collection[str] = (), min_count: int = 0
+) -> float:
+    """Mean over labels of each label's share; ARO's figure for its VG tasks.
+
+    The paper's VG-Relation leaves out `ARO_SYMMETRIC_RELATIONS`, its VG-Attribution labels with
+    fewer than `ARO_ATTRIBUTE_MIN_COUNT` items.
+    """
+    correct = np.asarray(correct)
+    shares = [
+        correct[index].mean()
+        for label, index in groups_of(cells).items()
+        if label not in exclude and len(index) >= min_count
+    ]
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def _paired(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    if before.shape != after.shape or before.ndim != 1 or not len(before):
+        raise ScoreError(f"a paired test needs the same items, not {before.shape}, {after.shape}")
+    return before, after
+
+
+def flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """Number of items that went from wrong to right, and from right to wrong."""
+    before, after = _paired(before, after)
+    return int((~before & after).sum()), int((before & ~after).sum())
+
+
+def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    """Two-sided p of the exact McNemar test on paired outcomes [N]; 1 where nothing flips."""
+    up, down = flips(before, after)
+    return float(_mcnemar([[0, up], [down, 0]], exact=True).pvalue)
+
+
+def paired_difference(
+    before: np.ndarray, after: np.ndarray, seed: int, level: float = 0.95, resamples: int = 5000
+) -> Interval:
+    """Difference of the shares, after minus before, with its paired percentile bootstrap."""
+    before, after = _paired(before, after)
+    mean = float(after.mean() - before.mean())
+    if (after == before).all():
+        return Interval(0.0, 0.0, 0.0, len(after))
+    found = stats.bootstrap(
+        (after.astype(np.float64), before.astype(np.float64)),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(after)),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(after))
+
+
+def over_seeds(
+    values: np.ndarray, seed: int, level: float = 0.95, resamples: int = 5000
+) -> Interval:
+    """Mean of values[S, N] with a bootstrap over seeds and items at once.
+
+    Seeds and items are crossed (all seeds answer the same items), so each resample draws seeds
+    and, for all of them, items (Owen, The pigeonhole bootstrap, 2007). Give outcomes, or paired
+    differences of outcomes. With S seeds the spread between seeds is understated by (S-1)/S.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
+        raise ScoreError(f"values must be finite and [S, N], not {list(table.shape)}")
+    (s, n), rng, means = table.shape, np.random.default_rng(seed), []
+    chunk = max(1, 2_000_000 // n)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        seeds = rng.multinomial(s, np.full(s, 1 / s), size) / s
+        items = rng.multinomial(n, np.full(n, 1 / n), size) / n
+        means.append(((seeds @ table) * items).sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(table.mean()), float(low), float(high), n)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm-adjusted p values of one family of tests, e.g. the labels of one tag."""
+    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+
+
+def minimum_detectable_difference(
+    n: int, discordant: float, level: float = 0.05, power: float = 0.8
+) -> float:
+    """Smallest difference of two paired shares that n items would show with the given power.
+
+    `discordant` is the share of items that flip either way. Solves Connor's sample-size formula
+    for McNemar's test (Biometrics 43, 1987) for the difference, and never goes below the
+    number of one-way flips that the exact test needs at all (6 items at level 0.05).
+    """
+    z_level, z_power = stats.norm.ppf(1 - level / 2), stats.norm.ppf(power)
+    a, b = z_level * np.sqrt(discordant), n + z_power**2
+    root = a**2 * n - b * (a**2 - z_power**2 * discordant)
+    difference = (a * np.sqrt(n) + np.sqrt(max(root, 0.0))) / b
+    fewest = np.ceil(1 + np.log2(1 / level)) / n
+    return float(min(1.0, max(difference, fewest)))
