@@ -1,0 +1,675 @@
+"""Every knob once, its presets, and the guard that checks a notebook's parameters.
+
+Nothing here imports torch: a typo is refused before anything heavy is loaded. Relative paths mean
+"from the project root", never from the working directory. All draws come from `derive_seed`.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+Arm = Literal[
+    "sds",
+    "clip-only",
+    "sds-only",
+    "shuffled-captions",
+    "random-teacher",
+    "latent-regression",
+    "hard-negatives",
+]
+TRAINABLE = (
+    "layernorm",
+    "bias",
+    "projection",
+    "attention",
+    "last-block",
+    "image-tower",
+    "text-tower",
+    "lora",
+    "all",
+)
+# What each arm leaves unread; it stays out of the run id, so that one control serves many runs.
+_SDS_KNOBS = frozenset(
+    "sds_weight sds_gradient sds_reduction t_min t_max bridge_start bridge_pairs bridge_input "
+    "teacher teacher_revision".split()
+)
+UNREAD: dict[str, frozenset[str]] = {
+    "clip-only": _SDS_KNOBS,
+    "hard-negatives": _SDS_KNOBS,
+    "latent-regression": frozenset({"sds_gradient", "t_min", "t_max"}),
+}
+# What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
+NOT_IN_ID = frozenset("preset run runs resume checkpoint_every num_workers device threads".split())
+TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_NOT_PARAMETERS = frozenset("In Out exit quit get_ipython open display guard".split())
+_FLAT = (type(None), bool, int, float, str, list, tuple, dict)
+
+
+class ParameterError(ValueError):
+    """Some parameters cannot be used; the message names all of them, one a line."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("invalid parameters: " + "\n".join(self.problems))
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
+
+
+def project_root() -> Path:
+    """The folder with `pyproject.toml` and `sdslib/`, above this file or above the working folder.
+
+    Raises FileNotFoundError when neither has one.
+    """
+    for start in (Path(__file__).resolve(), Path.cwd() / "here"):
+        for folder in start.parents:
+            if (folder / "pyproject.toml").is_file() and (folder / "sdslib").is_dir():
+                return folder
+    raise FileNotFoundError(f"no project root above {Path.cwd()}: start inside the repository")
+
+
+def project_path(path: str | Path) -> Path:
+    """An absolute path; a relative one is meant from the project root."""
+    return project_root() / Path(path).expanduser()
+
+
+def resolved(source: str) -> str:
+    """The same source with its folder made absolute; a name that is no folder stays a name."""
+    prefix, folder = _split_source(source)
+    path = project_path(folder)
+    return f"{prefix}{path}" if prefix or path.exists() else source
+
+
+def _split_source(source: str) -> tuple[str, str]:
+    prefix = "local-dir:" if source.startswith("local-dir:") else ""
+    return prefix, source.removeprefix(prefix)
+
+
+def _portable(source: str) -> str:
+    """Write a path below the project root relative to it, so that ids agree between machines."""
+    prefix, folder = _split_source(source)
+    try:
+        inside = Path(folder).relative_to(project_root())
+    except (ValueError, FileNotFoundError):
+        return source
+    return prefix + inside.as_posix()
+
+
+def derive_seed(seed: int, purpose: str, *index: int) -> int:
+    """A 63-bit seed for one draw: equal on every platform, in every process and thread.
+
+    `purpose` names the stream ("order", "noise"), `index` the place in it (epoch, step, item).
+    Distinct arguments give independent seeds (first eight bytes of a SHA-256).
+    """
+    key = json.dumps([seed, purpose, *index], separators=(",", ":")).encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Source = Annotated[str, Field(min_length=1), AfterValidator(_portable)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Config(BaseModel):
+    """The validated parameters of one notebook: frozen, flat scalars, no unknown names."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
+    # The modules whose code decides this notebook's numbers; `runs` hashes them into the run id.
+    code: ClassVar[tuple[str, ...]] = (
+        "losses",
+        "metrics",
+        "student",
+        "teacher",
+        "bridge",
+        "pairs",
+        "benchmarks",
+        "train",
+        "evaluate",
+    )
+
+    preset: Literal["mini", "paper"] = "mini"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Device = "auto"
+    threads: Count | None = None
+    runs: Source | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_arm(cls, values: Any) -> Any:
+        return _settle_arm(values) if isinstance(values, dict) and "arm" in values else values
+
+    @model_validator(mode="after")
+    def _no_conflict(self) -> "Config":
+        problems = _conflicts(self.model_dump(), frozenset())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters that change numbers, with those this arm never reads left out."""
+        unread = NOT_IN_ID | UNREAD.get(getattr(self, "arm", ""), frozenset())
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
+
+
+class ModelsConfig(Config):
+    """What every notebook that loads the two models has in common."""
+
+    clip_model: Source = "local-dir:data/mini/student"
+    clip_pretrained: str | None = None
+    teacher: Source = "data/mini/teacher"
+    teacher_revision: str | None = None
+    benchmark: Source = "winoground"
+    eval_items: Count | None = None
+    precision: Precision = "fp32"
+    num_workers: Whole = 0
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] | None = None
+
+
+class FinetuneConfig(ModelsConfig):
+    """Everything that decides one fine-tuning run; the defaults are the preset `mini`.
+
+    With `sds_weight` 0 an arm that weighs a term of the teacher *is* the arm `clip-only`; and the
+    arms `clip-only` and `hard-negatives` have weight 0. `None` in `train_pairs` and `eval_items`
+    means all; steps and epochs exclude each other; `t_min` and `t_max` are both drawn.
+    """
+
+    arm: Arm = "sds"
+    sds_weight: Weight = 1e-3
+    sds_gradient: Literal["through", "residual"] = "through"
+    sds_reduction: Literal["sum", "mean"] = "sum"
+    trainable: str = "layernorm"
+    train_data: Source = "mini"
+    train_pairs: Count | None = None
+    steps: Count | None = 150
+    epochs: Count | None = None
+    batch_size: Count = 32
+    lr: Rate = 1e-3
+    weight_decay: Weight = 0.0
+    warmup: Whole = 15
+    grad_clip: Rate = 1.0
+    t_min: Annotated[int, Field(ge=0, le=999)] = 20
+    t_max: Annotated[int, Field(ge=0, le=999)] = 980
+    bridge_start: Literal["ridge", "random", "zero"] = "ridge"
+    bridge_pairs: Count = 2048
+    bridge_input: Literal["projected", "pooled"] = "projected"
+    logit_scale: Literal["frozen", "trained"] = "frozen"
+    eval_every: Whole = 50
+    checkpoint_every: Whole = 50
+    resume: bool = True
+
+
+def mini() -> FinetuneConfig:
+    """The embedded default: a small CLIP and a small Stable Diffusion in the mini-world."""
+    return FinetuneConfig()
+
+
+def paper() -> FinetuneConfig:
+    """SDS-CLIP's recipe on real models (arXiv 2307.09233): COCO, 5 epochs of batch 32 at 5e-5."""
+    return FinetuneConfig(
+        preset="paper",
+        clip_model="ViT-B-16-quickgelu",
+        clip_pretrained="openai",
+        teacher="CompVis/stable-diffusion-v1-4",
+        train_data="data/coco/annotations/captions_train2017.json::data/coco/train2017",
+        steps=None,
+        epochs=5,
+        lr=5e-5,
+        warmup=500,
+        bridge_pairs=4096,
+        eval_every=1000,
+        checkpoint_every=500,
+        num_workers=4,
+        precision="bf16",
+    )
+
+
+PRESETS: dict[str, Callable[[], FinetuneConfig]] = {"mini": mini, "paper": paper}
+
+
+def preset(name: str) -> FinetuneConfig:
+    """The named preset; an unknown name is a ParameterError."""
+    if name not in PRESETS:
+        raise ParameterError([_one_of("preset", name, PRESETS)])
+    return PRESETS[name]()
+
+
+class MiniworldConfig(Config):
+    """`00_miniworld`: show the world, or train its two models again."""
+
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "miniworld")
+
+    rebuild: bool = False
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the recipe's training steps
+    folder: Source | None = None
+    checkpoint_every: Whole = 200
+    resume: bool = True
+
+
+class BaselineConfig(ModelsConfig):
+    """`01_baseline`: where CLIP and the diffusion score stand."""
+
+    benchmark: Source = "all"
+    batch_size: Count = 64
+    teacher_items: Whole = 100
+    draws: Count = 64
+    image_mode: Literal["crop", "squash", "pad"] = "crop"
+
+
+class SweepConfig(Config):
+    """What the two ablation notebooks have in common."""
+
+    grid: Literal["reduced", "full"] = "reduced"
+    seeds: Count | None = None
+    steps: Count | None = None
+    eval_items: Count | None = None
+    workers: Count | None = None
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+
+
+class AblateWeightConfig(SweepConfig):
+    """`03_ablate_loss_weight`: `weights` is a list in one string, as `0,1e-3,1e-1`."""
+
+    weights: str | None = None
+
+
+class AblateTrainableConfig(SweepConfig):
+    """`04_ablate_trainable`: `sets` is a list in one string, as `layernorm,bias`."""
+
+    sets: str | None = None
+
+
+class FailuresConfig(Config):
+    """`05_winoground_failures`: from `runs` (folders, comma-separated) or bare `scores` (a CSV)."""
+
+    runs: str | None = None
+    scores: str | None = None
+    benchmark: Source = "winoground"
+    eval_items: Count | None = None
+    teacher_items: Whole = 100
+
+
+class DemoConfig(ModelsConfig):
+    """`06_caption_demo`: score any image against any captions."""
+
+    runs: str | None = None
+    image: str | None = None
+    captions: str | None = None
+    draws: Count = 64
+
+
+class ReportConfig(Config):
+    """`07_report`: the page to show, from the runs named (comma-separated) or all finished ones."""
+
+    runs: str | None = None
+    output: Source = "reports"
+    title: str | None = None
+    examples: Count = 10
+
+
+MODELS: dict[str, type[Config]] = {
+    "miniworld": MiniworldConfig,
+    "baseline": BaselineConfig,
+    "finetune": FinetuneConfig,
+    "ablate_weight": AblateWeightConfig,
+    "ablate_trainable": AblateTrainableConfig,
+    "failures": FailuresConfig,
+    "demo": DemoConfig,
+    "report": ReportConfig,
+}
+C = TypeVar("C", bound=Config)
+
+
+def guard(namespace: dict[str, Any], model: str = "finetune") -> Any:
+    """The validated Config of a notebook whose globals hold its parameters and nothing else yet.
+
+    `None` means "as the preset says". On a second call in the same kernel the names that later
+    cells made are left alone, unless they look like a misspelt parameter. Raises ParameterError.
+    """
+    __tracebackhide__ = True
+    if model not in MODELS:
+        raise ParameterError([_one_of("notebook", model, MODELS)])
+    cls, before = MODELS[model], namespace.get("_guarded")
+    values = {k: v for k, v in namespace.items() if _is_parameter(k, v, k in cls.model_fields)}
+    if before is not None:
+        values = {k: v for k, v in values.items() if k in cls.model_fields or _near(k, cls)}
+        values = {k: v if isinstance(v, _FLAT) else before.get(k) for k, v in values.items()}
+    config = validate(cls, values)
+    namespace["_guarded"] = values
+    return config
+
+
+def _is_parameter(name: str, value: object, known: bool) -> bool:
+    if name.startswith(("_", "PAPERMILL_")) or name in _NOT_PARAMETERS:
+        return False
+    return known or not (isinstance(value, ModuleType) or callable(value))
+
+
+def _near(name: str, cls: type[Config]) -> bool:
+    return suggest(name, cls.model_fields, cutoff=0.75) is not None
+
+
+def validate(cls: type[C], values: Mapping[str, Any]) -> C:
+    """A config of `cls` from its preset and `values` (None = as the preset says).
+
+    Checks also what is on disk: model names, weights, the teacher's parts. Raises ParameterError
+    with every problem found, not only the first.
+    """
+    __tracebackhide__ = True
+    given = {k: v for k, v in values.items() if v is not None}
+    unknown = [name for name in given if name not in cls.model_fields]
+    merged = _on_preset(cls, {k: v for k, v in given.items() if k not in unknown})
+    problems = [_unknown(name, cls) for name in unknown]
+    problems += _contradictions(given)
+    config, bad = _field_problems(cls, merged)
+    problems += bad.values()
+    problems += _conflicts(merged, bad.keys())
+    problems += _missing_files(merged, bad.keys())
+    if problems or config is None:
+        raise ParameterError(problems)
+    return config
+
+
+def override(config: C, **changes: Any) -> C:
+    """The same config with some fields changed, checked like a notebook's parameters."""
+    dumped = {k: v for k, v in config.model_dump().items() if k not in changes}
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if changes.get(one) is not None:
+            dumped.pop(other, None)
+    if changes.get("arm") in ("clip-only", "hard-negatives") and "sds_weight" not in changes:
+        dumped.pop("sds_weight", None)
+    return validate(type(config), dumped | changes)
+
+
+def _on_preset(cls: type[Config], given: dict[str, Any]) -> dict[str, Any]:
+    base = {name: field.default for name, field in cls.model_fields.items()}
+    name = given.get("preset", "mini")
+    chosen = PRESETS.get(name, mini)() if isinstance(name, str) else mini()
+    standard = mini().model_dump()  # a notebook's own defaults are its preset mini
+    base |= {k: v for k, v in chosen.model_dump().items() if k in base and v != standard[k]}
+    if "epochs" in given and "steps" not in given:
+        base["steps"] = None
+    if "steps" in given and "epochs" not in given:
+        base["epochs"] = None
+    if _is_folder(given.get("clip_model")) and "clip_pretrained" not in given:
+        base["clip_pretrained"] = None
+    merged = base | given
+    return _settle_arm(merged) if "arm" in merged else merged
+
+
+def _settle_arm(values: dict[str, Any]) -> dict[str, Any]:
+    arm, weight = values["arm"], values.get("sds_weight")
+    if arm in ("clip-only", "hard-negatives") and isinstance(weight, (int, float, type(None))):
+        return values | {"sds_weight": 0.0}
+    if arm != "sds-only" and not isinstance(weight, bool) and weight == 0:
+        return values | {"arm": "clip-only"}
+    return values
+
+
+def _field_problems(cls: type[C], values: dict[str, Any]) -> tuple[C | None, dict[str, str]]:
+    try:
+        return cls(**values), {}
+    except ValidationError as error:
+        fields = [str(e["loc"][0]) for e in error.errors() if e["loc"]]
+        return None, {name: _requirement(cls, name, values[name]) for name in fields}
+
+
+def _conflicts(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
+    """Rules between fields; a rule is skipped while one of its fields is wrong in itself."""
+    bad = set(bad)
+    return [
+        text
+        for fields, rule in _RULES
+        if bad.isdisjoint(fields) and all(f in values for f in fields)
+        for text in [rule(*(values[f] for f in fields))]
+        if text
+    ]
+
+
+def _t_order(t_min: int, t_max: int) -> str | None:
+    if t_min <= t_max:
+        return None
+    return f"t_min must not be above t_max, got t_min {t_min} and t_max {t_max}"
+
+
+def _one_duration(steps: int | None, epochs: int | None) -> str | None:
+    if (steps is None) != (epochs is None):
+        return None
+    if steps is None:
+        return "one of steps and epochs is needed, got neither"
+    return f"steps and epochs exclude each other, got steps {steps} and epochs {epochs}"
+
+
+def _a_batch(train_pairs: int | None, batch_size: int) -> str | None:
+    if train_pairs is None or train_pairs >= batch_size:
+        return None
+    return f"train_pairs {train_pairs} is less than one batch; lower batch_size {batch_size}"
+
+
+def _something_to_learn(arm: str, sds_weight: float) -> str | None:
+    if arm == "sds-only" and sds_weight == 0:
+        return "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0"
+    return None
+
+
+def _known_sets(trainable: str) -> str | None:
+    wrong = [name for name in trainable.split("+") if name not in TRAINABLE]
+    return _one_of("trainable", wrong[0], TRAINABLE) if wrong else None
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
+    (("t_min", "t_max"), _t_order),
+    (("steps", "epochs"), _one_duration),
+    (("train_pairs", "batch_size"), _a_batch),
+    (("arm", "sds_weight"), _something_to_learn),
+    (("trainable",), _known_sets),
+)
+
+
+def _contradictions(given: Mapping[str, Any]) -> list[str]:
+    arm, weight = given.get("arm"), given.get("sds_weight")
+    weighted = isinstance(weight, (int, float)) and not isinstance(weight, bool) and weight > 0
+    if arm in ("clip-only", "hard-negatives") and weighted:
+        return [f"arm {arm!r} has no L_SDS; leave out sds_weight {weight} or set it to 0"]
+    return []
+
+
+def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
+    bad, problems = set(bad), []
+    if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
+        problems.append(_student_problem(values["clip_model"], values["clip_pretrained"]))
+    if "teacher" in values and "teacher" not in bad:
+        problems.append(_teacher_problem(values["teacher"]))
+    return [text for text in problems if text]
+
+
+def _is_folder(source: object) -> bool:
+    if not isinstance(source, str) or source in _open_clip_names():
+        return False
+    prefix, folder = _split_source(source)
+    return bool(prefix) or "/" in folder or project_path(folder).is_dir()
+
+
+def _student_problem(source: str, pretrained: str | None) -> str | None:
+    if source.startswith("hf-hub:"):
+        return None
+    if not _is_folder(source):
+        return _open_clip_problem(source, pretrained)
+    shown = _split_source(source)[1]
+    folder = project_path(shown)
+    if not folder.is_dir():
+        close = _did_you_mean(suggest(source, _open_clip_names(), cutoff=0.8))
+        return f"clip_model folder {shown!r} does not exist{close or _rebuilt(shown)}"
+    if not (folder / "open_clip_config.json").is_file():
+        return f"clip_model folder {shown!r} has no open_clip_config.json"
+    if not any(folder.glob("*.safetensors")):
+        return f"clip_model folder {shown!r} has no weights; put open_clip_model.safetensors there"
+    return None
+
+
+def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
+    names = _open_clip_names()
+    if names and name not in names:
+        return f"unknown clip_model {name!r}{_did_you_mean(suggest(name, names))}"
+    tags = _open_clip_tags().get(name.removesuffix("-quickgelu"), ())
+    if pretrained is None:
+        choice = f", one of {_some(tags)}" if tags else ""
+        return f"clip_model {name!r} needs a clip_pretrained tag{choice}"
+    if not tags or pretrained in tags or pretrained.endswith(".safetensors"):
+        return None
+    close = _did_you_mean(suggest(pretrained, tags))
+    return f"unknown clip_pretrained {pretrained!r} for {name!r}{close or f'; there are {_some(tags)}'}"
+
+
+def _teacher_problem(source: str) -> str | None:
+    folder = project_path(source)
+    if not folder.is_dir():
+        hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()
+        way = _rebuilt(source) or "; give a folder or a Hub id owner/name"
+        return None if hub_id else f"teacher folder {source!r} does not exist{way}"
+    absent = [part for part in TEACHER_PARTS if not (folder / part).exists()]
+    if not absent:
+        return None
+    return f"teacher folder {source!r} has no {', '.join(absent)}; diffusers' save_pretrained does"
+
+
+def _rebuilt(folder: str) -> str:
+    inside = folder.startswith("data/mini/")
+    return "; make it with notebooks/00_miniworld.ipynb -p rebuild True" if inside else ""
+
+
+def _open_clip_folder() -> Path | None:
+    spec = importlib.util.find_spec("open_clip")  # finds the files, runs none of them
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+@cache
+def _open_clip_names() -> frozenset[str]:
+    folder = _open_clip_folder()
+    return (
+        frozenset(p.stem for p in (folder / "model_configs").glob("*.json"))
+        if folder
+        else frozenset()
+    )
+
+
+@cache
+def _open_clip_tags() -> dict[str, tuple[str, ...]]:
+    """Tags by model, read from the source text; empty where open_clip writes them another way."""
+    folder = _open_clip_folder()
+    source = folder / "pretrained.py" if folder else None
+    if source is None or not source.is_file():
+        return {}
+    tables: dict[str, ast.expr] = {
+        node.targets[0].id: node.value
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    models = tables.get("_PRETRAINED")
+    if not isinstance(models, ast.Dict):
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, value in zip(models.keys, models.values, strict=True):
+        table = tables.get(value.id) if isinstance(value, ast.Name) else value
+        if isinstance(key, ast.Constant) and isinstance(table, ast.Call):
+            found[str(key.value)] = tuple(k.arg for k in table.keywords if k.arg)
+    return found
+
+
+def suggest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The option that `name` most likely meant; case and punctuation count little."""
+
+    def likeness(option: str) -> tuple[float, int]:
+        ratio = SequenceMatcher(None, _bare(name), _bare(option)).ratio()
+        return ratio, -len(option)
+
+    best = max(options, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= cutoff else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _did_you_mean(option: str | None) -> str:
+    return f"; did you mean {option!r}?" if option else ""
+
+
+def _listed(options: Iterable[str]) -> str:
+    return ", ".join(repr(option) for option in options)
+
+
+def _some(options: Sequence[str]) -> str:
+    return _listed(options[:6]) + (f" and {len(options) - 6} more" if len(options) > 6 else "")
+
+
+def _unknown(name: str, cls: type[Config]) -> str:
+    return f"unknown parameter {name!r}{_did_you_mean(suggest(name, cls.model_fields))}"
+
+
+def _one_of(name: str, value: object, options: Iterable[str]) -> str:
+    options = list(options)
+    close = suggest(value, options) if isinstance(value, str) else None
+    return f"{name} must be one of {_listed(options)}, got {value!r}{_did_you_mean(close)}"
+
+
+def _requirement(cls: type[Config], name: str, value: object) -> str:
+    """What the field wants and what it got, in words, from the field's own schema."""
+    schema = cls.model_json_schema()["properties"][name]
+    schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
+    if "enum" in schema:
+        return _one_of(name, value, schema["enum"])
+    got = f"got {value!r}"
+    typed = f"{got} ({type(value).__name__})"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if schema["type"] == "integer":
+        return f"{name} must be a whole number{_bounds(schema)}, {got if number else typed}"
+    if schema["type"] == "number":
+        if number:
+            return f"{name} must be finite{_bounds(schema, ' and')}, {got}"
+        return f"{name} must be a number, {typed}{_yaml_hint(value)}"
+    if schema["type"] == "boolean":
+        return f"{name} must be True or False, {typed}"
+    if isinstance(value, str):
+        return f"{name} must be letters, digits, dots, dashes and underscores, {got}"
+    return f"{name} must be text, {typed}; with papermill write -r {name} {value}"
+
+
+def _bounds(schema: Mapping[str, Any], before: str = "") -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    texts = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
+    return f"{before} {' and '.join(texts)}" if texts else ""
+
+
+def _yaml_hint(value: object) -> str:
+    try:
+        mantissa, exponent = f"{float(value):e}".split("e")  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return ""
+    if isinstance(value, bool):
+        return ""
+    return f"; in YAML write {float(mantissa)}e{int(exponent):+d}"
