@@ -135,19 +135,25 @@ def _choices(
     return gold, values.max(axis=1)
 
 
-def choice_margin(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+def choice_margin(
+    scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None
+) -> np.ndarray:
     """Lead of the answer over the best other caption, [N]; captions an item lacks are masked."""
     gold, best_other = _choices(scores, answer, ids)
     return gold - best_other
 
 
-def choice_correct(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+def choice_correct(
+    scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None
+) -> np.ndarray:
     """Whether the answer beats every other caption, [N] bool, strict (SugarCrepe's convention)."""
     gold, best_other = _choices(scores, answer, ids)
     return gold > best_other
 
 
-def choice_correct_first(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+def choice_correct_first(
+    scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None
+) -> np.ndarray:
     """The same with the answer put at index 0 of an argmax: a tie is right.
 
     ARO's convention for COCO-Order and Flickr30k-Order, and CLIP_benchmark's for SugarCrepe.
@@ -156,7 +162,9 @@ def choice_correct_first(scores: np.ndarray, answer: np.ndarray, ids: Sequence |
     return gold >= best_other
 
 
-def choice_correct_argmax(scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None):
+def choice_correct_argmax(
+    scores: np.ndarray, answer: np.ndarray, ids: Sequence | None = None
+) -> np.ndarray:
     """The same by argmax in the order the captions stand in: the first of the best wins."""
     _choices(scores, answer, ids)
     return np.ma.filled(np.ma.asarray(scores), -np.inf).argmax(axis=1) == np.asarray(answer)
@@ -268,12 +276,36 @@ def macro(
     fewer than `ARO_ATTRIBUTE_MIN_COUNT` items.
     """
     correct = np.asarray(correct)
-    shares = [
-        correct[index].mean()
+    groups = _macro_groups(cells, exclude, min_count).values()
+    return float(np.mean([correct[index].mean() for index in groups])) if groups else float("nan")
+
+
+def _macro_groups(
+    cells: Sequence, exclude: Collection[str], min_count: int
+) -> dict[str, np.ndarray]:
+    return {
+        label: index
         for label, index in groups_of(cells).items()
         if label not in exclude and len(index) >= min_count
-    ]
-    return float(np.mean(shares)) if shares else float("nan")
+    }
+
+
+def macro_interval(
+    correct: np.ndarray,
+    cells: Sequence,
+    seed: int,
+    exclude: Collection[str] = (),
+    min_count: int = 0,
+) -> Interval:
+    """The macro average with a 95% bootstrap that resamples items within their labels."""
+    correct = np.asarray(correct)
+    groups = [correct[index] for index in _macro_groups(cells, exclude, min_count).values()]
+    if not groups:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    sizes, shares = np.array([len(g) for g in groups]), np.array([g.mean() for g in groups])
+    draws = np.random.default_rng(seed).binomial(sizes, shares, (5000, len(sizes))) / sizes
+    low, high = np.quantile(draws.mean(axis=1), [0.025, 0.975])
+    return Interval(float(shares.mean()), float(low), float(high), int(sizes.sum()))
 
 
 def _paired(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -146,6 +146,17 @@ def test_macro_micro_and_aro_symmetric_relations():
     assert metrics.macro(correct, relation, min_count=3) == pytest.approx(0.375)
 
 
+def test_macro_interval_is_centred_on_the_macro_average_and_covers_the_truth():
+    labels, rng, covered = ["a"] * 40 + ["b"] * 20 + ["c"] * 10, np.random.default_rng(0), 0
+    truth = (0.8 + 0.3 + 0.5) / 3
+    for trial in range(100):
+        correct = rng.random(70) < np.repeat([0.8, 0.3, 0.5], [40, 20, 10])
+        found = metrics.macro_interval(correct, labels, seed=trial)
+        assert found.mean == pytest.approx(metrics.macro(correct, labels))
+        covered += found.low <= truth <= found.high
+    assert covered >= 88
+
+
 def test_symmetric_relations_are_the_157_of_the_authors_list():
     assert len(metrics.ARO_SYMMETRIC_RELATIONS) == 157
     assert {"next to", "near", "wrapped in", "in between"} <= metrics.ARO_SYMMETRIC_RELATIONS
