@@ -47,8 +47,18 @@ TRAINABLE = (
 )
 # What each arm leaves unread; it stays out of the run id, so that one control serves many runs.
 _SDS_KNOBS = frozenset(
-    "sds_weight sds_gradient sds_reduction t_min t_max bridge_start bridge_pairs bridge_input "
-    "teacher teacher_revision".split()
+    [
+        "sds_weight",
+        "sds_gradient",
+        "sds_reduction",
+        "t_min",
+        "t_max",
+        "bridge_start",
+        "bridge_pairs",
+        "bridge_input",
+        "teacher",
+        "teacher_revision",
+    ]
 )
 UNREAD: dict[str, frozenset[str]] = {
     "clip-only": _SDS_KNOBS,
@@ -56,9 +66,13 @@ UNREAD: dict[str, frozenset[str]] = {
     "latent-regression": frozenset({"sds_gradient", "t_min", "t_max"}),
 }
 # What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
-NOT_IN_ID = frozenset("preset run runs resume checkpoint_every num_workers device threads".split())
+NOT_IN_ID = frozenset(
+    ["preset", "run", "runs", "resume", "checkpoint_every", "num_workers", "device", "threads"]
+)
 TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_NOT_PARAMETERS = frozenset("In Out exit quit get_ipython open display guard".split())
+_NOT_PARAMETERS = frozenset(
+    ["In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"]
+)
 _FLAT = (type(None), bool, int, float, str, list, tuple, dict)
 
 
@@ -542,7 +556,8 @@ def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
     if not tags or pretrained in tags or pretrained.endswith(".safetensors"):
         return None
     close = _did_you_mean(suggest(pretrained, tags))
-    return f"unknown clip_pretrained {pretrained!r} for {name!r}{close or f'; there are {_some(tags)}'}"
+    way = close or f"; there are {_some(tags)}"
+    return f"unknown clip_pretrained {pretrained!r} for {name!r}{way}"
 
 
 def _teacher_problem(source: str) -> str | None:
