@@ -62,7 +62,8 @@ def test_a_constant_scorer_is_never_right_and_every_item_is_a_tie():
     answer = np.array([0, 1, 2, 3, 4, 0, 1])
     assert not any(correct.any() for correct in metrics.winoground_correct(grids).values())
     assert not metrics.choice_correct(choices, answer).any()
-    assert metrics.ties(grids).all() and metrics.ties(choices, answer).all()
+    assert metrics.ties(grids).all()
+    assert metrics.ties(choices, answer).all()
     assert not metrics.recall_at(np.ones((3, 6)), [0, 0, 1, 1, 2, 2], (1,))["image_to_text@1"].any()
 
 
@@ -75,7 +76,8 @@ def test_every_tie_convention_of_the_authors():
     assert by["aro-order"] == [True, True, True, False]
     assert by["argmax"] == [True, False, True, False]
     tied = metrics.GRID_RULES["argmax"](np.full((1, 2, 2), 0.1))
-    assert not tied["text"].any() and not tied["image"].any()
+    assert not tied["text"].any()
+    assert not tied["image"].any()
 
 
 @pytest.mark.parametrize("gold", [0, 1])

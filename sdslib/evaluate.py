@@ -1,0 +1,568 @@
+"""Scores of images with captions, by the student or by the teacher, and tables made from them.
+
+A scorer takes items and gives each a grid [I, K], higher is better; `score_grids` makes the score
+table that `tables` describes. I images an item, K captions an item, D draws of (t, eps), P
+independent draws (antithetic pairs), N items, T captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from sdslib import metrics
+from sdslib.config import derive_seed
+from sdslib.losses import denoising_loss
+from sdslib.tables import (
+    NOTES,
+    TableError,
+    cell_columns,
+    compare,
+    compare_over_seeds,
+    read_scores,
+    summary,
+    tabulate,
+    tags_of,
+)
+
+if TYPE_CHECKING:
+    from sdslib.benchmarks import Benchmark, Item
+    from sdslib.student import Student
+    from sdslib.teacher import Teacher
+
+__all__ = [
+    "ClipScorer",
+    "DiffusionScorer",
+    "Draws",
+    "LengthScorer",
+    "clip_scorer",
+    "compare",
+    "compare_over_seeds",
+    "diffusion_scorer",
+    "error_profile",
+    "error_table",
+    "read_scores",
+    "score_grids",
+    "scores_from_errors",
+    "sequential_diffusion_scorer",
+    "shared_draws",
+    "summary",
+    "tabulate",
+]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer says of one item: a grid [I, K] for each rule ("" is the main one), notes."""
+
+    grids: dict[str, np.ndarray]
+    notes: dict[str, int | bool] = field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """Gives one `Scored` an item, in order; counts what it computed."""
+
+    name: str
+    counts: dict[str, int]
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
+        """Score the items; each distinct image and caption is computed once a call."""
+        ...
+
+
+class ClipScorer:
+    """Cosine of the student's embeddings in float64; see `clip_scorer`."""
+
+    name = "clip"
+
+    def __init__(self, student: Student, batch_size: int, workers: int) -> None:
+        self.student, self.batch_size, self.workers = student, batch_size, workers
+        self.counts = {"images": 0, "captions": 0}
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
+        """Embed every distinct image and caption of the items once, then fill the grids."""
+        refs = {ref.key: ref for item in items for ref in item.images}
+        image_row = {key: row for row, key in enumerate(refs)}
+        captions = list(dict.fromkeys(c for item in items for c in item.captions))
+        caption_row = {caption: row for row, caption in enumerate(captions)}
+        images = self.embed_images(list(refs.values()))
+        texts, token_row = self.embed_texts(captions)
+        for item in items:
+            rows = [token_row[caption_row[c]] for c in item.captions]
+            pair = images[[image_row[ref.key] for ref in item.images]][:, None] * texts[rows][None]
+            yield Scored({"": pair.sum(-1)}, {"equal_captions": len(set(rows)) < len(rows)})
+
+    def embed_images(self, refs: Sequence) -> np.ndarray:
+        """Unit embeddings [N, D] in float64 of images, loaded by threads batch by batch."""
+        found = []
+        with ThreadPoolExecutor(self.workers) as pool, _scoring(self.student) as device:
+            for batch in _chunks(refs, self.batch_size):
+                pixels = pool.map(lambda ref: self.student.transform(ref.load()), batch)
+                emb = self.student.encode_images(torch.stack(list(pixels)).to(device))
+                found.append(emb.double().cpu().numpy())
+        self.counts["images"] += len(refs)
+        return np.concatenate(found)
+
+    def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit embeddings [T, D] in float64 of the distinct token rows, and the row [N] of each.
+
+        Captions that become equal under the tokenizer share a row, so that their scores are
+        equal to the last bit and count as a tie.
+        """
+        tokens = torch.cat([self.student.tokenize(batch) for batch in _chunks(captions, 1024)])
+        distinct, row = np.unique(tokens.numpy(), axis=0, return_inverse=True)
+        order, found = np.argsort(caption_lengths(distinct), kind="stable"), []
+        with _scoring(self.student) as device:
+            for batch in _chunks(order, self.batch_size):
+                emb = self.student.encode_texts(torch.from_numpy(distinct[batch]).to(device))
+                found.append(emb.double().cpu().numpy())
+        self.counts["captions"] += len(distinct)
+        return np.concatenate(found)[np.argsort(order)], row.reshape(-1)
+
+
+def clip_scorer(student: Student, batch_size: int = 64, workers: int = 2) -> ClipScorer:
+    """A scorer by cosine similarity that embeds each distinct image and caption once a benchmark.
+
+    `counts` says how many of each went through the towers.
+    """
+    return ClipScorer(student, batch_size, workers)
+
+
+class LengthScorer:
+    """A blind baseline that sees no image: the shorter caption (in characters) is better."""
+
+    name = "shorter-caption"
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
+        """Score every caption by its negative length, whatever the image."""
+        for item in items:
+            row = [-float(len(caption)) for caption in item.captions]
+            yield Scored({"": np.tile(row, (len(item.images), 1))})
+
+
+def caption_lengths(tokens: np.ndarray) -> np.ndarray:
+    """Tokens of each row [N, M] up to the first of its trailing run of equal (padding) tokens."""
+    same = (tokens == tokens[:, -1:])[:, ::-1]
+    run = np.where(same.all(axis=1), tokens.shape[1], same.argmin(axis=1))
+    return tokens.shape[1] - run + 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Shared randomness of a diffusion score: t [D] int64 and eps [D, C, H, W].
+
+    `group` consecutive draws make one independent draw: 2 for antithetic pairs (eps, -eps).
+    """
+
+    t: Tensor
+    eps: Tensor
+    group: int
+
+
+def shared_draws(
+    latent_shape: Sequence[int],
+    draws: int,
+    seed: int,
+    t_range: tuple[int, int] = (20, 980),
+    antithetic: bool = True,
+) -> Draws:
+    """Draws that depend on the seed and their index alone, so that all cells of all items share.
+
+    t is stratified over t_range (inclusive), one draw a stratum; the strata come in bit-reversed
+    order, so that every prefix is spread over the range (van der Corput). Antithetic pairs share
+    t and use eps and -eps, which cancels the odd part of the error's noise.
+    """
+    group = 2 if antithetic else 1
+    if draws < group or draws % group:
+        raise TableError(f"draws={draws} must be a positive multiple of {group}")
+    low, high = t_range
+    if not 0 <= low <= high:
+        raise TableError(f"t_range={t_range} must be ordered and not negative")
+    count = draws // group
+    bits = max(1, (count - 1).bit_length())
+    order = [int(f"{n:0{bits}b}"[::-1], 2) for n in range(2**bits)]
+    t, eps = [], []
+    for index, stratum in enumerate(s for s in order if s < count):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "score", index))
+        place = (stratum + float(torch.rand((), generator=generator))) / count
+        noise = torch.randn(tuple(latent_shape), generator=generator)
+        t += [low + int(place * (high - low + 1))] * group
+        eps += [noise, -noise][:group]
+    return Draws(torch.tensor(t), torch.stack(eps), group)
+
+
+class ErrorBank:
+    """Denoising errors of (image, caption) pairs under shared draws, each computed once.
+
+    Holds one latent an image and one text state a caption in memory (64 kB and 236 kB for
+    Stable Diffusion 1). `counts` says how many images, captions and UNet samples it computed.
+    """
+
+    def __init__(
+        self, teacher: Teacher, draws: Draws, empty: bool, batch_size: int, transform: Callable
+    ) -> None:
+        self.teacher, self.draws, self.empty = teacher, draws, empty
+        self.batch_size, self.transform = batch_size, transform
+        self.counts = {"images": 0, "captions": 0, "unet_evaluations": 0}
+        self._latents: dict[str, Tensor] = {}
+        self._texts: dict[str, Tensor] = {}
+        self._errors: dict[tuple[str, str], list[float]] = {}
+
+    def measure(self, items: Sequence[Item], count: int) -> None:
+        """Bring every distinct pair of the items to `count` errors, in full batches."""
+        self._encode(items)
+        pairs = dict.fromkeys(pair for item in items for pair in self._pairs(item))
+        jobs = []
+        for pair in pairs:
+            jobs += [(pair, d) for d in range(len(self._errors.setdefault(pair, [])), count)]
+        for batch in _chunks(jobs, self.batch_size):
+            for (pair, _), error in zip(batch, self._batch(batch), strict=True):
+                self._errors[pair].append(error)
+
+    def errors(self, item: Item, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first `count` errors: [I, K, count], and [I, count] with the empty caption."""
+        rows = [[self._errors[r.key, c][:count] for c in item.captions] for r in item.images]
+        if not self.empty:
+            return np.array(rows), None
+        return np.array(rows), np.array([self._errors[r.key, ""][:count] for r in item.images])
+
+    def cost(self, item: Item) -> int:
+        """UNet evaluations of one draw of this item alone."""
+        return len(set(self._pairs(item)))
+
+    def same_captions(self, item: Item) -> bool:
+        """Whether two captions of the item are one to the teacher."""
+        texts = [self._texts[c] for c in dict.fromkeys(item.captions)]
+        twins = any(torch.equal(a, b) for n, a in enumerate(texts) for b in texts[:n])
+        return twins or len(texts) < len(item.captions)
+
+    def _pairs(self, item: Item) -> Iterator[tuple[str, str]]:
+        captions = (*item.captions, "") if self.empty else item.captions
+        return ((ref.key, caption) for ref in item.images for caption in captions)
+
+    def _encode(self, items: Sequence[Item]) -> None:
+        refs = {ref.key: ref for item in items for ref in item.images}
+        new = [ref for key, ref in refs.items() if key not in self._latents]
+        for batch in _chunks(new, self.batch_size):
+            pixels = torch.stack([self.transform(ref.load()) for ref in batch])
+            with _scoring(self.teacher) as device:
+                latents = self.teacher.encode_images(pixels.to(device))
+            self._latents |= {ref.key: z for ref, z in zip(batch, latents, strict=True)}
+        captions = dict.fromkeys(c for item in items for _, c in self._pairs(item))
+        fresh = [c for c in captions if c not in self._texts]
+        for batch in _chunks(fresh, self.batch_size):
+            with _scoring(self.teacher):
+                states = self.teacher.embed_texts(list(batch))
+            self._texts |= dict(zip(batch, states, strict=True))
+        self.counts["images"] += len(new)
+        self.counts["captions"] += len(fresh)
+
+    def _batch(self, jobs: Sequence[tuple[tuple[str, str], int]]) -> list[float]:
+        """Mean squared eps error of each job ((image, caption), draw)."""
+        index = torch.tensor([d for _, d in jobs])
+        z = torch.stack([self._latents[key] for (key, _), _ in jobs])
+        text = torch.stack([self._texts[caption] for (_, caption), _ in jobs])
+        with _scoring(self.teacher) as device:
+            t, eps = self.draws.t[index].to(device), self.draws.eps[index].to(device)
+            alpha_bar = self.teacher.alpha_bar.to(device)[t]
+            predict = self.teacher.predict_noise
+            errors = denoising_loss(predict, z, text, t, eps, alpha_bar, reduction="mean")
+        self.counts["unet_evaluations"] += len(jobs)
+        return errors.tolist()
+
+
+class DiffusionScorer:
+    """Negative mean denoising error over shared draws, until an item is settled.
+
+    `looks` are the numbers of draws after which `is_settled` is asked; none means the whole
+    budget for every item.
+    """
+
+    name = "diffusion"
+
+    def __init__(
+        self,
+        bank: ErrorBank,
+        profile: pd.DataFrame | None,
+        looks: Sequence[int] = (),
+        is_settled: Callable[[np.ndarray], bool] = lambda errors: False,
+    ) -> None:
+        self.bank, self.looks, self.is_settled = bank, looks, is_settled
+        self.weights = None if profile is None else relative_weights(profile, bank.draws.t)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images, captions and UNet samples computed so far."""
+        return self.bank.counts
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
+        """Score the items in blocks; within one, those not yet settled draw on together."""
+        for block in _chunks(items, 128):
+            for item, (count, settled) in zip(block, self._draw(block), strict=True):
+                values = self._values(item, count)
+                notes = {
+                    "equal_captions": self.bank.same_captions(item),
+                    "draws": count,
+                    "settled": settled,
+                    "unet_evaluations": self.bank.cost(item) * count,
+                }
+                yield Scored({rule: -v.mean(-1) for rule, v in values.items()}, notes)
+
+    def _values(self, item: Item, count: int) -> dict[str, np.ndarray]:
+        errors, empty = self.bank.errors(item, count)
+        return weighted_errors(
+            errors, empty, None if self.weights is None else self.weights[:count]
+        )
+
+    def _draw(self, items: Sequence[Item]) -> list[tuple[int, bool]]:
+        """Draws taken, and whether the decision was settled before the end, for every item."""
+        total, group = len(self.bank.draws.t), self.bank.draws.group
+        result, active = {}, dict(enumerate(items))
+        for count in (*self.looks, total):
+            self.bank.measure(list(active.values()), count)
+            for index, item in list(active.items()):
+                values = self._values(item, count)
+                decides = values.get("relative", values[""])
+                means = decides.reshape(*decides.shape[:2], -1, group).mean(-1)
+                settled = count < total and self.is_settled(means)
+                if settled or count == total:
+                    result[index] = (count, settled)
+                    del active[index]
+        return [result[index] for index in range(len(items))]
+
+
+def diffusion_scorer(
+    teacher: Teacher,
+    draws: int | Draws = 16,
+    seed: int = 0,
+    profile: pd.DataFrame | None = None,
+    empty: bool = True,
+    batch_size: int = 64,
+    transform: Callable | None = None,
+) -> DiffusionScorer:
+    """A scorer by the teacher's denoising error over draws shared by all cells of all items.
+
+    Columns: `s_i_k`, minus the mean squared eps error over t uniform on 20...980 (give `Draws`
+    for another range); with `empty`, `normalized.s_i_k`, the same less the error under the empty
+    caption (Krojer et al. 2023, DiffusionITM); with a `profile` of `error_profile`, `relative.`
+    and `relative_normalized.`, each error divided by the profile's mean error at its t.
+    """
+    bank = ErrorBank(
+        teacher, _as_draws(teacher, draws, seed), empty, batch_size, transform or teacher.transform
+    )
+    return DiffusionScorer(bank, profile)
+
+
+def sequential_diffusion_scorer(
+    teacher: Teacher,
+    draws: int | Draws = 64,
+    seed: int = 0,
+    error_rate: float = 0.05,
+    profile: pd.DataFrame | None = None,
+    batch_size: int = 64,
+    transform: Callable | None = None,
+) -> DiffusionScorer:
+    """The same, which stops an item when no image's best caption is likely to change any more.
+
+    `error_rate` bounds, for normal errors, the chance that an image's choice of caption differs
+    from the choice after all `draws`; see `choice_is_settled`. Decides by the relative rule where
+    a profile is given. All cells of an item stop together, so they keep the same noise. The
+    column `unet_evaluations` says what each item cost.
+    """
+    shared = _as_draws(teacher, draws, seed)
+    bank = ErrorBank(teacher, shared, False, batch_size, transform or teacher.transform)
+    total = len(shared.t) // shared.group
+    looks = [
+        n for n in sorted({max(3, total * part // 16) for part in (2, 3, 4, 6, 8, 12)}) if n < total
+    ]
+
+    def is_settled(errors: np.ndarray) -> bool:
+        return choice_is_settled(errors, total, error_rate / len(looks))
+
+    return DiffusionScorer(bank, profile, [n * shared.group for n in looks], is_settled)
+
+
+def choice_is_settled(errors: np.ndarray, total: int, level: float) -> bool:
+    """Whether every image's best caption of errors [I, K, P] will stay best after `total` draws.
+
+    A paired t test of the best against each other caption with the finite-population factor
+    1 - P / total. For normal draws, S the sum at the end and s its part so far, s - S P / total
+    is independent of S, hence the chance that this look settles against the final sign is at most
+    `level` whatever the true difference; a union bound covers the captions and, by the caller,
+    the looks. Exactly equal errors never settle.
+    """
+    _, captions, count = errors.shape
+    threshold = stats.t.ppf(1 - level / max(1, captions - 1), count - 1)
+    best = errors.mean(-1).argmin(axis=1)
+    lead = errors - np.take_along_axis(errors, best[:, None, None], axis=1)
+    rest = np.arange(captions)[None, :] != best[:, None]
+    error = lead.std(-1, ddof=1) * np.sqrt((1 / count) * (1 - count / total))
+    return bool((lead.mean(-1) > threshold * error)[rest].all())
+
+
+def weighted_errors(
+    errors: np.ndarray, empty: np.ndarray | None, weights: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Errors [I, K, D] under every rule that the inputs allow; "" is the plain mean's."""
+    values = {"": errors}
+    if empty is not None:
+        values["normalized"] = errors - empty[:, None]
+    if weights is not None:
+        values |= {f"relative_{rule}".rstrip("_"): v * weights for rule, v in values.items()}
+    return values
+
+
+def error_profile(errors: pd.DataFrame) -> pd.DataFrame:
+    """Mean error at each t (columns t, error), from an error table of items kept apart.
+
+    Needs no labels. Taken from the items that are scored it would let them choose their own
+    weighting; take it from the validation split.
+    """
+    seen = errors[errors["caption"] >= 0]
+    return seen.groupby("t", as_index=False)["error"].mean()
+
+
+def relative_weights(profile: pd.DataFrame, t: Sequence[int] | Tensor) -> np.ndarray:
+    """1 / mean error at each t, interpolated linearly in log error between the profile's t."""
+    known = profile.sort_values("t")
+    return np.exp(-np.interp(np.asarray(t), known["t"], np.log(known["error"])))
+
+
+def error_table(scorer: DiffusionScorer, items: Sequence[Item]) -> pd.DataFrame:
+    """Every error of the whole budget: columns id, image, caption (-1 is empty), draw, t, error.
+
+    Any weighting follows from it without another UNet call: see `scores_from_errors`.
+    """
+    bank, rows = scorer.bank, []
+    t = bank.draws.t.numpy()
+    bank.measure(items, len(t))
+    for item in items:
+        errors, empty = bank.errors(item, len(t))
+        cells = [(i, k, errors[i, k]) for i, k in np.ndindex(errors.shape[:2])]
+        cells += [(i, -1, row) for i, row in enumerate(empty if empty is not None else ())]
+        for i, k, row in cells:
+            cell = {"id": item.id, "image": i, "caption": k, "draw": np.arange(len(t))}
+            rows.append(pd.DataFrame(cell | {"t": t, "error": row}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def scores_from_errors(errors: pd.DataFrame, profile: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Score columns of every rule, one row an item, from a stored error table."""
+    rows = []
+    for name, part in errors.groupby("id", sort=False):
+        cube = part.pivot_table("error", ["image", "caption"], "draw", sort=True)
+        t = part.drop_duplicates("draw").sort_values("draw")["t"].to_numpy()
+        captions = sorted(set(part["caption"]) - {-1})
+        images = sorted(set(part["image"]))
+        values = cube.loc[[(i, k) for i in images for k in captions]].to_numpy()
+        values = values.reshape(len(images), len(captions), -1)
+        empty = (
+            cube.loc[[(i, -1) for i in images]].to_numpy() if -1 in set(part["caption"]) else None
+        )
+        weights = None if profile is None else relative_weights(profile, t)
+        ruled = weighted_errors(values, empty, weights)
+        rows.append({"id": name} | cell_columns({rule: -v.mean(-1) for rule, v in ruled.items()}))
+    return pd.DataFrame(rows)
+
+
+def score_grids(
+    scorer: Scorer,
+    benchmark: Benchmark,
+    limit: int | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> pd.DataFrame:
+    """The score table of a benchmark's items, or of its first `limit`.
+
+    Raises `metrics.ScoreError` with the item's id where a score is not finite. `attrs` holds
+    benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
+    wraps the iterator over items (tqdm).
+    """
+    items, start, rows = list(benchmark.items)[:limit], time.perf_counter(), []
+    before = dict(scorer.counts)
+    for item, scored in progress(zip(items, scorer(items), strict=True)):
+        for grid in scored.grids.values():
+            metrics.require_finite(grid[None], [item.id])
+        rows.append(_row(item, scored))
+    table = pd.DataFrame(rows)
+    table["answer"] = table["answer"].astype("Int64")
+    table.attrs = {
+        "benchmark": benchmark.name,
+        "scorer": scorer.name,
+        "total": benchmark.total,
+        "seconds": time.perf_counter() - start,
+        "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
+    }
+    return table
+
+
+def _row(item: Item, scored: Scored) -> dict:
+    clash = set(item.tags) & {"id", "answer", *NOTES}
+    if clash:
+        raise TableError(f"tag {sorted(clash)[0]!r} of item {item.id!r} is a reserved column")
+    shape = {"n_images": len(item.images), "n_captions": len(item.captions)}
+    head = {"id": item.id, "answer": item.answer}
+    return head | dict(item.tags) | shape | scored.notes | cell_columns(scored.grids)
+
+
+def _as_draws(teacher: Teacher, draws: int | Draws, seed: int) -> Draws:
+    return draws if isinstance(draws, Draws) else shared_draws(teacher.latent_shape, draws, seed)
+
+
+def _chunks(values: Sequence | np.ndarray, size: int) -> Iterator:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+@contextmanager
+def _scoring(module: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, the mode put back afterwards; yields the device."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield next(module.parameters()).device
+    finally:
+        module.train(training)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the figures of a file of score grids; see `python -m sdslib.evaluate --help`."""
+    parser = argparse.ArgumentParser(prog="python -m sdslib.evaluate", description=main.__doc__)
+    parser.add_argument("--scores", required=True, metavar="FILE", help="CSV or parquet of grids")
+    parser.add_argument("--by", help="tag columns, separated by commas")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    by = options.by.split(",") if options.by else None
+    try:
+        scores = read_scores(options.scores)
+        missing = set(by or ()) - set(scores.columns)
+        if missing:
+            raise TableError(f"no tag {sorted(missing)[0]!r}; there are {tags_of(scores)}")
+        found = summary(scores, by)
+    except (TableError, metrics.ScoreError) as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(tabulate(None, scores, by=list(found["by"])).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
