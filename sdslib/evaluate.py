@@ -237,7 +237,8 @@ class ErrorBank:
 
     def errors(self, item: Item, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The first `count` errors: [I, K, count], and [I, count] with the empty caption."""
-        rows = [[self._errors[r.key, c][:count] for c in item.captions] for r in item.images]
+        captions = self.captions(item)
+        rows = [[self._errors[r.key, c][:count] for c in captions] for r in item.images]
         if not self.empty:
             return np.array(rows), None
         return np.array(rows), np.array([self._errors[r.key, ""][:count] for r in item.images])
@@ -246,14 +247,17 @@ class ErrorBank:
         """UNet evaluations of one draw of this item alone."""
         return len(set(self._pairs(item)))
 
-    def same_captions(self, item: Item) -> bool:
-        """Whether two captions of the item are one to the teacher."""
-        texts = [self._texts[c] for c in dict.fromkeys(item.captions)]
-        twins = any(torch.equal(a, b) for n, a in enumerate(texts) for b in texts[:n])
-        return twins or len(texts) < len(item.captions)
+    def captions(self, item: Item) -> list[str]:
+        """The item's captions, one that reads the same to the teacher replaced by its twin."""
+        found: list[str] = []
+        for caption in item.captions:
+            text = self._texts[caption]
+            same = (c for c in found if torch.allclose(self._texts[c], text, 1e-4, 1e-5))
+            found.append(next(same, caption))
+        return found
 
     def _pairs(self, item: Item) -> Iterator[tuple[str, str]]:
-        captions = (*item.captions, "") if self.empty else item.captions
+        captions = [*self.captions(item), ""] if self.empty else self.captions(item)
         return ((ref.key, caption) for ref in item.images for caption in captions)
 
     def _encode(self, items: Sequence[Item]) -> None:
@@ -264,7 +268,8 @@ class ErrorBank:
             with _scoring(self.teacher) as device:
                 latents = self.teacher.encode_images(pixels.to(device))
             self._latents |= {ref.key: z for ref, z in zip(batch, latents, strict=True)}
-        captions = dict.fromkeys(c for item in items for _, c in self._pairs(item))
+        captions = dict.fromkeys(c for item in items for c in item.captions)
+        captions |= {"": None} if self.empty else {}
         fresh = [c for c in captions if c not in self._texts]
         for batch in _chunks(fresh, self.batch_size):
             with _scoring(self.teacher):
@@ -315,9 +320,9 @@ class DiffusionScorer:
         """Score the items in blocks; within one, those not yet settled draw on together."""
         for block in _chunks(items, 128):
             for item, (count, settled) in zip(block, self._draw(block), strict=True):
-                values = self._values(item, count)
+                values, captions = self._values(item, count), self.bank.captions(item)
                 notes = {
-                    "equal_captions": self.bank.same_captions(item),
+                    "equal_captions": len(set(captions)) < len(captions),
                     "draws": count,
                     "settled": settled,
                     "unet_evaluations": self.bank.cost(item) * count,

@@ -1,0 +1,383 @@
+"""Scorers on tiny real models: each thing computed once, noise shared, the reference reproduced."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+import tiny
+import torch
+from PIL import Image
+from sdslib.student import load_student
+from sdslib.teacher import load_teacher
+
+from sdslib import evaluate, metrics, tables
+
+CAPTIONS = (
+    "a red circle left of a blue square",
+    "a blue square left of a red circle",
+    "a green triangle above a white square",
+    "a white square above a green triangle",
+    "a large red triangle",
+    "a small red triangle",
+)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A picture of noise, named by its seed."""
+
+    key: str
+    loads: list = field(default_factory=list, compare=False)
+
+    def load(self) -> Image.Image:
+        self.loads.append(1)
+        rng = np.random.default_rng(int(self.key))
+        return Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+
+
+def item(name, images, captions, answer=None, **tags):
+    return SimpleNamespace(
+        id=name, images=tuple(images), captions=tuple(captions), answer=answer, tags=tags
+    )
+
+
+def benchmark(items, **changes):
+    whole = {"name": "toy", "items": items, "total": len(items), "partial": False}
+    return SimpleNamespace(**whole | changes)
+
+
+def grid_items(count=4):
+    """Winoground-shaped items that share images and captions with their neighbours."""
+    refs = [Ref(str(n)) for n in range(count + 1)]
+    return [
+        item(f"g{n}", refs[n : n + 2], (CAPTIONS[n % 6], CAPTIONS[(n + 1) % 6]), kind="ab"[n % 2])
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return load_teacher(str(tiny.save_teacher(tmp_path_factory.mktemp("teacher"))))
+
+
+@pytest.fixture
+def unet_batches(teacher, monkeypatch):
+    """Sizes of the batches that reach the UNet."""
+    sizes, real = [], teacher.predict_noise
+
+    def counted(z_t, t, text):
+        sizes.append(len(z_t))
+        return real(z_t, t, text)
+
+    monkeypatch.setattr(teacher, "predict_noise", counted)
+    return sizes
+
+
+def test_clip_scores_equal_pair_by_pair_encoding(student):
+    items = grid_items()
+    found = tables.grids_of(evaluate.score_grids(evaluate.clip_scorer(student), benchmark(items)))
+    np.testing.assert_allclose(found, reference.clip_grids(student, items), atol=1e-6)
+
+
+def test_every_distinct_image_and_caption_is_encoded_exactly_once(student, monkeypatch):
+    rows = {"images": 0, "captions": 0}
+    for name, key in (("encode_images", "images"), ("encode_texts", "captions")):
+        real = getattr(student, name)
+
+        def counted(batch, real=real, key=key):
+            rows[key] += len(batch)
+            return real(batch)
+
+        monkeypatch.setattr(student, name, counted)
+    items = grid_items(7)
+    scorer = evaluate.clip_scorer(student, batch_size=4)
+    table = evaluate.score_grids(scorer, benchmark(items))
+    assert rows == scorer.counts == table.attrs["counts"] == {"images": 8, "captions": 6}
+    assert all(len(ref.loads) == 1 for ref in {ref for i in items for ref in i.images})
+
+
+def test_captions_equal_after_tokenization_are_a_tie_and_are_listed(student):
+    """The tiny tokenizer lower-cases."""
+    twins = item("twins", [Ref("1"), Ref("2")], ("a red circle", "A RED circle"))
+    table = evaluate.score_grids(evaluate.clip_scorer(student), benchmark([*grid_items(), twins]))
+    assert table["equal_captions"].tolist() == [False] * 4 + [True]
+    assert tables.ties_of(table)[-1]
+    assert not tables.outcomes(table)["text"][-1]
+
+
+def test_scoring_leaves_the_student_in_its_mode_and_without_gradients(student):
+    student.train()
+    list(evaluate.clip_scorer(student)(grid_items()))
+    assert student.training
+    student.eval()
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_batch_size_and_order_change_no_score(student):
+    items = grid_items(6)
+    one = evaluate.score_grids(evaluate.clip_scorer(student, batch_size=1), benchmark(items))
+    many = evaluate.score_grids(evaluate.clip_scorer(student), benchmark(items[::-1]))
+    np.testing.assert_allclose(tables.grids_of(one), tables.grids_of(many)[::-1], rtol=0, atol=1e-6)
+
+
+def test_caption_lengths_end_at_the_first_padding_token():
+    tokens = np.array([[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3]])
+    assert evaluate.caption_lengths(tokens).tolist() == [4, 5, 2, 1]
+
+
+def test_the_blind_baseline_prefers_the_shorter_caption():
+    choice = item("c", [Ref("1")], ("a red circle", "a large red circle"), answer=0)
+    table = evaluate.score_grids(evaluate.LengthScorer(), benchmark([choice]))
+    assert tables.outcomes(table)["accuracy"].tolist() == [True]
+
+
+def test_draws_are_stratified_shared_and_antithetic():
+    draws = evaluate.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
+    again = evaluate.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
+    assert torch.equal(draws.eps, again.eps)
+    assert torch.equal(draws.t, again.t)
+    assert draws.t.dtype == torch.int64
+    pairs = draws.eps.reshape(32, 2, 4, 4, 4)
+    assert torch.equal(pairs[:, 0], -pairs[:, 1])
+    assert torch.equal(draws.t[::2], draws.t[1::2])
+    strata = ((draws.t[::2] - 20) * 32 // 961).tolist()
+    assert sorted(strata) == list(range(32))
+    for count in (2, 4, 8, 16):  # every prefix is spread over the range
+        assert sorted(s * count // 32 for s in strata[:count]) == list(range(count))
+    other = evaluate.shared_draws((4, 4, 4), 64, seed=4)
+    assert not torch.equal(draws.eps, other.eps)
+
+
+def test_draws_cover_the_range_to_both_ends_and_single_draws_are_independent():
+    seen = torch.cat([evaluate.shared_draws((1,), 50, s, (3, 7), False).t for s in range(20)])
+    assert sorted(set(seen.tolist())) == [3, 4, 5, 6, 7]
+    single = evaluate.shared_draws((4, 4, 4), 8, seed=0, antithetic=False)
+    assert single.group == 1
+    assert abs(float((single.eps[0] * single.eps[1]).mean())) < 0.5
+
+
+@pytest.mark.parametrize("bad", [{"draws": 0}, {"draws": 3}, {"draws": 4, "t_range": (9, 3)}])
+def test_impossible_draws_are_refused(bad):
+    with pytest.raises(tables.TableError, match="must be"):
+        evaluate.shared_draws((4, 4, 4), **{"draws": 4, "seed": 0, **bad})
+
+
+def test_diffusion_scores_equal_a_double_loop_of_single_evaluations(teacher):
+    """Every cell, draw and batch place: an asymmetric fixture with all errors distinct."""
+    items, draws = grid_items(3), evaluate.shared_draws(teacher.latent_shape, 6, seed=1)
+    table = evaluate.score_grids(
+        evaluate.diffusion_scorer(teacher, draws, batch_size=7), benchmark(items)
+    )
+    pairs = [(int(t), eps) for t, eps in zip(draws.t, draws.eps, strict=True)]
+    for row, one in enumerate(items):
+        pixels = [teacher.transform(ref.load())[None] for ref in one.images]
+        latents = [teacher.encode_images(p)[0] for p in pixels]
+        expected = reference.denoising_grid(teacher, latents, one.captions, pairs)
+        np.testing.assert_allclose(tables.grids_of(table)[row], -expected, rtol=0, atol=1e-5)
+        empty = reference.denoising_grid(teacher, latents, [""], pairs)
+        normalized = tables.grids_of(table, "normalized")[row]
+        np.testing.assert_allclose(normalized, empty - expected, rtol=0, atol=1e-5)
+    assert len(np.unique(tables.grids_of(table))) == 10  # 12 cells, two of them seen twice
+
+
+def test_batches_are_full_and_every_cell_is_evaluated_once(teacher, unet_batches):
+    items = grid_items(3)
+    scorer = evaluate.diffusion_scorer(teacher, 4, empty=False, batch_size=8)
+    table = evaluate.score_grids(scorer, benchmark(items))
+    distinct = {(ref.key, c) for i in items for ref in i.images for c in i.captions}
+    assert sum(unet_batches) == scorer.counts["unet_evaluations"] == 4 * len(distinct)
+    assert set(unet_batches[:-1]) == {8}
+    assert table["unet_evaluations"].tolist() == [16, 16, 16]
+    assert scorer.counts["images"] == 4
+    assert scorer.counts["captions"] == 4
+    list(scorer(items))
+    assert sum(unet_batches) == 4 * len(distinct)  # nothing is computed twice
+
+
+def test_the_same_caption_twice_is_exactly_a_tie(teacher):
+    twins = item("t", [Ref("1"), Ref("2")], ("a red circle", "a RED circle"))
+    twice = item("u", [Ref("1"), Ref("2")], ("a blue square", "a blue square"))
+    scorer = evaluate.diffusion_scorer(teacher, 4, batch_size=3)
+    table = evaluate.score_grids(scorer, benchmark([*grid_items(1), twins, twice]))
+    assert table["equal_captions"].tolist() == [False, True, True]
+    grids = tables.grids_of(table)[1:]
+    assert (grids[:, :, 0] == grids[:, :, 1]).all()
+
+
+def test_scores_do_not_depend_on_batch_size_order_or_company(teacher):
+    items = grid_items(4)
+    scores = [
+        evaluate.score_grids(evaluate.diffusion_scorer(teacher, 4, batch_size=b), benchmark(some))
+        for b, some in ((64, items), (3, items[::-1]), (1, items[:2]))
+    ]
+    first = scores[0].set_index("id")
+    for table in scores[1:]:
+        same = first.loc[table["id"]].reset_index()
+        np.testing.assert_allclose(tables.grids_of(table), tables.grids_of(same), rtol=0, atol=1e-5)
+
+
+def test_every_weighting_follows_from_the_stored_error_table(teacher, tmp_path):
+    items = grid_items(3)
+    apart = [item("v", [Ref("77"), Ref("78")], CAPTIONS[:2])]
+    profile = evaluate.error_profile(
+        evaluate.error_table(evaluate.diffusion_scorer(teacher, 32, seed=9), apart)
+    )
+    scorer = evaluate.diffusion_scorer(teacher, 8, profile=profile)
+    table = evaluate.score_grids(scorer, benchmark(items))
+    path = tmp_path / "errors.parquet"
+    evaluate.error_table(scorer, items).to_parquet(path)
+    again = evaluate.scores_from_errors(pd.read_parquet(path), profile)
+    assert again["id"].tolist() == ["g0", "g1", "g2"]
+    rules = {"", "normalized", "relative", "relative_normalized"}
+    for rule in rules:
+        columns = [c for c in again.columns if c.startswith(f"{rule}.s_".lstrip("."))]
+        assert len(columns) == 4
+        np.testing.assert_allclose(again[columns], table[columns], rtol=1e-12)
+
+
+def test_the_relative_rule_divides_by_the_mean_error_at_each_t(teacher):
+    errors = pd.DataFrame({
+        "id": "x", "image": 0, "caption": [0, 1, -1] * 2, "draw": [0, 0, 0, 1, 1, 1],
+        "t": [100] * 3 + [900] * 3, "error": [3.0, 5.0, 9.0, 0.2, 0.6, 9.0],
+    })  # fmt: skip
+    profile = evaluate.error_profile(errors)
+    assert profile["error"].tolist() == pytest.approx([4.0, 0.4])
+    row = evaluate.scores_from_errors(errors, profile).iloc[0]
+    assert row["relative.s_0_0"] == pytest.approx(-(3 / 4 + 0.2 / 0.4) / 2)
+    assert row["s_0_1"] == pytest.approx(-2.8)
+    assert row["normalized.s_0_0"] == pytest.approx(-(3 - 9 + 0.2 - 9) / 2)
+    middle = evaluate.relative_weights(profile, [500])[0]
+    assert 1 / middle == pytest.approx(np.sqrt(4.0 * 0.4))
+
+
+def test_a_score_that_is_not_finite_stops_with_the_items_id(teacher, student, monkeypatch):
+    monkeypatch.setattr(teacher, "predict_noise", lambda z_t, t, text: z_t * float("nan"))
+    with pytest.raises(metrics.ScoreError, match="item 'g0' is not finite"):
+        evaluate.score_grids(evaluate.diffusion_scorer(teacher, 2), benchmark(grid_items()))
+    monkeypatch.setattr(
+        student, "encode_texts", lambda tokens: torch.full((len(tokens), 16), np.nan)
+    )
+    with pytest.raises(metrics.ScoreError, match="item 'g0'"):
+        evaluate.score_grids(evaluate.clip_scorer(student), benchmark(grid_items()))
+
+
+def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
+    """Wherever the true difference lies, zero and heavy tails included."""
+    rng, total, looks, rate = np.random.default_rng(0), 32, (4, 6, 8, 12, 16, 24), 0.05
+    for effect in (0.0, 0.2, 1.0):
+        for noise in (rng.normal(size=(500, total)), rng.standard_t(4, size=(500, total))):
+            wrong = settled = 0
+            for row in noise + effect:
+                errors = np.stack([np.zeros(total), row])[None]
+                for count in looks:
+                    if evaluate.choice_is_settled(errors[..., :count], total, rate / len(looks)):
+                        settled += 1
+                        wrong += (row[:count].mean() > 0) != (row.mean() > 0)
+                        break
+            assert wrong / 500 <= rate + 2 * np.sqrt(rate * (1 - rate) / 500)
+        if effect == 1.0:
+            assert settled > 480
+
+
+def test_the_union_over_captions_keeps_the_stated_rate():
+    rng, rate, wrong = np.random.default_rng(1), 0.1, 0
+    for _ in range(1500):
+        errors = rng.normal(size=(1, 5, 24))
+        for count in (6, 12):
+            if evaluate.choice_is_settled(errors[..., :count], 24, rate / 2):
+                wrong += errors[..., :count].mean(-1).argmin() != errors.mean(-1).argmin()
+                break
+    assert wrong / 1500 <= rate
+
+
+def test_every_image_of_an_item_has_to_be_settled():
+    clear = np.stack([np.zeros(8), np.linspace(0.9, 1.1, 8)])
+    unclear = np.stack([np.zeros(8), np.linspace(-1.0, 1.1, 8)])
+    assert evaluate.choice_is_settled(np.stack([clear, clear]), 32, 0.01)
+    assert not evaluate.choice_is_settled(np.stack([clear, unclear]), 32, 0.01)
+
+
+def test_a_null_runs_to_the_cap_and_ties():
+    equal = np.ones((2, 2, 8)) * np.linspace(1, 2, 8)
+    assert not evaluate.choice_is_settled(equal, 32, 0.49)
+
+
+def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_budget(
+    teacher, unet_batches, monkeypatch
+):
+    """A teacher that is sure to reject one caption, and has no opinion on the others."""
+    rejected, counted = teacher.embed_texts([CAPTIONS[1]])[0], teacher.predict_noise
+
+    def sure(z_t, t, text):
+        bad = (text == rejected).flatten(1).all(1)
+        return counted(z_t, t, text) + bad.float()[:, None, None, None]
+
+    monkeypatch.setattr(teacher, "predict_noise", sure)
+    refs = [Ref("1"), Ref("2")]
+    items = [
+        item("clear", refs, CAPTIONS[:2]),
+        item("same", refs, (CAPTIONS[0],) * 2),
+        item("clear too", refs, CAPTIONS[1:3]),
+    ]
+    scorer = evaluate.sequential_diffusion_scorer(teacher, 64, batch_size=16)
+    table = evaluate.score_grids(scorer, benchmark(items)).set_index("id")
+    assert table["draws"].tolist() == [8, 64, 8]
+    assert table["settled"].tolist() == [True, False, True]
+    assert table["unet_evaluations"].tolist() == [4 * 8, 2 * 64, 4 * 8]
+    assert scorer.counts["unet_evaluations"] == sum(unet_batches) == 2 * 64 + 4 * 8
+    full = evaluate.diffusion_scorer(teacher, 64, empty=False)
+    whole = evaluate.score_grids(full, benchmark(items)).set_index("id")
+    for early, late in zip(tables.grids_of(table), tables.grids_of(whole), strict=True):
+        assert (early.argmax(1) == late.argmax(1)).all()
+    np.testing.assert_allclose(table.loc["same", "s_0_0"], whole.loc["same", "s_0_0"], rtol=1e-5)
+
+
+def test_a_partial_run_is_labelled_partial_and_the_table_keeps_its_origin(student, tmp_path):
+    whole = benchmark(grid_items(4))
+    table = evaluate.score_grids(evaluate.clip_scorer(student), whole, limit=3)
+    table.to_parquet(tmp_path / "scores.parquet")
+    again = tables.read_scores(tmp_path / "scores.parquet")
+    assert again.attrs["benchmark"] == "toy"
+    assert again.attrs["scorer"] == "clip"
+    assert again.attrs["total"] == 4
+    assert tables.tags_of(again) == ["kind"]
+    assert evaluate.tabulate(whole, again)["partial"].all()
+    pd.testing.assert_frame_equal(again, table)
+    full = evaluate.score_grids(evaluate.clip_scorer(student), whole)
+    assert not evaluate.tabulate(whole, full)["partial"].any()
+    assert evaluate.tabulate(benchmark(grid_items(4), partial=True), full)["partial"].all()
+
+
+def test_items_with_different_numbers_of_captions_make_one_table(student):
+    items = [
+        item("two", [Ref("1")], CAPTIONS[:2], answer=0),
+        item("five", [Ref("2")], CAPTIONS[:5], answer=4),
+    ]
+    table = evaluate.score_grids(evaluate.clip_scorer(student), benchmark(items))
+    assert table["n_captions"].tolist() == [2, 5]
+    assert tables.grids_of(table).mask.sum() == 3
+    assert set(tables.outcomes(table)) == {"accuracy"}
+
+
+def test_a_tag_with_the_name_of_a_column_is_refused(student):
+    odd = item("odd", [Ref("1")], CAPTIONS[:2], answer=0, settled="yes")
+    with pytest.raises(tables.TableError, match="tag 'settled' of item 'odd'"):
+        evaluate.score_grids(evaluate.clip_scorer(student), benchmark([odd]))
+
+
+def test_evaluating_twice_gives_the_same_bits(student, teacher):
+    items = grid_items(3)
+    for make in (
+        lambda: evaluate.clip_scorer(student),
+        lambda: evaluate.diffusion_scorer(teacher, 4),
+    ):
+        one, two = (evaluate.score_grids(make(), benchmark(items)) for _ in range(2))
+        pd.testing.assert_frame_equal(one, two, rtol=0, atol=0)
