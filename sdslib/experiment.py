@@ -1,0 +1,266 @@
+"""One fine-tuning experiment, end to end: load the parties, train, score, compare.
+
+A finished run is never computed twice: `finetune` gives it back. The rooms below do the work;
+this one knows in which order. N pairs, D embedding, C,H,W latent.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sdslib import benchmarks, evaluate, miniworld
+from sdslib.benchmarks import Benchmark
+from sdslib.bridge import Bridge, random_start, ridge_start
+from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override
+from sdslib.pairs import Pairs, load_pairs
+from sdslib.runs import Run, open_run
+from sdslib.student import Student, load_student, set_trainable, trainable_table
+from sdslib.teacher import Teacher, load_teacher
+from sdslib.train import TERMS, Loop, Parties, Step
+
+UNTOUCHED = "untouched"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, reports on, and chooses on; `keep` are the sets that must not suffer."""
+
+    pairs: Pairs
+    test: Benchmark
+    validation: Benchmark | None
+    keep: tuple[Benchmark, ...]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes that go into the run's id."""
+        sets = {"pairs": self.pairs, "test": self.test, "validation": self.validation}
+        sets |= {f"keep-{b.name}": b for b in self.keep}
+        return {name: data.fingerprint for name, data in sets.items() if data is not None}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of the parameter `device`; `auto` takes CUDA, then MPS, then the CPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, is_there in there.items() if is_there), "cpu"))
+    if not there.get(name, True):
+        raise ParameterError([f"device '{name}' is not available here; use device 'auto' or 'cpu'"])
+    return torch.device(name)
+
+
+def load_data(config: FinetuneConfig) -> Data:
+    """The sets of a run; the mini-world's are drawn first if they are not there yet."""
+    mini = config.train_data == "mini" or config.preset == "mini"
+    if mini:
+        miniworld.ensure_world()
+    pairs = load_pairs(config.train_data, config.train_pairs)
+    if mini and config.benchmark == "winoground":
+        sets = [benchmarks.mini("winoground", split) for split in ("test", "val")]
+        keep = tuple(benchmarks.mini(f"zeroshot-{task}", "test") for task in ("color", "shape"))
+        return Data(pairs, *sets, keep)
+    return Data(pairs, benchmarks.winoground(config.benchmark), None, ())
+
+
+def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
+    """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
+    student = load_student(config.clip_model, config.clip_pretrained, device)
+    if config.arm not in _arms_with_teacher():
+        trained = _trained(student, config)
+        return Parties(student, trained, negative=swapped_caption)
+    teacher = load_teacher(
+        config.teacher,
+        config.teacher_revision,
+        device,
+        config.precision,
+        derive_seed(config.seed, "random teacher") if config.arm == "random-teacher" else None,
+    )
+    latents = LatentCache(teacher, pairs)
+    bridge = start_bridge(config, student, latents, pairs).to(device)
+    return Parties(student, _trained(student, config), teacher, bridge, latents=latents)
+
+
+def _arms_with_teacher() -> set[str]:
+    return {arm for arm, terms in TERMS.items() if "sds" in terms}
+
+
+def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:
+    chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
+    return [parameter for _, parameter in chosen]
+
+
+class LatentCache:
+    """The teacher's VAE latents of training pairs, each encoded once: indices [N] -> [N, C, H, W]."""
+
+    def __init__(self, teacher: Teacher, pairs: Pairs, batch_size: int = 64) -> None:
+        self.teacher, self.pairs, self.batch_size = teacher, pairs, batch_size
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, index: Iterable[int]) -> Tensor:
+        index = [int(i) for i in index]
+        new = [i for i in dict.fromkeys(index) if i not in self._known]
+        device = next(self.teacher.parameters()).device
+        for start in range(0, len(new), self.batch_size):
+            rows = new[start : start + self.batch_size]
+            pixels = torch.stack([self.teacher.transform(self.pairs.image(i)) for i in rows])
+            z = self.teacher.encode_images(pixels.to(device)).cpu()
+            self._known |= dict(zip(rows, z, strict=True))
+        return torch.stack([self._known[i] for i in index])
+
+
+def start_bridge(
+    config: FinetuneConfig, student: Student, latents: LatentCache, pairs: Pairs
+) -> Bridge:
+    """The bridge as `bridge_start` says; ridge regression takes `bridge_pairs` of the pairs."""
+    pooled = config.bridge_input == "pooled"
+    width = student.pooled_width if pooled else student.width
+    bridge = Bridge(width, latents.teacher.latent_shape)
+    if config.bridge_start == "random":
+        seed = derive_seed(config.seed, "bridge")
+        bridge.load_state_dict(random_start(width, bridge.latent_shape, seed))
+    elif config.bridge_start == "ridge":
+        rng = np.random.default_rng(derive_seed(config.seed, "bridge"))
+        index = rng.permutation(len(pairs))[: config.bridge_pairs]
+        emb = embed_pairs(student, pairs, index, pooled)
+        bridge.load_state_dict(ridge_start(emb, latents(index)).state)
+    return bridge
+
+
+@torch.no_grad()
+def embed_pairs(student: Student, pairs: Pairs, index: Iterable[int], pooled: bool) -> Tensor:
+    """What enters the bridge, [N, D] of unit length, for the pairs' images."""
+    device, rows, index = next(student.parameters()).device, [], list(index)
+    student.eval()
+    for start in range(0, len(index), 64):
+        images = [student.transform(pairs.image(int(i))) for i in index[start : start + 64]]
+        pixels = torch.stack(images).to(device)
+        emb = student.pooled_images(pixels) if pooled else student.encode_images(pixels)
+        rows.append(torch.nn.functional.normalize(emb, dim=-1).cpu())
+    return torch.cat(rows)
+
+
+def swapped_caption(caption: str, seed: int) -> str:
+    """The caption with two words of a kind (colors, or shapes, or the things) swapped.
+
+    A caption with no two different words of a kind comes back unchanged in its words' order: it
+    then is a tie for the loss, not a lie.
+    """
+    words = caption.split()
+    places = {
+        kind: [i for i, word in enumerate(words) if word in known]
+        for kind, known in (("color", miniworld.COLORS), ("shape", miniworld.SHAPES))
+    }
+    able = [kind for kind, at in places.items() if len({words[i] for i in at}) == 2]
+    if not able:
+        return caption
+    kinds = [*able, "both"] if len(able) == 2 else able
+    chosen = kinds[seed % len(kinds)]
+    for kind in able if chosen == "both" else [chosen]:
+        i, j = places[kind][:2]
+        words[i], words[j] = words[j], words[i]
+    return " ".join(words)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def finetune(
+    config: FinetuneConfig,
+    progress: Callable[[Iterable[Step], int], Iterable[Step]] | None = None,
+) -> Run:
+    """Train, score and store one run, or give back the finished one; resumes what was cut off.
+
+    `progress(steps, total)` wraps the iterator of steps to show it.
+    """
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = load_data(config)
+    run = open_run(config, data.fingerprints() | weights_fingerprints(config))
+    if run.finished:
+        return run
+    with run, stop_requested() as stop:
+        parties = load_parties(config, data.pairs, device)
+        run.save_scores(f"{UNTOUCHED}-{data.test.name}", score(parties.student, data.test))
+        loop = Loop(config, parties, data.pairs, validator(data))
+        _resume(loop, run)
+        steps = progress(loop, loop.steps - loop.done) if progress else loop
+        for step in steps:
+            run.append_history(step.row())
+            last = loop.done == loop.steps
+            if last or stop.is_set() or loop.done % config.checkpoint_every == 0:
+                run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
+            if stop.is_set() and not last:
+                raise KeyboardInterrupt(f"stopped after step {loop.done}; run again to go on")
+        save_student(run, parties)
+        for benchmark in (data.test, data.validation, *data.keep):
+            if benchmark is not None:
+                run.save_scores(benchmark.name, score(parties.student, benchmark))
+        run.finish()
+    return run
+
+
+def _resume(loop: Loop, run: Run) -> None:
+    found = run.latest_checkpoint()
+    if found is not None:
+        done, tensors, _ = found
+        loop.unpack(tensors, done)
+
+
+def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
+    """What `train` measures on the way: the validation set's metrics, `text` first."""
+    if data.validation is None:
+        return None
+    return lambda student: shares(score(student, data.validation))
+
+
+def score(student: Student, benchmark: Benchmark, limit: int | None = None) -> pd.DataFrame:
+    """The student's score table of a benchmark."""
+    return evaluate.score_grids(evaluate.clip_scorer(student), benchmark, limit)
+
+
+def shares(scores: pd.DataFrame) -> dict[str, float]:
+    """The share of right items for every metric of a score table."""
+    found = evaluate.summary(scores, by=())
+    return {k: v for k, v in found.items() if isinstance(v, float)}
+
+
+def save_student(run: Run, parties: Parties) -> None:
+    """`weights/`: the student as an open_clip folder, and the bridge where there is one."""
+    with run.staged("weights") as folder:
+        parties.student.save(folder)
+        if parties.bridge is not None:
+            parties.bridge.save(folder / "bridge.safetensors")
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, so that a step is never cut in two.
+
+    A second signal ends the process as usual. Outside the main thread signals stay as they are.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for kind in kinds:
+        signal.signal(kind, ask)
+    try:
+        yield stop
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,415 @@
+"""Trains the mini-world's models: a KL-VAE, a Stable Diffusion and an open_clip student.
+
+Each part is one resumable function from a `Recipe` to a folder that the ordinary loaders read.
+Letters: B images, C,H,W latent (4, 8, 8), L tokens, E text width. Images are in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sdslib import miniworld
+from sdslib.config import derive_seed, project_root
+from sdslib.losses import add_noise
+from sdslib.state import pack_state, unpack_state
+
+
+
+EVERY, KEEP_EVERY = 10, 200  # steps between reports, and between checkpoints
+
+
+class Progress(NamedTuple):
+    """How far one part's training is."""
+
+    part: str
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the three models are made; the committed weights follow these defaults."""
+
+    seed: int = miniworld.SEED
+    pool: int = 16384
+    single: float = 0.3
+    vae_steps: int = 1000
+    vae_batch: int = 32
+    vae_lr: float = 2e-3
+    vae_kl: float = 5e-4
+    teacher_steps: int = 2400
+    teacher_batch: int = 128
+    teacher_lr: float = 1e-3
+    # Under plain eps-MSE the noise levels at which only the caption tells the layout weigh next to
+    # nothing, so the error is weighted by 1/SNR, clipped, and most t are drawn from them.
+    snr_clip: float = 100.0
+    high_noise: float = 0.8
+    high_range: tuple[int, int] = (400, 980)
+    student_steps: int = 700
+    student_batch: int = 256
+    student_lr: float = 1e-3
+    warmup: int = 100
+    ema: float = 0.995
+
+
+def pixel_pool(recipe: Recipe, purpose: str) -> tuple[list[miniworld.Scene], Tensor]:
+    """The training scenes and their pictures, uint8 (N, 3, 64, 64)."""
+    found = list(
+        itertools.islice(miniworld.scenes("train", purpose, recipe.single), recipe.pool)
+    )
+    arrays = np.stack([np.asarray(miniworld.draw(scene)) for scene in found])
+    return found, torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as the diffusion model's floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def cosine_lr(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+class Ema(nn.Module):
+    """An exponential moving average of a module's weights."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.names = [name.replace(".", "|") for name, _ in module.named_parameters()]
+        for name, (_, value) in zip(self.names, module.named_parameters(), strict=True):
+            self.register_buffer(name, value.detach().clone())
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in zip(self.names, module.parameters(), strict=True):
+            getattr(self, name).lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        for name, value in zip(self.names, module.parameters(), strict=True):
+            value.copy_(getattr(self, name))
+
+
+def _fit(
+    name: str,
+    modules: dict[str, nn.Module],
+    loss: Callable[[int, torch.Generator], Tensor],
+    recipe: Recipe,
+    root: Path,
+) -> Iterator[Progress]:
+    """Train `modules` on `loss(step, generator)`; resumes from its own checkpoint file.
+
+    Yields every `EVERY` steps. All draws derive from (seed, name, step).
+    """
+    steps, lr = getattr(recipe, f"{name}_steps"), getattr(recipe, f"{name}_lr")
+    trained = nn.ModuleDict({k: v for k, v in modules.items() if not k.startswith("ema")})
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    saved = root / "cache" / f"{name}.safetensors"
+    first, before = 0, 0.0
+    if saved.exists():
+        tensors = load_file(saved)
+        first, before = int(tensors.pop("step")), float(tensors.pop("seconds"))
+        if first < steps:  # the optimizer's slots exist only once it has stepped
+            unpack_state(tensors, modules, optimizer)
+        else:
+            unpack_state(tensors, modules)
+    start = time.perf_counter()
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_lr(step, steps, lr, recipe.warmup)
+        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, step))
+        value = loss(step, generator)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        for key, module in modules.items():
+            if isinstance(module, Ema):
+                module.update(modules[key.removeprefix("ema_")], step)
+        seconds = before + time.perf_counter() - start
+        if (step + 1) % KEEP_EVERY == 0 or step + 1 == steps:
+            tensors = pack_state(modules, optimizer)
+            tensors |= {"step": torch.tensor(step + 1), "seconds": torch.tensor(seconds)}
+            _save(tensors, saved)
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            yield Progress(name, step + 1, steps, float(value.detach()), seconds)
+    if first >= steps:
+        yield Progress(name, steps, steps, float("nan"), before)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_suffix(".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, stage)
+    stage.replace(path)
+
+
+# --- the VAE -------------------------------------------------------------------------------------
+
+
+def new_vae(seed: int) -> nn.Module:
+    """A KL autoencoder with factor 8 and four latent channels, small."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=miniworld.SIZE,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def train_vae(recipe: Recipe, pool: Tensor, root: Path) -> Iterator[Progress]:
+    """Reconstruct the pool's pictures; saves `teacher/vae` with its measured scaling factor."""
+    vae = new_vae(recipe.seed)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pool), (recipe.vae_batch,), generator=generator)
+        x = to_unit(pool[index])
+        # half the fp32 time on two cores; the other two models gain nothing from it
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            eps = torch.randn(posterior.mean.shape, generator=generator)
+            y = vae.decode(posterior.mean + posterior.std * eps).sample.float()
+        rebuilt = F.l1_loss(y, x) + F.mse_loss(y, x)
+        return rebuilt + recipe.vae_kl * posterior.kl().float().mean() / posterior.mean[0].numel()
+
+    yield from _fit("vae", {"vae": vae}, loss, recipe, root)
+    vae.eval()
+    with torch.no_grad():
+        z = vae.encode(to_unit(pool[:512])).latent_dist.mean
+    vae.register_to_config(scaling_factor=float(1 / z.std()))
+    vae.half().save_pretrained(root / "teacher" / "vae")
+
+
+@torch.no_grad()
+def encode_pool(vae: nn.Module, pool: Tensor) -> Tensor:
+    """Scaled VAE means of all the pool's pictures, (N, 4, 8, 8)."""
+    rows = [vae.encode(to_unit(rows)).latent_dist.mean for rows in pool.split(256)]
+    return torch.cat(rows) * vae.config.scaling_factor
+
+
+# --- the diffusion teacher -----------------------------------------------------------------------
+
+
+def new_unet(seed: int) -> nn.Module:
+    """A UNet with cross-attention at both of its resolutions."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
+
+
+def new_text_encoder(seed: int, tokenizer) -> nn.Module:
+    """Stable Diffusion's text encoder, two layers deep."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_scheduler():
+    """Stable Diffusion's own noise schedule."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def draw_t(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps, most of them from the range at which the caption alone knows the layout."""
+    low, high = recipe.high_range
+    wide = torch.randint(0, 1000, (count,), generator=generator)
+    noisy = torch.randint(low, high, (count,), generator=generator)
+    chosen = torch.rand(count, generator=generator) < recipe.high_noise
+    return torch.where(chosen, noisy, wide)
+
+
+def train_teacher(
+    recipe: Recipe, found: list[miniworld.Scene], pool: Tensor, root: Path
+) -> Iterator[Progress]:
+    """Train UNet and text encoder together; saves the `teacher` folder as a diffusers pipeline."""
+    from diffusers import AutoencoderKL
+    from transformers import AutoTokenizer
+
+    miniworld.build_tokenizer(root / "teacher" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(root / "teacher" / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(root / "teacher" / "vae", torch_dtype=torch.float32).eval()
+    unet = new_unet(recipe.seed).to(memory_format=torch.channels_last)
+    text_encoder = new_text_encoder(recipe.seed, tokenizer)
+    scheduler = new_scheduler()
+    alpha_bar = scheduler.alphas_cumprod.float()
+    weight = ((1 - alpha_bar) / alpha_bar).clamp(1.0, recipe.snr_clip)
+    latents = encode_pool(vae, pool)
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    ema = Ema(both, recipe.ema)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pool), (recipe.teacher_batch,), generator=generator)
+        rng = random.Random(derive_seed(recipe.seed, "teacher caption", step))
+        captions = [miniworld.teacher_caption(found[i], rng) for i in index.tolist()]
+        t = draw_t(recipe, len(index), generator)
+        z = latents[index]
+        eps = torch.randn(z.shape, generator=generator)
+        z_t = add_noise(z, eps, alpha_bar[t])
+        ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        eps_hat = unet(z_t, t, text_encoder(ids).last_hidden_state).sample
+        error = (eps_hat - eps).square().mean(dim=(1, 2, 3))
+        return (weight[t] * error).mean() / weight[list(range(*recipe.high_range))].mean()
+
+    yield from _fit("teacher", {"both": both, "ema_both": ema}, loss, recipe, root)
+    ema.copy_to(both)
+    save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, root / "teacher")
+
+
+def save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, folder: Path) -> None:
+    """The folder that `StableDiffusionPipeline.from_pretrained` reads, weights in fp16."""
+    from diffusers import StableDiffusionPipeline
+
+    StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+# --- the student ---------------------------------------------------------------------------------
+
+STUDENT_CONFIG = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": miniworld.SIZE,
+        "layers": 4,
+        "width": 128,
+        "head_width": 32,
+        "patch_size": 16,
+    },
+    "text_cfg": {
+        "context_length": 24,
+        "width": 128,
+        "heads": 4,
+        "layers": 4,
+        "hf_tokenizer_name": "tokenizer",
+        "tokenizer_kwargs": {"clean": "lower"},
+    },
+}
+
+
+def train_student(
+    recipe: Recipe, found: list[miniworld.Scene], pool: Tensor, root: Path
+) -> Iterator[Progress]:
+    """Pre-train the student contrastively on alt-text-like captions; saves the `student` folder."""
+    import open_clip
+
+    folder = root / "student"
+    miniworld.build_tokenizer(folder)
+    config = json.loads(json.dumps(STUDENT_CONFIG))
+    config["text_cfg"]["vocab_size"] = len(miniworld.vocabulary()) + 4
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    document = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2))
+    torch.manual_seed(recipe.seed)
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=False)
+    model.logit_scale.requires_grad_(True)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    mean = torch.tensor(preprocess["mean"]).view(3, 1, 1)
+    std = torch.tensor(preprocess["std"]).view(3, 1, 1)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pool), (recipe.student_batch,), generator=generator)
+        rng = random.Random(derive_seed(recipe.seed, "student caption", step))
+        captions = [miniworld.alt_caption(found[i], rng) for i in index.tolist()]
+        image = model.encode_image((pool[index].float() / 255 - mean) / std, normalize=True)
+        text = model.encode_text(tokenizer(captions), normalize=True)
+        logits = model.logit_scale.exp().clamp(max=100.0) * image @ text.T
+        # captions that are equal name each other's pictures too
+        same = torch.tensor([[a == b for b in captions] for a in captions]).float()
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target.T)) / 2
+
+    yield from _fit("student", {"student": model}, loss, recipe, root)
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    _save(weights, folder / "open_clip_model.safetensors")
+
+
+# --- provenance ----------------------------------------------------------------------------------
+
+
+def digest(folder: Path) -> dict[str, dict]:
+    """Size in bytes and sha256 of every committed file of the mini-world's models."""
+    files = sorted(
+        p for name in ("student", "teacher") for p in (folder / name).rglob("*") if p.is_file()
+    )
+    return {
+        p.relative_to(folder).as_posix(): {
+            "bytes": p.stat().st_size,
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+        }
+        for p in files
+    }
+
+
+def write_recipe(recipe: Recipe, seconds: dict[str, float], figures: dict, folder: Path) -> None:
+    """`recipe.json`: recipe, wall time, figures and sha256 of what stands beside it."""
+    document = {"recipe": asdict(recipe), "seconds": seconds, "figures": figures}
+    document |= {"threads": torch.get_num_threads(), "files": digest(folder)}
+    (folder / "recipe.json").write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,363 @@
+"""The objective, term by term, and the loop that yields its steps.
+
+B pairs, D embedding, C,H,W latent, M token length. Every draw derives from (seed, purpose, step),
+so a run that was killed goes on bit for bit from its last checkpoint with no RNG state saved.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sdslib import losses
+from sdslib.bridge import Bridge
+from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
+from sdslib.state import pack_state, unpack_state
+from sdslib.student import Student
+from sdslib.teacher import Teacher
+
+ESTIMATORS = {
+    "through": losses.denoising_loss,
+    "residual": losses.score_distillation_loss,
+}
+INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
+
+
+class TrainingError(RuntimeError):
+    """Training stopped before the weights were touched; says the term, the step and the pairs."""
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Who takes part in a step; an arm without a teacher has neither teacher nor bridge."""
+
+    student: Student
+    trained: Sequence[nn.Parameter]
+    teacher: Teacher | None = None
+    bridge: Bridge | None = None
+    negative: Callable[[str, int], str] | None = None  # (caption, seed) -> a caption it is not
+    latents: Callable[[Tensor], Tensor] | None = None  # indices [B] -> VAE latents [B, C, H, W]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step saw; losses are batch means, norms are before clipping."""
+
+    step: int
+    loss: float
+    clip: float | None
+    sds: float | None
+    eps_error: float | None  # mean squared eps error an element, whatever the reduction
+    lr: float
+    grad_norm: float
+    bridge_grad_norm: float | None
+    grad_ratio: float | None  # |sds_weight grad L_SDS| / |grad L_CLIP| over the student's parameters
+    seconds: float
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float | int | None]:
+        """One flat record of the run's history."""
+        row = asdict(self)
+        return row | {f"val_{k}": v for k, v in row.pop("validation").items()}
+
+
+# --- the objective -------------------------------------------------------------------------------
+
+
+def step_losses(
+    parties: Parties, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
+) -> dict[str, Tensor]:
+    """The terms of the arm's objective, each one value a pair [B]; the caller weighs and averages.
+
+    `L_total = L_CLIP + sds_weight * L_SDS` (Basu et al. 2024): "clip" is the first term, "sds"
+    what the arm puts in the second one's place.
+    """
+    image_emb = parties.student.encode_images(batch.pixels)
+    return {
+        name: term(parties, batch, image_emb, t, eps, config)
+        for name, term in TERMS[config.arm].items()
+    }
+
+
+def clip_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+    """L_CLIP of the batch."""
+    student = parties.student
+    text_emb = student.encode_texts(student.tokenize(batch.captions).to(image_emb.device))
+    return losses.contrastive_loss(image_emb, text_emb, student.scale)
+
+
+def hard_negative_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+    """L_CLIP in which every image also sees a caption of the same words that it does not show."""
+    if parties.negative is None:
+        raise TrainingError("arm 'hard-negatives' needs swapped captions for this training data")
+    student = parties.student
+    wrong = [
+        parties.negative(caption, derive_seed(config.seed, "negative", int(index)))
+        for caption, index in zip(batch.captions, batch.index, strict=True)
+    ]
+    tokens = student.tokenize([*batch.captions, *wrong]).to(image_emb.device)
+    text_emb, negative_emb = student.encode_texts(tokens).chunk(2)
+    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, student.scale)
+
+
+def sds_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+    """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
+    return _denoise(parties, batch, image_emb, batch.captions, t, eps, config)
+
+
+def shuffled_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+    """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
+    captions = batch.captions[1:] + batch.captions[:1]
+    return _denoise(parties, batch, image_emb, captions, t, eps, config)
+
+
+def regression_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+    """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
+    z_hat = _latent(parties, batch, image_emb, config)
+    return losses.latent_regression_loss(
+        z_hat, parties.latents(batch.index).to(z_hat), config.sds_reduction
+    )
+
+
+def _latent(parties: Parties, batch: Batch, image_emb: Tensor, config: FinetuneConfig) -> Tensor:
+    if config.bridge_input == "pooled":
+        image_emb = nn.functional.normalize(parties.student.pooled_images(batch.pixels), dim=-1)
+    return parties.bridge(image_emb)
+
+
+def _denoise(parties, batch, image_emb, captions, t, eps, config) -> Tensor:
+    teacher = parties.teacher
+    return ESTIMATORS[config.sds_gradient](
+        teacher.predict_noise,
+        _latent(parties, batch, image_emb, config),
+        teacher.embed_texts(captions),
+        t,
+        eps,
+        teacher.alpha_bar[t],
+        config.sds_reduction,
+    )
+
+
+TERMS = {
+    "sds": {"clip": clip_term, "sds": sds_term},
+    "clip-only": {"clip": clip_term},
+    "sds-only": {"sds": sds_term},
+    "shuffled-captions": {"clip": clip_term, "sds": shuffled_term},
+    "random-teacher": {"clip": clip_term, "sds": sds_term},
+    "latent-regression": {"clip": clip_term, "sds": regression_term},
+    "hard-negatives": {"clip": hard_negative_term},
+}
+
+
+def objective(terms: dict[str, Tensor], sds_weight: float) -> Tensor:
+    """L_total of one batch: a scalar."""
+    weights = {"clip": 1.0, "sds": sds_weight}
+    return sum(weights[name] * values.mean() for name, values in terms.items())
+
+
+def draw_noise(
+    step: int, batch_size: int, latent_shape: Sequence[int], config: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """t [B] int64 and eps [B, C, H, W] of one step.
+
+    Each t is uniform on t_min...t_max; over the batch they are stratified, one from each of B
+    equal parts in random order, which lowers the variance of the step's gradient for nothing.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "noise", step))
+    place = torch.randperm(batch_size, generator=generator)
+    place = (place + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size
+    t = config.t_min + (place * (config.t_max - config.t_min + 1)).long()
+    return t.clamp_max(config.t_max), torch.randn(
+        (batch_size, *latent_shape), generator=generator
+    )
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
+    """Linear warm-up over `warmup` steps, then half a cosine down to zero."""
+    warmup = min(config.warmup, steps - 1)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def total_steps(config: FinetuneConfig, pairs: Pairs) -> int:
+    """The optimizer steps of the run, from `steps` or from `epochs`."""
+    per_epoch = steps_per_epoch(pairs, config.batch_size)
+    return config.steps if config.steps is not None else config.epochs * per_epoch
+
+
+def make_optimizer(parties: Parties, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """AdamW over what trains; vectors (LayerNorms, biases) are not decayed."""
+    params = [*parties.trained, *(parties.bridge.parameters() if parties.bridge else ())]
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr)
+
+
+class Loop:
+    """Training as an iterator of `Step`s that can be packed up after any of them.
+
+    `validate(student)` is called every `eval_every` steps and after the last one.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        parties: Parties,
+        pairs: Pairs,
+        validate: Callable[[Student], dict[str, float]] | None = None,
+    ) -> None:
+        self.config, self.parties, self.pairs, self.validate = config, parties, pairs, validate
+        self.steps, self.done = total_steps(config, pairs), 0
+        self.accelerator = Accelerator(cpu=_device(parties).type == "cpu")
+        self.optimizer = self.accelerator.prepare(make_optimizer(parties, config))
+
+    def pack(self) -> dict[str, Tensor]:
+        """All tensors that going on needs; `unpack` is its inverse."""
+        return pack_state(self._modules(), self.optimizer.optimizer)
+
+    def unpack(self, tensors: dict[str, Tensor], done: int) -> None:
+        """Go on after step number `done`, counted from 1."""
+        unpack_state(tensors, self._modules(), self.optimizer.optimizer)
+        self.done = done
+
+    def _modules(self) -> dict[str, nn.Module]:
+        held = nn.ParameterList(self.parties.trained)
+        bridge = {"bridge": self.parties.bridge} if self.parties.bridge else {}
+        return {"student": held} | bridge
+
+    def __iter__(self) -> Iterator[Step]:
+        config, student = self.config, self.parties.student
+        loader = batches(
+            self.pairs,
+            student.transform,
+            config.batch_size,
+            config.seed,
+            self.done,
+            self.steps,
+            config.num_workers,
+        )
+        for batch in loader:
+            yield self._step(batch)
+
+    def _step(self, batch: Batch) -> Step:
+        start, step, config, parties = time.perf_counter(), self.done, self.config, self.parties
+        lr = learning_rate(step, self.steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        parties.student.train()
+        batch = Batch(batch.index, batch.pixels.to(_device(parties)), batch.captions)
+        t, eps = self._noise(step, len(batch.captions))
+        terms = step_losses(parties, batch, t, eps, config)
+        _check_finite(terms, step, batch)
+        ratio = self._ratio(terms, step)
+        loss = objective(terms, config.sds_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norms = self._clip(step, batch)
+        self.optimizer.step()
+        self.done += 1
+        return Step(
+            step=self.done,
+            loss=loss.item(),
+            lr=lr,
+            grad_norm=norms[0],
+            bridge_grad_norm=norms[1],
+            grad_ratio=ratio,
+            validation=self._validation(),
+            seconds=time.perf_counter() - start,
+            **self._means(terms),
+        )
+
+    def _noise(self, step: int, batch_size: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.parties.teacher is None:
+            return None, None
+        shape, device = self.parties.teacher.latent_shape, _device(self.parties)
+        t, eps = draw_noise(step, batch_size, shape, self.config)
+        return t.to(device), eps.to(device)
+
+    def _ratio(self, terms: dict[str, Tensor], step: int) -> float | None:
+        """|sds_weight grad L_SDS| / |grad L_CLIP|, at the first step and where validation is due."""
+        due = step == 0 or self._is_due(step + 1)
+        if "sds" not in terms or not due:
+            return None
+        sds = self.config.sds_weight * _norm(terms["sds"], self.parties.trained)
+        if sds == 0 and step == 0:
+            raise TrainingError("L_SDS gives no gradient to any trainable parameter of the student")
+        if "clip" not in terms:
+            return None
+        ratio = sds / max(_norm(terms["clip"], self.parties.trained), 1e-30)
+        if step == 0 and ratio < INERT:
+            warnings.warn(
+                f"L_SDS is inert at this weight: its gradient is {ratio:.2%} of L_CLIP's "
+                f"(sds_weight {self.config.sds_weight:g} under {self.config.sds_reduction!r})",
+                stacklevel=2,
+            )
+        return ratio
+
+    def _clip(self, step: int, batch: Batch) -> tuple[float, float | None]:
+        """Gradient norms; student and bridge are clipped apart, so that neither damps the other."""
+        groups = {"student": self.parties.trained}
+        if self.parties.bridge is not None:
+            groups["bridge"] = list(self.parties.bridge.parameters())
+        norms = []
+        for name, params in groups.items():
+            norm = float(self.accelerator.clip_grad_norm_(params, self.config.grad_clip))
+            if not math.isfinite(norm):
+                raise TrainingError(
+                    f"step {step + 1}: the gradient of the {name} is {norm}; the weights are as "
+                    f"they were. Pairs {batch.index.tolist()}"
+                )
+            norms.append(norm)
+        return norms[0], norms[1] if len(norms) > 1 else None
+
+    def _means(self, terms: dict[str, Tensor]) -> dict[str, float | None]:
+        means = {name: values.mean().item() for name, values in terms.items()}
+        error = means.get("sds") if self.parties.teacher is not None else None
+        if self.config.arm == "latent-regression":
+            error = None
+        elif error is not None and self.config.sds_reduction == "sum":
+            error /= math.prod(self.parties.teacher.latent_shape)
+        return {"clip": means.get("clip"), "sds": means.get("sds"), "eps_error": error}
+
+    def _is_due(self, step: int) -> bool:
+        every = self.config.eval_every
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+    def _validation(self) -> dict[str, float]:
+        if self.validate is None or not self._is_due(self.done):
+            return {}
+        return self.validate(self.parties.student)
+
+
+def _device(parties: Parties) -> torch.device:
+    return parties.trained[0].device
+
+
+def _norm(values: Tensor, params: Sequence[nn.Parameter]) -> float:
+    grads = torch.autograd.grad(values.mean(), params, retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
+
+
+def _check_finite(terms: dict[str, Tensor], step: int, batch: Batch) -> None:
+    for name, values in terms.items():
+        wrong = ~torch.isfinite(values)
+        if wrong.any():
+            where = wrong.nonzero().flatten().tolist()
+            raise TrainingError(
+                f"step {step + 1}: L_{name.upper()} is not finite for pairs "
+                f"{[int(batch.index[i]) for i in where]}; the weights are as they were"
+            )
