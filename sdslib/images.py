@@ -1,0 +1,176 @@
+"""Pictures read safely: whatever the file holds, an RGB image comes out or an error says why not.
+
+`data` is a whole encoded file, `name` how an error calls it, a box is (x, y, w, h) in pixels of
+the stored image, origin at the upper left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+PIXEL_LIMIT = 64_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Box = tuple[int, int, int, int]
+
+
+class ImageError(ValueError):
+    """A file that gives no picture: says which one, why, and what to do."""
+
+
+def open_image(source: Path | str | bytes, name: str | None = None) -> Image.Image:
+    """Open an image as a viewer shows it: RGB, upright by its EXIF, transparency over white.
+
+    The first frame of an animation; CMYK converted; 16-bit gray scaled to 8, not clipped. Raises
+    `ImageError` if it is missing, empty, truncated, no image, or over 64 megapixels (read from the
+    header, before anything is decoded).
+    """
+    data, name = _read(source, name)
+    image = _decode(data, name)
+    return _rgb(ImageOps.exif_transpose(image), name)
+
+
+def open_crop(source: Path | str | bytes, box: Box, name: str | None = None) -> Image.Image:
+    """Cut a box out of an image as stored, EXIF ignored: ARO's boxes count in stored pixels.
+
+    What lies outside the image is black, as in the authors' crop. Raises `ImageError` as
+    `open_image` does, and where the box is empty or does not touch the image at all.
+    """
+    data, name = _read(source, name)
+    image = _rgb(_decode(data, name), name)
+    x, y, w, h = box
+    if w < 1 or h < 1 or x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+        raise ImageError(
+            f"{name}: bbox (x, y, w, h) = {box} does not overlap the image of "
+            f"{image.width}×{image.height}; correct the box or drop the row"
+        )
+    return image.crop((x, y, x + w, y + h))
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture that can be loaded: `read` returns the encoded file, `box` cuts a part out of it.
+
+    Picklable if `read` is. The key is the content's, so the same bytes under two names are one
+    picture, and each (picture, box) has to be encoded only once.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    box: Box | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the encoded file (first 32 hex digits) and the box; reads the file once."""
+        part = "" if self.box is None else "@" + ",".join(map(str, self.box))
+        return hashlib.sha256(self.data()).hexdigest()[:32] + part
+
+    def data(self) -> bytes:
+        """The encoded file; raises `ImageError` where it cannot be read."""
+        try:
+            return self.read()
+        except OSError as reason:
+            raise ImageError(f"{self.name} cannot be read ({reason.strerror or reason})") from None
+
+    def load(self) -> Image.Image:
+        """The picture, RGB; see `open_image` and, with a box, `open_crop`."""
+        if self.box is None:
+            return open_image(self.data(), self.name)
+        return open_crop(self.data(), self.box, self.name)
+
+
+def _read(source: Path | str | bytes, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, name or "image"
+    name = name or str(source)
+    try:
+        return Path(source).read_bytes(), name
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist") from None
+    except OSError as reason:
+        raise ImageError(f"{name} cannot be read ({reason.strerror})") from None
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    """Decode the first frame; `verify()` would let a truncated JPEG pass, so everything is read."""
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes); fetch it again")
+    image = _header(data, name)
+    megapixels = image.width * image.height / 1e6
+    if megapixels * 1e6 > PIXEL_LIMIT:
+        raise _too_large(name, megapixels)
+    try:
+        image.load()
+    except Exception as reason:  # each decoder has its own way to fail: OSError, SyntaxError, ...
+        raise ImageError(
+            f"{name} is truncated or damaged ({len(data)} bytes: {reason}); fetch it again"
+        ) from reason
+    return image
+
+
+def _header(data: bytes, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit; ours is lower and is checked by the caller
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as reason:
+        found = re.search(r"\((\d+) pixels\)", str(reason))
+        raise _too_large(name, int(found[1]) / 1e6 if found else 2 * PIXEL_LIMIT / 1e6) from None
+    except Exception as reason:
+        raise ImageError(f"{name} is not an image ({_looks_like(data, reason)})") from None
+
+
+def _too_large(name: str, megapixels: float) -> ImageError:
+    limit = PIXEL_LIMIT / 1e6
+    return ImageError(
+        f"{name}: {math.ceil(megapixels)} MP exceeds the {limit:.0f} MP limit; scale it down"
+    )
+
+
+def _looks_like(data: bytes, reason: Exception) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; run git lfs pull"
+    start = data[:48].lstrip(b"\xef\xbb\xbf \r\n\t").split(b"\n")[0][:24]
+    if start.isascii() and start.decode("ascii").isprintable():
+        return f"starts with '{start.decode('ascii').strip()}'"
+    if isinstance(reason, Image.UnidentifiedImageError):
+        return f"starts with bytes {start[:8].hex(' ')}; read are {', '.join(FORMATS)}"
+    return str(reason)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    try:
+        if image.mode.startswith(("I", "F")):
+            return _scaled_gray(image, name).convert("RGB")
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            return Image.alpha_composite(white, rgba).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as reason:
+        raise ImageError(
+            f"{name}: cannot turn mode {image.mode} into RGB ({reason}); convert it to 8-bit RGB"
+        ) from None
+
+
+def _scaled_gray(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"{name}: {image.mode} pixels from {values.min()} to {values.max()} have no known "
+            "white; convert it to 8-bit RGB"
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))

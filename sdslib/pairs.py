@@ -1,0 +1,491 @@
+"""Image-caption pairs, from COCO files, the Hub or WebDataset shards, and the order they come in.
+
+A pair is one image with its K captions; one of them is drawn an epoch, so no batch ever holds two
+captions of one image. Every draw derives from (seed, purpose, epoch, index): any step can be made
+from nothing, by any number of workers. Letters: B pairs a batch, S image side.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import tarfile
+import warnings
+from array import array
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import braceexpand
+import ijson  # type: ignore[import-untyped]
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pydantic import BaseModel
+from torch.utils.data import DataLoader, Dataset
+
+from sdslib.config import derive_seed, project_path, project_root
+from sdslib.images import ImageRef
+from sdslib.sources import (
+    REPO_ID,
+    Caption,
+    DataError,
+    Root,
+    cell_bytes,
+    check_caption,
+    check_row,
+    hub_dataset,
+    image_columns,
+)
+
+Transform = Callable[[Image.Image], torch.Tensor]
+Row = dict[str, Any]
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "raw", "en", "sentence")
+ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid", "id", "__key__")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+MEMBER_LIMIT = 256 * 2**20
+
+
+class Pairs:
+    """Images with their captions, by number; the captions in one Arrow table, the images on disk.
+
+    `table` has the columns id, name, captions (list of text) and whatever `read` needs to find the
+    encoded image of a row. 118k COCO pairs take about 50 MB.
+    """
+
+    def __init__(self, table: pa.Table, read: Callable[[Row], bytes], source: str) -> None:
+        if len(table) == 0:
+            raise DataError(f"{source}: has no pairs")
+        self.table = table.combine_chunks()
+        self.source = source
+        self._read = read
+        self._rows = self.table.drop_columns(["captions"])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def ids(self) -> list[str]:
+        """The image ids of the source, in order."""
+        return self.table["id"].to_pylist()
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of one image."""
+        return tuple(self.table["captions"][index].as_py())
+
+    def ref(self, index: int) -> ImageRef:
+        """One image, unread, with its content key."""
+        row = {name: self._rows[name][index].as_py() for name in self._rows.column_names}
+        return ImageRef(row["name"], partial(self._read, row))
+
+    def image(self, index: int) -> Image.Image:
+        """One image as RGB; raises `ImageError` where the file gives none."""
+        return self.ref(index).load()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, captions, image names and, for local files, their sizes.
+
+        It stands for the images' content without reading 18 GB of them.
+        """
+        digest = hashlib.sha256()
+        for batch in self.table.to_batches(max_chunksize=1024):
+            digest.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Pairs:
+        """The pairs at these places, in this order."""
+        return Pairs(self.table.take(pa.array(rows, pa.int64())), self._read, self.source)
+
+    def without(self, ids: Collection[str]) -> Pairs:
+        """The pairs whose image id is not among `ids`, as of images that a test set holds."""
+        return self.take([i for i, own in enumerate(self.ids) if own not in ids])
+
+
+def load_pairs(source: str, limit: int | None = None) -> Pairs:
+    """Open a set of image-caption pairs.
+
+    `source` is `mini` or `mini:val`; a COCO folder (`annotations/captions_*.json` beside the image
+    folders); `captions.json::image_folder`; WebDataset shards (`shards/{000..099}.tar`, a pattern
+    with `*`, or a folder of them); or a Hub id, `owner/name` or `owner/name:split`. `limit` takes a
+    random subset, the same every time, the smaller inside the larger. Raises `DataError`.
+    """
+    pairs = _open(source)
+    if limit is None:
+        return pairs
+    if limit > len(pairs):
+        raise DataError(
+            f"{limit} pairs asked for, but {source} has {len(pairs)}; lower train_pairs or leave it"
+        )
+    order = np.random.default_rng(derive_seed(0, "limit", len(pairs))).permutation(len(pairs))
+    return pairs.take(np.sort(order[:limit]))
+
+
+def _open(source: str) -> Pairs:
+    if source == "mini" or source.startswith("mini:"):
+        return _mini_pairs(source.partition(":")[2] or "train")
+    if "::" in source:
+        annotations, _, images = source.partition("::")
+        return coco_pairs(project_path(annotations), project_path(images))
+    if source.endswith(".tar"):
+        return shard_pairs(source)
+    folder = project_path(source)
+    if folder.is_dir():
+        shards = sorted(folder.glob("*.tar"))
+        return shard_pairs(str(folder / "*.tar")) if shards else _coco_folder(folder)
+    repo, _, split = source.partition(":")
+    if REPO_ID.match(repo):
+        return hub_pairs(repo, split or "train")
+    raise DataError(
+        f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "
+        "captions.json::image_folder, shards/*.tar or owner/name"
+    )
+
+
+def _mini_pairs(split: str) -> Pairs:
+    root = project_root() / "data" / "mini" / "world" / "coco"
+    if not root.is_dir():
+        raise DataError(
+            "the mini-world is not drawn yet; run notebooks/00_miniworld.ipynb or make miniworld"
+        )
+    return coco_pairs(root / "annotations" / f"captions_{split}.json", root / split)
+
+
+# --- COCO ----------------------------------------------------------------------------------------
+
+
+class CocoImage(BaseModel):
+    """One entry of `images` in COCO's caption files."""
+
+    id: int
+    file_name: str
+
+
+class CocoAnnotation(BaseModel):
+    """One entry of `annotations` in COCO's caption files."""
+
+    image_id: int
+    caption: Caption
+
+
+def coco_pairs(annotations: Path, images: Path) -> Pairs:
+    """Pairs of a COCO captions file; it is read as a stream, so memory holds the captions alone.
+
+    Images without a caption are left out with a warning. Raises `DataError` with the path of the
+    first fault, as `captions_val.json.annotations[3].caption: is empty`.
+    """
+    names: dict[int, str] = {}
+    for where, entry in _stream(annotations, "images", CocoImage):
+        if entry.id in names:
+            raise DataError(f"{where}.id: image {entry.id} appears twice; remove one of the two")
+        names[entry.id] = entry.file_name
+    has, lists = _coco_captions(annotations, {own: row for row, own in enumerate(names)})
+    if len(has) < len(names):
+        warnings.warn(
+            f"{annotations.name}: {len(names) - len(has)} images have no caption; left out",
+            stacklevel=2,
+        )
+    ids, files, root = list(names), list(names.values()), Root(images)
+    paths = [root.path(files[i], f"{annotations.name}, image {ids[i]}") for i in has]
+    columns = {
+        "id": [str(ids[i]) for i in has],
+        "name": [files[i] for i in has],
+        "captions": lists,
+        "size": [path.stat().st_size for path in paths],
+    }
+    return Pairs(pa.table(columns), partial(_read_file, images), f"{annotations}::{images}")
+
+
+def _coco_captions(path: Path, row_of: dict[int, int]) -> tuple[np.ndarray, pa.ListArray]:
+    rows, texts = array("q"), list[str]()
+    chunks: list[pa.Array] = []  # Arrow as we go: half a million str objects take 80 MB
+    for where, note in _stream(path, "annotations", CocoAnnotation):
+        if note.image_id not in row_of:
+            raise DataError(f"{where}.image_id: {note.image_id} is not among the images")
+        rows.append(row_of[note.image_id])
+        texts.append(note.caption)
+        if len(texts) == 8192:
+            chunks.append(pa.array(texts, pa.string()))
+            texts.clear()
+    chunks.append(pa.array(texts, pa.string()))
+    return _grouped(np.frombuffer(rows, np.int64), pa.chunked_array(chunks))
+
+
+def _coco_folder(folder: Path) -> Pairs:
+    """The training split of a folder laid out as COCO's downloads are."""
+    found = sorted((folder / "annotations").glob("captions_*.json"))
+    train = [path for path in found if "train" in path.name] or found
+    if len(train) == 1:
+        split = train[0].stem.removeprefix("captions_")
+        for images in (folder / split, folder / "images" / split):
+            if images.is_dir():
+                return coco_pairs(train[0], images)
+    raise DataError(
+        f"{folder} is not one COCO split: needs annotations/captions_NAME.json and a folder NAME, "
+        f"found {[path.name for path in found] or 'no captions file'}; "
+        "name the two as captions.json::image_folder"
+    )
+
+
+def _stream(path: Path, key: str, model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """The entries of one top-level list, each with its place, without the whole file in memory."""
+    index = -1
+    try:
+        with path.open("rb") as file:
+            if file.read(3) != b"\xef\xbb\xbf":
+                file.seek(0)
+            for index, entry in enumerate(ijson.items(file, f"{key}.item", use_float=True)):
+                where = f"{path.name}.{key}[{index}]"
+                yield where, check_row(entry, model, where)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except ijson.JSONError as reason:
+        raise DataError(
+            f"{path.name}: not valid JSON near {key}[{index + 1}] ({_first_line(reason)})"
+        ) from None
+    if index < 0:
+        raise DataError(f"{path.name}: expected an object with a list {key!r} that is not empty")
+
+
+def _first_line(reason: Exception) -> str:
+    text = reason.args[0] if reason.args else reason
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    return text.strip().split("\n")[0]
+
+
+def _grouped(rows: np.ndarray, texts: pa.ChunkedArray) -> tuple[np.ndarray, pa.ListArray]:
+    """Texts as lists by row number: the rows that have any, ascending, and their lists."""
+    order = np.argsort(rows, kind="stable")
+    has, starts = np.unique(rows[order], return_index=True)
+    offsets = pa.array(np.append(starts, len(rows)), pa.int32())
+    values = texts.take(pa.array(order)).combine_chunks()
+    return has, pa.ListArray.from_arrays(offsets, values)
+
+
+def _read_file(folder: Path, row: Row) -> bytes:
+    return (folder / row["name"]).read_bytes()
+
+
+# --- the Hub -------------------------------------------------------------------------------------
+
+
+def hub_pairs(repo: str, split: str) -> Pairs:
+    """Pairs of a Hub data set with one image column and a column of captions (text or list)."""
+    found = hub_dataset(repo, split, local="a COCO folder or captions.json::image_folder")
+    return dataset_pairs(found, f"{repo}:{split}")
+
+
+def dataset_pairs(found: Any, name: str) -> Pairs:
+    """Pairs of a `datasets.Dataset` whose images are left encoded; rows of one image are joined."""
+    images = image_columns(found)
+    texts = [column for column in CAPTION_COLUMNS if column in found.column_names]
+    if len(images) != 1 or not texts:
+        raise DataError(
+            f"{name}: expected one image column and one of {', '.join(CAPTION_COLUMNS)}; "
+            f"found {', '.join(found.column_names)}"
+        )
+    rows, captions = array("q"), []
+    for row, cell in enumerate(found[texts[0]]):
+        for text in [cell] if isinstance(cell, str) else cell or [None]:
+            captions.append(_caption(text, f"{name}[{row}].{texts[0]}"))
+            rows.append(row)
+    ids = [column for column in ID_COLUMNS if column in found.column_names]
+    ids = [str(value) for value in found[ids[0]]] if ids else [str(i) for i in range(len(found))]
+    first = {own: row for row, own in reversed(list(enumerate(ids)))}
+    owner = np.array([first[ids[row]] for row in rows], np.int64)
+    has, lists = _grouped(owner, pa.chunked_array([captions], pa.string()))
+    own = [ids[row] for row in has]
+    columns = {"id": own, "name": [f"{name}[{row}]" for row in has], "captions": lists, "row": has}
+    return Pairs(pa.table(columns), partial(_read_cell, found, images[0]), name)
+
+
+def _read_cell(found: Any, column: str, row: Row) -> bytes:
+    return cell_bytes(found, row["row"], column)
+
+
+def _caption(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"{where}: expected text, got {text!r}")
+    try:
+        return check_caption(text)
+    except ValueError as reason:
+        raise DataError(f"{where}: {reason}") from None
+
+
+# --- WebDataset ----------------------------------------------------------------------------------
+
+
+def shard_pairs(pattern: str) -> Pairs:
+    """Pairs in local WebDataset shards: members KEY.jpg with KEY.txt or KEY.json ("caption").
+
+    The shards are indexed once and then read at random places. Raises `DataError` for a member
+    that is a link, leads out of its folder, or is larger than 256 MB.
+    """
+    paths = [p for part in braceexpand.braceexpand(pattern) for p in _shards(part)]
+    rows: list[Row] = []
+    for path in paths:
+        rows += _index_shard(path)
+    return Pairs(pa.Table.from_pylist(rows), _read_member, pattern)
+
+
+def _shards(part: str) -> list[str]:
+    path = str(project_path(part))
+    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+    if not found or not Path(found[0]).is_file():
+        raise DataError(f"no shard {path}; give shards/{{000..099}}.tar or a pattern with *")
+    return found
+
+
+def _index_shard(path: str) -> list[Row]:
+    samples: dict[str, Row] = {}
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                _index_member(shard, member, samples, Path(path).name)
+    except (tarfile.ReadError, EOFError) as reason:
+        raise DataError(f"{path} is not a whole, uncompressed tar file ({reason})") from None
+    for key, sample in samples.items():
+        absent = [part for part in ("offset", "captions") if part not in sample]
+        if absent:
+            what = "image" if absent == ["offset"] else "caption (.txt or .json)"
+            raise DataError(f"{Path(path).name}: sample {key!r} has no {what}")
+        sample["shard"] = path
+    return list(samples.values())
+
+
+def _index_member(
+    shard: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
+) -> None:
+    pure = PurePosixPath(member.name)
+    if member.isdir():
+        return
+    if not member.isreg() or pure.is_absolute() or ".." in pure.parts:
+        raise DataError(f"{name}: member {member.name!r} is a link or leads out of its folder")
+    if member.size > MEMBER_LIMIT:
+        raise DataError(f"{name}: member {member.name!r} has {member.size} bytes; too many")
+    stem, _, ending = pure.name.partition(".")
+    key = str(pure.parent / stem)
+    if ending.lower() in IMAGE_ENDINGS:
+        row = {"id": key, "name": f"{name}:{member.name}"}
+        samples.setdefault(key, {}).update(row, offset=member.offset_data, size=member.size)
+    elif ending in ("txt", "json"):
+        file = shard.extractfile(member)
+        text = file.read() if file else b""
+        captions = samples.setdefault(key, {})
+        if ending == "txt" or "captions" not in captions:
+            captions["captions"] = _member_captions(text, ending, f"{name}:{member.name}")
+
+
+def _member_captions(data: bytes, ending: str, where: str) -> list[str]:
+    try:
+        text: Any = data.decode("utf-8")
+        found = text.strip() if ending == "txt" else json.load(io.BytesIO(data)).get("caption")
+    except (ValueError, AttributeError) as reason:
+        raise DataError(f"{where}: not a caption ({reason})") from None
+    return [_caption(text, where) for text in (found if isinstance(found, list) else [found])]
+
+
+def _read_member(row: Row) -> bytes:
+    with open(row["shard"], "rb") as file:
+        file.seek(row["offset"])
+        return file.read(row["size"])
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees: places in the `Pairs`, pixels, and one caption an image."""
+
+    index: torch.Tensor  # int64 [B]
+    pixels: torch.Tensor  # [B, 3, S, S]
+    captions: tuple[str, ...]
+
+
+def steps_per_epoch(pairs: Pairs, batch_size: int) -> int:
+    """Full batches in the pairs, the rest dropped; raises `DataError` where there is none."""
+    steps = len(pairs) // batch_size
+    if steps == 0:
+        raise DataError(
+            f"0 batches: {pairs.source} has {len(pairs)} pairs, batch_size is {batch_size}; "
+            "lower batch_size or take more pairs"
+        )
+    return steps
+
+
+def batches(
+    pairs: Pairs,
+    transform: Transform,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """The batches of the steps `start_step` to `steps - 1`, counted from the start of training.
+
+    The order within an epoch is a permutation drawn from (seed, "order", epoch), the caption of an
+    image from (seed, "caption", epoch, index); a step is the same whatever came before it and
+    however many workers make it. `transform` maps an RGB image to [3, S, S] and is to be
+    deterministic. Raises `DataError` for 0 batches, before the first one.
+    """
+    source = _Steps(pairs, transform, batch_size, seed, steps_per_epoch(pairs, batch_size))
+    loader = DataLoader(
+        source,
+        sampler=range(start_step, steps),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_same,
+        generator=torch.Generator(),  # the loader would draw from, and so move, torch's own
+    )
+    return _named_failures(loader)
+
+
+class _Steps(Dataset):
+    """Step number to `Batch`."""
+
+    def __init__(
+        self, pairs: Pairs, transform: Transform, batch_size: int, seed: int, per_epoch: int
+    ) -> None:
+        self.pairs, self.transform, self.batch_size = pairs, transform, batch_size
+        self.seed, self.per_epoch = seed, per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.per_epoch)
+        order = epoch_order(self.seed, epoch, len(self.pairs))
+        index = order[place * self.batch_size : (place + 1) * self.batch_size]
+        pixels = [self.transform(self.pairs.image(int(i))) for i in index]
+        captions = [self._caption(epoch, int(i)) for i in index]
+        return Batch(torch.from_numpy(index.copy()), torch.stack(pixels), tuple(captions))
+
+    def _caption(self, epoch: int, index: int) -> str:
+        captions = self.pairs.captions(index)
+        return captions[derive_seed(self.seed, "caption", epoch, index) % len(captions)]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order in which one epoch sees `count` pairs; int64 [count]."""
+    return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(count)
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _named_failures(loader: DataLoader) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except RuntimeError as reason:
+        if "DataLoader worker" not in str(reason):
+            raise
+        raise RuntimeError(
+            f"{reason}; a worker that reads images died, often for want of memory or /dev/shm: "
+            "set num_workers=0 to read in this process"
+        ) from reason

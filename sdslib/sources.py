@@ -1,0 +1,339 @@
+"""Where data come from: files inside a root, rows checked against a schema, data sets of the Hub.
+
+Each failure is one sentence that names the place (`visual_genome_relation.json[3].bbox_w`), what
+was expected, and what to do next. The only door to `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    import datasets
+
+CAPTION_LIMIT = 10_000
+DRIVE = re.compile("^[A-Za-z]:")
+HUB_TIMEOUT_S = 5.0
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are: says where, what was expected, and what to do."""
+
+
+class AccessError(DataError):
+    """A Hub data set out of reach; `reason` is offline, no-token, terms-not-accepted, not-found."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def check_caption(text: str) -> str:
+    """A caption that a tokenizer can take: not blank, no NUL, no half of a surrogate pair."""
+    if not text.strip():
+        raise ValueError("is empty")
+    if len(text) > CAPTION_LIMIT:
+        raise ValueError(f"has {len(text)} characters; the limit is {CAPTION_LIMIT}")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("has a NUL character or half a surrogate pair")
+    return text
+
+
+Caption = Annotated[str, AfterValidator(check_caption)]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+class Root:
+    """A folder whose files are named by somebody else's annotations, so nothing may lead out of it.
+
+    `path(name)` raises `DataError` for absolute names, `..`, links that leave the folder, and files
+    that are missing (the right spelling is offered where only the case differs). Folders are
+    listed once each, so that 118,287 names cost no 118,287 system calls.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder} is not a folder; give the folder that holds the images")
+        self._real = os.path.realpath(self.folder)
+        self._listings: dict[str, dict[str, bool]] = {}  # folder -> name -> is it a link
+
+    def path(self, name: str, where: str = "") -> Path:
+        """The file called `name` below the root; `where` says which row asks for it."""
+        prefix = f"{where}: " if where else ""
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name:
+            raise DataError(
+                f"{prefix}{name!r} escapes the data root {self.folder}; use paths below it"
+            )
+        is_link = self._listing(str(pure.parent), prefix).get(pure.name)
+        if is_link is None:
+            raise DataError(prefix + self._missing(pure))
+        if is_link and not self._inside(os.path.realpath(self.folder / pure)):
+            raise DataError(
+                f"{prefix}{name!r} is a link that escapes the data root {self.folder}; "
+                "give the folder that it points into"
+            )
+        return self.folder / pure
+
+    def _listing(self, parent: str, prefix: str) -> dict[str, bool]:
+        if parent not in self._listings:
+            real = os.path.realpath(self.folder / parent)
+            if not self._inside(real):
+                raise DataError(
+                    f"{prefix}folder {parent!r} is a link that escapes the data root {self.folder}"
+                )
+            try:
+                with os.scandir(real) as entries:
+                    self._listings[parent] = {entry.name: entry.is_symlink() for entry in entries}
+            except OSError:
+                self._listings[parent] = {}
+        return self._listings[parent]
+
+    def _inside(self, real: str) -> bool:
+        return real == self._real or real.startswith(self._real.rstrip(os.sep) + os.sep)
+
+    def _missing(self, pure: PurePosixPath) -> str:
+        listing = self._listing(str(pure.parent), "")
+        alike = [n for n in listing if n.casefold() == pure.name.casefold()]
+        hint = f"; did you mean {alike[0]!r}?" if alike else "; fetch it or correct the annotation"
+        return f"{str(pure)!r} does not exist in {self.folder}{hint}"
+
+
+def read_json(path: Path | str) -> Any:
+    """Parse a JSON file (a byte-order mark is allowed, NaN and double keys are not)."""
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({reason})") from None
+    if not text.strip():
+        raise DataError(f"{path} is empty; fetch it again")
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_double_keys)
+    except json.JSONDecodeError as reason:
+        raise DataError(
+            f"{path.name}:{reason.lineno}:{reason.colno}: {_no_json(text, reason)}"
+        ) from None
+    except ValueError as reason:
+        raise DataError(f"{path.name}: {reason}") from None
+
+
+def _no_json(text: str, reason: json.JSONDecodeError) -> str:
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer, not the data; run git lfs pull"
+    return f"not valid JSON ({reason.msg}); the text starts with {text.strip()[:20]!r}"
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {double!r} appears twice in one object")
+    return found
+
+
+def check_rows(rows: Any, model: type[Model], name: str) -> list[Model]:
+    """Validate a list of rows; raises `DataError` with the path of the first faults, as
+    `visual_genome_relation.json[3].bbox_w: expected integer >= 1, got 0`."""
+    if not isinstance(rows, list):
+        raise DataError(f"{name}: expected a list of rows, got {_kind(rows)}")
+    if not rows:
+        raise DataError(f"{name}: has no rows")
+    try:
+        return TypeAdapter(list[model]).validate_python(rows)  # type: ignore[valid-type]
+    except ValidationError as fault:
+        raise DataError(describe(fault, name)) from None
+
+
+def check_row(row: Any, model: type[Model], name: str) -> Model:
+    """Validate one row, as `check_rows` does a list."""
+    try:
+        return model.model_validate(row)
+    except ValidationError as fault:
+        raise DataError(describe(fault, name)) from None
+
+
+def describe(fault: ValidationError, name: str, limit: int = 3) -> str:
+    """A pydantic error as lines `name[3].key: expected ..., got ...`, the first few of them."""
+    errors = fault.errors(include_url=False)
+    lines = [f"{name}{_place(e['loc'])}: {_expected(e)}" for e in errors[:limit]]
+    more = len(errors) - limit
+    return "\n".join(lines) + (f"\n... and {more} more" if more > 0 else "")
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+
+
+EXPECTED = {
+    "missing": "is missing",
+    "extra_forbidden": "is not a known key",
+    "string_type": "expected text",
+    "int_type": "expected integer",
+    "int_parsing": "expected integer",
+    "int_from_float": "expected integer",
+    "float_type": "expected number",
+    "list_type": "expected list",
+    "model_type": "expected object",
+    "dict_type": "expected object",
+    "bytes_type": "expected bytes",
+}
+
+
+def _expected(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return EXPECTED[kind]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "greater_than_equal":
+        return f"expected integer >= {context['ge']}, got {error['input']!r}"
+    text = EXPECTED.get(kind, error["msg"])
+    return f"{text}, got {_kind(error['input'])}"
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    kinds: dict[type, str] = {dict: "an object", list: "a list"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def unique_ids(ids: Iterable[Any], name: str) -> None:
+    """Raise `DataError` if an id appears twice: which of the two rows is right, nobody can say."""
+    seen: set[Any] = set()
+    for index, item in enumerate(ids):
+        if item in seen:
+            raise DataError(f"{name}[{index}]: id {item!r} appears twice; remove one of the rows")
+        seen.add(item)
+
+
+# --- the Hub -------------------------------------------------------------------------------------
+
+REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+OFFLINE = "offline"
+NO_TOKEN = "no-token"
+TERMS = "terms-not-accepted"
+NOT_FOUND = "not-found"
+
+
+def hub_dataset(
+    repo: str, split: str, config: str | None = None, local: str = "a local folder"
+) -> datasets.Dataset:
+    """Load one split of a Hub data set, images left encoded; asks for access first, in seconds.
+
+    Without network the local cache is used. `local` says, in errors, what to give in its place.
+    Raises `AccessError` with one of four reasons, `DataError` where the split is not there. Never
+    runs code from the Hub; the token is `HF_TOKEN` or that of `hf auth login`.
+    """
+    refused = hub_access(repo, local)
+    if refused is not None and refused.reason != OFFLINE:
+        raise refused
+    import datasets
+
+    try:
+        with _cache_only(refused is not None):
+            return undecoded(datasets.load_dataset(repo, config, split=split))
+    except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
+        raise refused or DataError(f"{repo}, split {split!r}: {reason}") from reason
+
+
+def hub_access(repo: str, local: str = "a local folder") -> AccessError | None:
+    """Ask the Hub once, within `HUB_TIMEOUT_S`, whether a data set may be read; None if it may."""
+    import httpx2
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import OfflineModeIsEnabled as OfflineModeError
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    page, token = f"{constants.ENDPOINT}/datasets/{repo}", get_token()
+    url = f"{constants.ENDPOINT}/api/datasets/{repo}/auth-check"
+    try:
+        headers = build_hf_headers(token=token or False)
+        hf_raise_for_status(get_session().get(url, headers=headers, timeout=HUB_TIMEOUT_S))
+        return None
+    except GatedRepoError:
+        fault = TERMS if token else NO_TOKEN
+    except RepositoryNotFoundError:
+        fault = NOT_FOUND
+    except HfHubHTTPError as reason:
+        status = reason.response.status_code
+        if status == 401:
+            fault = NO_TOKEN
+        else:
+            return _refusal(repo, page, OFFLINE, local, f"the Hub answered {status}")
+    except OfflineModeError:
+        return _refusal(repo, page, OFFLINE, local, "offline mode is on: HF_HUB_OFFLINE=1")
+    except (httpx2.HTTPError, OSError) as reason:
+        return _refusal(repo, page, OFFLINE, local, f"{type(reason).__name__}: {reason}")
+    return _refusal(repo, page, fault, local, "it was refused" if token else "none was found")
+
+
+def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
+    said = {
+        OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "
+        "Connect, or unset HF_HUB_OFFLINE, and run again",
+        NO_TOKEN: f"reading it needs a token ({detail}). Accept its terms at {page}, make a read "
+        "token at https://huggingface.co/settings/tokens, then set HF_TOKEN or run "
+        "`hf auth login`",
+        TERMS: "your account has not accepted its terms (or awaits approval). Open "
+        f"{page} with the account of your token and accept them",
+        NOT_FOUND: f"there is no such data set at {page}, or it is private. Check the spelling; "
+        "for a private one set HF_TOKEN",
+    }
+    message = f"{repo}: {said[fault]}. Without the Hub: give {local}."
+    return AccessError(message, fault)
+
+
+@contextmanager
+def _cache_only(active: bool) -> Iterator[None]:
+    """Let `datasets` look into its cache alone; else it retries for 23 seconds first."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or active
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def undecoded(found: datasets.Dataset) -> datasets.Dataset:
+    """The same data set with its image columns as encoded bytes: one decoder for all, ours."""
+    import datasets
+
+    for column in image_columns(found):
+        found = found.cast_column(column, datasets.Image(decode=False))
+    return found
+
+
+def image_columns(found: datasets.Dataset) -> list[str]:
+    """The names of the columns that hold images."""
+    import datasets
+
+    return [name for name, kind in found.features.items() if isinstance(kind, datasets.Image)]
+
+
+def cell_bytes(found: datasets.Dataset, row: int, column: str) -> bytes:
+    """The encoded image in one cell of an `undecoded` data set."""
+    cell = found[row][column]
+    return cell["bytes"] if cell["bytes"] else Path(cell["path"]).read_bytes()

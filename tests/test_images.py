@@ -1,0 +1,162 @@
+"""Whatever a file holds, an RGB picture comes out or an error that names the file and the cause."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdslib.images import ImageError, ImageRef, open_crop, open_image
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encode(image, form="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def photo(width=48, height=24) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png_header(width, height) -> bytes:
+    """A PNG that claims to be this large and has no pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9**6) + b"IDAT"
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_a_lossless_picture_comes_back_pixel_by_pixel(form, tmp_path):
+    path = tmp_path / "a.img"
+    path.write_bytes(encode(photo(), form))
+    assert np.array_equal(open_image(path), photo())
+
+
+def test_a_hidden_color_under_full_transparency_shows_white():
+    rgba = Image.new("RGBA", (4, 2), (*RED, 0))
+    rgba.putpixel((0, 0), (*RED, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 128))
+    image = open_image(encode(rgba))
+    assert image.mode == "RGB"
+    assert [image.getpixel((x, 0)) for x in (0, 2)] == [RED, WHITE]
+    assert image.getpixel((1, 0)) == (127, 127, 127)
+
+
+def test_gray_with_alpha_and_rgb_with_a_color_key_show_white():
+    assert open_image(encode(Image.new("LA", (2, 2), (0, 0)))).getpixel((0, 0)) == WHITE
+    keyed = encode(Image.new("RGB", (2, 2), RED), transparency=RED)
+    assert open_image(keyed).getpixel((0, 0)) == WHITE
+
+
+def test_a_palette_is_looked_up_and_its_transparent_entry_shows_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([*RED, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    assert open_image(encode(palette)).getpixel((1, 0)) == (0, 0, 255)
+    assert open_image(encode(palette, transparency=0)).getpixel((0, 0)) == WHITE
+
+
+def test_cmyk_jpeg_keeps_its_colors():
+    image = open_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(np.array(image.getpixel((8, 8))) - RED).max() < 8
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(form):
+    values = np.array([[0, 257 * 10, 257 * 128, 65535]], dtype=np.uint16)
+    image = open_image(encode(Image.fromarray(values), form))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 10, 128, 255]
+
+
+def test_float_pixels_without_a_known_white_are_refused():
+    data = encode(Image.new("F", (2, 2), 0.5), "TIFF")
+    with pytest.raises(ImageError, match="convert it to 8-bit RGB"):
+        open_image(data, "depth.tiff")
+
+
+def test_exif_rotation_turns_the_picture_upright():
+    upright = photo()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn 90 degrees clockwise to view
+    stored = encode(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert np.array_equal(open_image(stored), upright)
+
+
+def test_a_box_counts_in_stored_pixels_whatever_the_exif_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = open_crop(encode(photo(), exif=exif), (40, 2, 8, 20))
+    assert np.array_equal(image, photo().crop((40, 2, 48, 22)))
+
+
+def test_a_box_partly_outside_is_black_there_as_in_the_authors_crop():
+    image = open_crop(encode(Image.new("RGB", (10, 10), "white")), (8, -2, 4, 4))
+    assert image.size == (4, 4)
+    assert image.getpixel((0, 3)) == WHITE
+    assert image.getpixel((3, 3)) == image.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (0, 0, 5, -1), (48, 0, 5, 5), (-5, 0, 5, 5)])
+def test_a_box_without_overlap_is_refused(box):
+    with pytest.raises(ImageError, match=r"7\.png: bbox .* does not overlap the image of 48×24"):
+        open_crop(encode(photo()), box, "7.png")
+
+
+def test_an_animation_shows_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_image(data).getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"images/12\.jpg is empty \(0 bytes\)"),
+        (b"<html><body>404", r"images/12\.jpg is not an image \(starts with '<html><body>404'\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer; run git lfs pull"),
+        (b"\x00\x01\x02\x03", "not an image .*00 01 02 03"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "starts with '%!PS-Adobe"),
+        (encode(photo(), "JPEG")[:900], r"truncated or damaged \(900 bytes"),
+        (encode(photo())[:600], "truncated or damaged"),
+        (encode(photo())[:20], "images/12.jpg"),
+    ],
+)
+def test_a_file_without_a_picture_is_named_with_the_cause(data, message):
+    with pytest.raises(ImageError, match=message):
+        open_image(data, "images/12.jpg")
+
+
+def test_a_flipped_byte_is_found():
+    data = bytearray(encode(photo()))
+    data[200] ^= 0xFF
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        open_image(bytes(data))
+
+
+@pytest.mark.parametrize(("side", "megapixels"), [(8001, 65), (12_000, 144), (30_000, 900)])
+def test_too_many_pixels_are_refused_from_the_header_alone(side, megapixels):
+    with pytest.raises(ImageError, match=rf"big\.png: {megapixels} MP exceeds the 64 MP limit"):
+        open_image(png_header(side, side), "big.png")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"none\.png does not exist"):
+        open_image(tmp_path / "none.png")
+
+
+def test_the_key_is_the_contents_and_the_boxs(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(encode(photo()))
+    a, b = (ImageRef(name, (tmp_path / name).read_bytes) for name in "ab")
+    assert a.key == b.key
+    assert ImageRef("a", (tmp_path / "a").read_bytes, (0, 0, 4, 4)).key != a.key
+    (tmp_path / "b").write_bytes(encode(photo(20, 20)))
+    assert ImageRef("b", (tmp_path / "b").read_bytes).key != a.key
+    assert np.array_equal(pickle.loads(pickle.dumps(a)).load(), photo())  # noqa: S301

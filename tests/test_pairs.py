@@ -1,0 +1,460 @@
+"""Pairs from files in the real schemas, and batches that any step can be resumed at."""
+
+import io
+import json
+import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdslib import pairs as module
+from sdslib.images import ImageError
+from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs, shard_pairs
+from sdslib.sources import DataError, Root, hub_dataset, undecoded
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    pixels = np.array(image.resize((8, 8), Image.Resampling.BOX))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def shade(index: int) -> Image.Image:
+    return Image.new("RGB", (16, 12), (index, 2 * index % 256, 255 - index))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def coco_document(count=10, captions=3) -> dict:
+    """COCO's captions schema with ids that neither start at 0 nor follow each other."""
+    images = [
+        {"id": 7 * i + 100, "file_name": f"{i:012d}.png", "width": 16, "height": 12, "license": 1}
+        for i in range(count)
+    ]
+    notes = [
+        {
+            "id": 900 - n,
+            "image_id": 7 * (n % count) + 100,
+            "caption": f"caption {n // count} of {n % count}",
+        }
+        for n in range(count * captions)
+    ]
+    return {"info": {}, "licenses": [], "images": images, "annotations": notes}
+
+
+def write_coco(root, document=None, count=10, name="train2017"):
+    (root / "annotations").mkdir(parents=True)
+    (root / name).mkdir()
+    for i in range(count):
+        (root / name / f"{i:012d}.png").write_bytes(png(shade(i)))
+    text = json.dumps(document or coco_document(count))
+    (root / "annotations" / f"captions_{name}.json").write_text(text)
+    return root / "annotations" / f"captions_{name}.json", root / name
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write_coco(tmp_path)
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def test_every_coco_image_keeps_its_own_captions(coco):
+    pairs = coco_pairs(*coco)
+    assert len(pairs) == 10
+    assert pairs.ids[:2] == ["100", "107"]
+    assert pairs.captions(4) == ("caption 0 of 4", "caption 1 of 4", "caption 2 of 4")
+    assert np.array_equal(pairs.image(4), shade(4))
+
+
+def test_a_folder_a_pair_of_paths_and_a_byte_order_mark_give_the_same_pairs(coco, tmp_path):
+    annotations, images = coco
+    before = load_pairs(str(tmp_path)).fingerprint
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    assert load_pairs(f"{annotations}::{images}").fingerprint == before
+
+
+def test_the_fingerprint_sees_a_changed_caption_and_a_changed_image(coco):
+    annotations, images = coco
+    seen = {coco_pairs(*coco).fingerprint}
+    (images / f"{3:012d}.png").write_bytes(png(photo()))
+    seen.add(coco_pairs(*coco).fingerprint)
+    annotations.write_text(annotations.read_text().replace("caption 0 of 4", "Caption 0 of 4"))
+    seen.add(coco_pairs(*coco).fingerprint)
+    assert len(seen) == 3
+
+
+def photo() -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+
+
+def edited(change):
+    document = coco_document()
+    change(document)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][3].update(caption=" "), r"annotations\[3\]\.caption: is empty"),
+        (lambda d: d["annotations"][3].update(caption=None), r"\[3\]\.caption: expected text"),
+        (lambda d: d["annotations"][3].update(caption="a\0b"), r"\[3\]\.caption: has a NUL"),
+        (lambda d: d["annotations"][3].update(caption="x" * 10**6), r"has 1000000 characters"),
+        (lambda d: d["annotations"][3].pop("image_id"), r"\[3\]\.image_id: is missing"),
+        (lambda d: d["annotations"][3].update(image_id=1), r"\[3\]\.image_id: 1 is not among"),
+        (lambda d: d["images"][1].update(id=100), r"images\[1\]\.id: image 100 appears twice"),
+        (lambda d: d["images"][1].update(id="x"), r"images\[1\]\.id: expected integer, got 'x'"),
+        (lambda d: d.pop("images"), "a list 'images'"),
+        (lambda d: d.update(annotations=[]), "a list 'annotations'"),
+        (lambda d: d["images"][2].update(file_name="../a.png"), r"image 114: .* escapes the data"),
+        (lambda d: d["images"][2].update(file_name="/etc/passwd"), "escapes the data root"),
+        (lambda d: d["images"][2].update(file_name="C:\\a.png"), "escapes the data root"),
+        (lambda d: d["images"][2].update(file_name="none.png"), r"image 114: .* does not exist"),
+        (lambda d: d["images"][2].update(file_name="000000000002.PNG"), r"mean '000000000002\.png'"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_captions_file_is_named_by_its_path(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        coco_pairs(*write_coco(tmp_path, edited(change)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"images": [{"id": 1,}]}', '{"images": [{"id": NaN}]}']
+)
+def test_what_is_not_a_captions_file_is_refused(coco, text):
+    coco[0].write_text(text)
+    with pytest.raises(DataError, match=r"captions_train2017.json"):
+        coco_pairs(*coco)
+
+
+def test_a_link_that_leaves_the_data_root_is_refused(coco, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(shade(1)))
+    inside = coco[1] / f"{1:012d}.png"
+    inside.unlink()
+    inside.symlink_to(coco[1] / f"{2:012d}.png")
+    assert np.array_equal(coco_pairs(*coco).image(1), shade(2))
+    inside.unlink()
+    inside.symlink_to(secret)
+    with pytest.raises(DataError, match="link that escapes the data root"):
+        coco_pairs(*coco)
+
+
+def test_a_linked_folder_that_leaves_the_data_root_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(png(shade(1)))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "in").symlink_to(tmp_path / "out")
+    with pytest.raises(DataError, match="folder 'in' is a link that escapes"):
+        Root(tmp_path / "root").path("in/a.png")
+
+
+def test_images_without_a_caption_are_left_out_with_a_warning(tmp_path):
+    def drop(document):
+        document["annotations"] = [n for n in document["annotations"] if n["image_id"] != 107]
+
+    with pytest.warns(UserWarning, match="1 images have no caption"):
+        pairs = coco_pairs(*write_coco(tmp_path, edited(drop)))
+    assert len(pairs) == 9
+    assert pairs.captions(1)[0] == "caption 0 of 2"
+    assert np.array_equal(pairs.image(1), shade(2))
+
+
+def test_a_limit_takes_a_subset_that_grows(coco, tmp_path):
+    small, large = (set(load_pairs(str(tmp_path), n).ids) for n in (3, 7))
+    assert len(small) == 3
+    assert small < large
+    with pytest.raises(DataError, match=r"11 pairs asked for, but .* has 10"):
+        load_pairs(str(tmp_path), 11)
+
+
+def test_named_ids_can_be_kept_out(coco):
+    pairs = coco_pairs(*coco).without({"107", "nothing"})
+    assert len(pairs) == 9
+    assert "107" not in pairs.ids
+    assert np.array_equal(pairs.image(1), shade(2))
+
+
+def test_an_unknown_source_says_what_would_do():
+    with pytest.raises(DataError, match="is no source of pairs"):
+        load_pairs("no-such-folder")
+
+
+def test_an_absent_mini_world_says_how_to_draw_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "project_root", lambda: tmp_path)
+    with pytest.raises(DataError, match="make miniworld"):
+        load_pairs("mini:val")
+    write_coco(tmp_path / "data" / "mini" / "world" / "coco", name="val")
+    assert len(load_pairs("mini:val")) == 10
+
+
+# --- Hub -----------------------------------------------------------------------------------------
+
+
+def hub_like(rows) -> datasets.Dataset:
+    found = datasets.Dataset.from_list(rows)
+    return found.cast_column("image", datasets.Image(decode=False)).cast_column(
+        "image", datasets.Image()
+    )
+
+
+def encoded(index) -> dict:
+    return {"bytes": png(shade(index)), "path": None}
+
+
+def test_hub_rows_of_one_image_are_joined():
+    rows = [
+        {"image": encoded(i // 2), "caption": f"text {i}", "image_id": i // 2} for i in range(6)
+    ]
+    pairs = dataset_pairs(hub_like(rows), "who/what:train")
+    assert [pairs.captions(i) for i in range(3)] == [
+        (f"text {2 * i}", f"text {2 * i + 1}") for i in range(3)
+    ]
+    assert np.array_equal(pairs.image(2), shade(2))
+
+
+def test_hub_rows_with_lists_of_captions_and_no_ids_are_taken_as_they_are():
+    rows = [{"image": encoded(i), "sentences": [f"a {i}", f"b {i}"]} for i in range(3)]
+    found = hub_like(rows)
+    pairs = dataset_pairs(found, "who/what:train")
+    assert pairs.captions(1) == ("a 1", "b 1")
+    assert pairs.ids == ["0", "1", "2"]
+    with pytest.raises(DataError, match="expected one image column"):
+        dataset_pairs(found.remove_columns("sentences"), "who/what:train")
+
+
+def test_an_empty_hub_caption_is_named():
+    rows = [{"image": encoded(0), "caption": "a"}, {"image": encoded(1), "caption": None}]
+    with pytest.raises(DataError, match=r"who/what:train\[1\]\.caption: expected text, got None"):
+        dataset_pairs(hub_like(rows), "who/what:train")
+
+
+class Gate(BaseHTTPRequestHandler):
+    """Answers as the Hub's auth-check does for a gated, an absent and an open data set."""
+
+    def do_GET(self):
+        token = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if "gated" in self.path and token != "accepted":
+            self._answer(403 if token else 401, "GatedRepo")
+        elif "absent" in self.path:
+            self._answer(401, "RepoNotFound")
+        elif token == "stale":
+            self._answer(401, None, "Invalid credentials in Authorization header")
+        else:
+            self._answer(200, None)
+
+    def _answer(self, status, code, message=None):
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        if message:
+            self.send_header("X-Error-Message", message)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    server = HTTPServer(("127.0.0.1", 0), Gate)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    yield monkeypatch
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "reason", "action"),
+    [
+        ("who/gated", None, "no-token", "set HF_TOKEN or run `hf auth login`"),
+        ("who/open", "stale", "no-token", "it was refused"),
+        ("who/gated", "fresh", "terms-not-accepted", "accept them"),
+        ("who/absent", None, "not-found", "Check the spelling"),
+    ],
+)
+def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(
+    hub, repo, token, reason, action
+):
+    if token:
+        hub.setenv("HF_TOKEN", token)
+    with pytest.raises(DataError, match=action) as caught:
+        hub_dataset(repo, "test", local="the folder with the parquet files")
+    assert caught.value.reason == reason
+    assert "give the folder with the parquet files" in str(caught.value)
+    assert repo in str(caught.value)
+
+
+def test_without_a_network_the_answer_comes_at_once(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    started = time.monotonic()
+    with pytest.raises(DataError, match="cannot be reached") as caught:
+        load_pairs("who/nothing")
+    assert caught.value.reason == "offline"
+    assert time.monotonic() - started < 20  # the bare library retries for longer
+
+
+# --- WebDataset ----------------------------------------------------------------------------------
+
+
+def write_shard(path, samples, extra=None):
+    with tarfile.open(path, "w") as shard:
+        for name, data in samples:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+        if extra:
+            shard.addfile(extra)
+
+
+def test_shards_are_read_at_random_places(tmp_path):
+    for s in range(2):
+        samples = []
+        for i in range(3):
+            key = f"{s}{i:04d}"
+            samples.append((f"{key}.png", png(shade(10 * s + i))))
+            note = (
+                f"text {s} {i}\n"
+                if s
+                else json.dumps({"caption": [f"a {i}", f"b {i}"], "url": "-"})
+            )
+            samples.append((f"{key}.{'txt' if s else 'json'}", note.encode()))
+        write_shard(tmp_path / f"{s:05d}.tar", samples)
+    pairs = load_pairs(str(tmp_path))
+    assert len(pairs) == 6
+    assert pairs.captions(1) == ("a 1", "b 1")
+    assert pairs.captions(4) == ("text 1 1",)
+    assert np.array_equal(pairs.image(5), shade(12))
+    assert shard_pairs(str(tmp_path / "{00000..00001}.tar")).ids == pairs.ids
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("../a.png", tarfile.REGTYPE, r"member '\.\./a\.png' is a link or leads out"),
+        ("/a.png", tarfile.REGTYPE, "leads out of its folder"),
+        ("b.png", tarfile.SYMTYPE, r"member 'b\.png' is a link"),
+        ("b.png", tarfile.REGTYPE, "sample 'b' has no caption"),
+    ],
+)
+def test_a_shard_with_a_bad_member_is_refused(tmp_path, name, kind, message):
+    extra = tarfile.TarInfo(name)
+    extra.type, extra.linkname = kind, "/etc/passwd"
+    write_shard(tmp_path / "0.tar", [("a.png", png(shade(1))), ("a.txt", b"text")], extra)
+    with pytest.raises(DataError, match=message):
+        shard_pairs(str(tmp_path / "0.tar"))
+
+
+def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
+    write_shard(tmp_path / "0.tar", [("a.png", png(photo())), ("a.txt", b"text")])
+    data = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(data[:700])
+    with pytest.raises(DataError, match=r"0\.tar"):
+        shard_pairs(str(tmp_path / "0.tar"))
+    with pytest.raises(DataError, match="no shard"):
+        shard_pairs(str(tmp_path / "{1..2}.tar"))
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def seen(pairs, start=0, steps=7, workers=0, seed=1, batch_size=3):
+    made = batches(pairs, to_pixels, batch_size, seed, start, steps, workers)
+    return [(b.index.tolist(), b.pixels, b.captions) for b in made]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(
+        a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2]
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_a_run_resumed_at_any_step_sees_the_same_batches(coco):
+    pairs = coco_pairs(*coco)
+    whole = seen(pairs)
+    assert len(whole) == 7
+    for start in range(8):
+        assert same(seen(pairs, start), whole[start:])
+
+
+def test_workers_change_nothing(coco):
+    pairs = coco_pairs(*coco)
+    assert same(seen(pairs, workers=2), seen(pairs))
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order(coco):
+    pairs = coco_pairs(*coco)
+    shown = [index for index, _, _ in seen(pairs, steps=4, batch_size=5)]
+    first, second = shown[0] + shown[1], shown[2] + shown[3]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_a_batch_holds_each_images_pixels_with_one_of_its_own_captions(coco):
+    pairs = coco_pairs(*coco)
+    for index, pixels, captions in seen(pairs):
+        assert len(set(index)) == len(index)
+        for i, p, caption in zip(index, pixels, captions, strict=True):
+            assert caption in pairs.captions(i)
+            assert torch.equal(p, to_pixels(shade(i)))
+
+
+def test_every_caption_of_an_image_is_drawn_about_equally_often(coco):
+    pairs = coco_pairs(*coco)
+    drawn = [c for _, _, captions in seen(pairs, steps=300, batch_size=10) for c in captions]
+    share = [sum(c.startswith(f"caption {k}") for c in drawn) / len(drawn) for k in range(3)]
+    assert np.abs(np.array(share) - 1 / 3).max() < 0.035  # four standard errors of 3,000 draws
+
+
+def test_the_seed_decides_order_and_captions_and_the_global_generator_is_left_alone(coco):
+    pairs = coco_pairs(*coco)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert not same(seen(pairs, seed=1), seen(pairs, seed=2))
+    seen(pairs, workers=2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fewer_pairs_than_a_batch_is_an_error_before_the_first_step(coco):
+    with pytest.raises(DataError, match=r"0 batches: .* has 10 pairs, batch_size is 11"):
+        batches(coco_pairs(*coco), to_pixels, 11, 0, 0, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_whoever_reads_it(coco, workers):
+    pairs = coco_pairs(*coco)
+    (coco[1] / f"{4:012d}.png").write_bytes(b"<html>")
+    with pytest.raises(ImageError, match=r"000000000004\.png is not an image \(starts"):
+        seen(pairs, workers=workers)
+
+
+def die(image):
+    import os
+
+    os._exit(9)
+
+
+def test_a_dead_worker_comes_with_a_hint(coco):
+    with pytest.raises(RuntimeError, match="set num_workers=0"):
+        list(batches(coco_pairs(*coco), die, 3, 0, 0, 3, num_workers=1))
