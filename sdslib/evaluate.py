@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ from sdslib.tables import (
 
 if TYPE_CHECKING:
     from sdslib.benchmarks import Benchmark, Item
+    from sdslib.images import ImageRef
     from sdslib.student import Student
     from sdslib.teacher import Teacher
 
@@ -94,43 +96,46 @@ class ClipScorer:
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
         """Embed every distinct image and caption of the items once, then fill the grids."""
-        refs = {ref.key: ref for item in items for ref in item.images}
-        image_row = {key: row for row, key in enumerate(refs)}
-        captions = list(dict.fromkeys(c for item in items for c in item.captions))
-        caption_row = {caption: row for row, caption in enumerate(captions)}
-        images = self.embed_images(list(refs.values()))
-        texts, token_row = self.embed_texts(captions)
+        images, image_row = self.embed_images([ref for item in items for ref in item.images])
+        texts, text_row = self.embed_texts([c for item in items for c in item.captions])
+        images_left, texts_left = iter(image_row), iter(text_row)
         for item in items:
-            rows = [token_row[caption_row[c]] for c in item.captions]
-            pair = images[[image_row[ref.key] for ref in item.images]][:, None] * texts[rows][None]
-            yield Scored({"": pair.sum(-1)}, {"equal_captions": len(set(rows)) < len(rows)})
+            rows = list(islice(texts_left, len(item.captions)))
+            image_emb = images[list(islice(images_left, len(item.images)))]
+            grid = (image_emb[:, None] * texts[rows][None]).sum(-1)
+            yield Scored({"": grid}, {"equal_captions": len(set(rows)) < len(rows)})
 
-    def embed_images(self, refs: Sequence) -> np.ndarray:
-        """Unit embeddings [N, D] in float64 of images, loaded by threads batch by batch."""
-        found = []
+    def embed_images(self, refs: Sequence[ImageRef]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit embeddings [R, D] in float64 of the distinct images, and the row [N] of each.
+
+        Images are loaded by threads, one batch at a time.
+        """
+        distinct, found = {ref.key: ref for ref in refs}, []
+        row = {key: number for number, key in enumerate(distinct)}
         with ThreadPoolExecutor(self.workers) as pool, _scoring(self.student) as device:
-            for batch in _chunks(refs, self.batch_size):
+            for batch in _chunks(list(distinct.values()), self.batch_size):
                 pixels = pool.map(lambda ref: self.student.transform(ref.load()), batch)
                 emb = self.student.encode_images(torch.stack(list(pixels)).to(device))
                 found.append(emb.double().cpu().numpy())
-        self.counts["images"] += len(refs)
-        return np.concatenate(found)
+        self.counts["images"] += len(distinct)
+        return np.concatenate(found), np.array([row[ref.key] for ref in refs])
 
     def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit embeddings [T, D] in float64 of the distinct token rows, and the row [N] of each.
+        """Unit embeddings [R, D] in float64 of the distinct token rows, and the row [N] of each.
 
         Captions that become equal under the tokenizer share a row, so that their scores are
         equal to the last bit and count as a tie.
         """
-        tokens = torch.cat([self.student.tokenize(batch) for batch in _chunks(captions, 1024)])
-        distinct, row = np.unique(tokens.numpy(), axis=0, return_inverse=True)
+        strings, place = np.unique(np.array(captions, dtype=object), return_inverse=True)
+        tokens = [self.student.tokenize(list(some)).cpu() for some in _chunks(strings, 1024)]
+        distinct, row = np.unique(torch.cat(tokens).numpy(), axis=0, return_inverse=True)
         order, found = np.argsort(caption_lengths(distinct), kind="stable"), []
         with _scoring(self.student) as device:
             for batch in _chunks(order, self.batch_size):
                 emb = self.student.encode_texts(torch.from_numpy(distinct[batch]).to(device))
                 found.append(emb.double().cpu().numpy())
         self.counts["captions"] += len(distinct)
-        return np.concatenate(found)[np.argsort(order)], row.reshape(-1)
+        return np.concatenate(found)[np.argsort(order)], row.reshape(-1)[place]
 
 
 def clip_scorer(student: Student, batch_size: int = 64, workers: int = 2) -> ClipScorer:
@@ -514,6 +519,49 @@ def score_grids(
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
     return table
+
+
+def rank_classes(
+    scorer: ClipScorer, items: Sequence[Item], prompts: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    """Zero-shot classification: the rank of each item's `answer` among the classes.
+
+    `prompts` are the captions of each class; a class is the mean of their unit embeddings, made
+    unit again (Radford et al. 2021, section 3.1.4). `margin` is the lead over the best other
+    class; a class with an equal score ranks before the true one.
+    """
+    images, image = scorer.embed_images([item.images[0] for item in items])
+    emb, row = scorer.embed_texts([prompt for group in prompts for prompt in group])
+    ends = np.cumsum([len(group) for group in prompts])
+    means = np.array([part.mean(0) for part in np.split(emb[row], ends[:-1])])
+    scores = images[image] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    answer, ids = np.array([item.answer for item in items]), [item.id for item in items]
+    margin = metrics.choice_margin(scores, answer, ids)
+    own = scores[np.arange(len(items)), answer][:, None]
+    table = pd.DataFrame([{"id": item.id, "answer": item.answer, **item.tags} for item in items])
+    table["answer"] = table["answer"].astype("Int64")
+    fixed = {"n_images": 1, "n_captions": len(prompts), "n_true": 1, "margin": margin}
+    rank = (scores >= own).sum(axis=1) - 1
+    return table.assign(**fixed, predicted=scores.argmax(axis=1), rank=rank)
+
+
+def rank_retrieval(scorer: ClipScorer, items: Sequence[Item]) -> pd.DataFrame:
+    """Retrieval over all items at once: the rank of the best true partner of every query.
+
+    The tag `way` is `image_to_text` (one row an item, its id) or `text_to_image` (one row a
+    caption, `id#k`); recall at k is the share of ranks below k. See `metrics.retrieval_ranks`.
+    """
+    images, image = scorer.embed_images([item.images[0] for item in items])
+    owner = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
+    emb, row = scorer.embed_texts([caption for item in items for caption in item.captions])
+    ranks = metrics.retrieval_ranks(images[image] @ emb[row].T, owner)
+    ids = [f"{item.id}#{k}" for item in items for k in range(len(item.captions))]
+    to_text = pd.DataFrame({"id": [str(item.id) for item in items], "way": "image_to_text"})
+    to_text = to_text.assign(n_captions=len(owner), n_true=np.bincount(owner))
+    to_image = pd.DataFrame({"id": ids, "way": "text_to_image"})
+    to_image = to_image.assign(n_captions=len(items), n_true=1)
+    to_text["rank"], to_image["rank"] = ranks["image_to_text"], ranks["text_to_image"]
+    return pd.concat([to_text, to_image], ignore_index=True)
 
 
 def _row(item: Item, scored: Scored) -> dict:

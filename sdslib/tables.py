@@ -2,8 +2,8 @@
 
 Columns: `id`, `answer` (empty for grids), tags, `n_images`, `n_captions`, notes of the scorer, and
 `s_i_k`, the score of image i with caption k (higher is better); a further rule of the scorer adds
-`rule.s_i_k`. A table of ranks has `rank` (0 = found first) instead of scores. N items, I images,
-K captions.
+`rule.s_i_k`. A table of ranks has `rank` (0 is first) of `n_captions` instead of scores. N items,
+I images, K captions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.stats import hypergeom
 
 from sdslib import metrics
 
-NOTES = ("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations")
+NOTES = (
+    *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),
+    *("rank", "n_true", "predicted", "margin"),
+)
 WINOGROUND_TAGS = ("collapsed_tag", "num_main_preds", "diwan_tags")
+RANKS = (1, 5, 10)
 _CELL = re.compile(r"^(?:(?P<rule>\w+)\.)?s_(?P<image>\d+)_(?P<caption>\d+)$")
 _AUTHORS_CELL = re.compile(r"^c(?P<caption>\d+)_i(?P<image>\d+)$")
 
@@ -68,7 +73,7 @@ def grids_of(table: pd.DataFrame, rule: str = "") -> np.ndarray:
 
 def tags_of(table: pd.DataFrame) -> list[str]:
     """The tag columns of a score table."""
-    fixed = {"id", "answer", "rank", *NOTES}
+    fixed = {"id", "answer", *NOTES}
     return [c for c in table.columns if c not in fixed and not _CELL.match(c)]
 
 
@@ -86,7 +91,7 @@ def outcomes(
     `convention` is a key of `metrics.GRID_RULES` or `metrics.CHOICE_RULES`.
     """
     if "rank" in table.columns:
-        return {f"top{k}": table["rank"].to_numpy() < k for k in (1, 5, 10)}
+        return {f"top{k}": table["rank"].to_numpy() < k for k in RANKS}
     rules = (metrics.GRID_RULES if is_grid(table) else metrics.CHOICE_RULES).keys()
     if convention not in rules:
         raise TableError(f"unknown tie convention {convention!r}; there are {sorted(rules)}")
@@ -168,9 +173,9 @@ def _table_row(
 
 def _chance(scores: pd.DataFrame) -> dict[str, float]:
     if "rank" in scores.columns:
-        return {
-            f"top{k}": float((k / scores["n_captions"]).clip(upper=1).mean()) for k in (1, 5, 10)
-        }
+        total, true = scores["n_captions"], scores["n_true"]
+        drawn = {f"top{k}": np.minimum(k, total) for k in RANKS}
+        return {name: float(hypergeom.sf(0, total, true, k).mean()) for name, k in drawn.items()}
     if is_grid(scores):
         return dict(metrics.CHANCE_GRID)
     return {"accuracy": float((1 / scores["n_captions"]).mean())}

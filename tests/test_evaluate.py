@@ -381,3 +381,43 @@ def test_evaluating_twice_gives_the_same_bits(student, teacher):
     ):
         one, two = (evaluate.score_grids(make(), benchmark(items)) for _ in range(2))
         pd.testing.assert_frame_equal(one, two, rtol=0, atol=0)
+
+
+def test_zero_shot_ranks_equal_class_by_class_scores(student):
+    """Two prompts a class; the class vector is the unit mean of the prompts' unit vectors."""
+    prompts = [("a red circle", "a small red circle"), ("a blue square", "the blue square")]
+    prompts += [("a green triangle", "a large green triangle")]
+    items = [item(f"z{n}", [Ref(str(n))], (), answer=n % 3, shape="abc"[n % 3]) for n in range(6)]
+    table = evaluate.rank_classes(evaluate.clip_scorer(student), items, prompts)
+    for row, one in zip(table.itertuples(), items, strict=True):
+        image = student.encode_images(student.transform(one.images[0].load())[None])[0]
+        scores = []
+        for group in prompts:
+            mean = student.encode_texts(student.tokenize(list(group))).mean(0)
+            scores.append(float(image @ mean / mean.norm()))
+        assert row.predicted == int(np.argmax(scores))
+        assert row.rank == sorted(scores, reverse=True).index(scores[one.answer])
+        others = max(s for k, s in enumerate(scores) if k != one.answer)
+        assert row.margin == pytest.approx(scores[one.answer] - others, abs=1e-6)
+    found = evaluate.tabulate(None, table).set_index(["label", "metric"])
+    assert found.loc[("all", "top1")].accuracy == (table["rank"] == 0).mean()
+    assert found.loc[("all", "top1")].chance == pytest.approx(1 / 3)
+    assert found.loc[("a", "top5")].accuracy == 1
+    assert tables.tags_of(table) == ["shape"]
+
+
+def test_retrieval_ranks_equal_sorted_scores(student):
+    items = [item(f"r{n}", [Ref(str(n))], CAPTIONS[2 * n : 2 * n + 2]) for n in range(3)]
+    table = evaluate.rank_retrieval(evaluate.clip_scorer(student), items)
+    grid = reference.clip_grids(student, [item("all", [i.images[0] for i in items], CAPTIONS)])[0]
+    for n in range(3):
+        order = list(np.argsort(-grid[n]))
+        best = min(order.index(2 * n), order.index(2 * n + 1))
+        assert table.set_index("id").loc[f"r{n}", "rank"] == best
+        for k in range(2):
+            place = list(np.argsort(-grid[:, 2 * n + k])).index(n)
+            assert table.set_index("id").loc[f"r{n}#{k}", "rank"] == place
+    found = evaluate.tabulate(None, table).set_index(["label", "metric"])
+    assert found.loc[("image_to_text", "top1")].chance == pytest.approx(2 / 6)
+    assert found.loc[("text_to_image", "top1")].chance == pytest.approx(1 / 3)
+    assert found.loc[("text_to_image", "top5")].chance == 1
