@@ -383,6 +383,7 @@ def test_evaluating_twice_gives_the_same_bits(student, teacher):
         pd.testing.assert_frame_equal(one, two, rtol=0, atol=0)
 
 
+@torch.no_grad()
 def test_zero_shot_ranks_equal_class_by_class_scores(student):
     """Two prompts a class; the class vector is the unit mean of the prompts' unit vectors."""
     prompts = [("a red circle", "a small red circle"), ("a blue square", "the blue square")]
