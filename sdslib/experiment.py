@@ -6,6 +6,7 @@ this one knows in which order. N pairs, D embedding, C,H,W latent.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,22 +18,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import benchmarks, evaluate, miniworld
+from sdslib import benchmarks, evaluate, miniworld, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override
+from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override, project_path
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import Run, open_run
+from sdslib.storage import file_sha256
 from sdslib.student import Student, load_student, set_trainable, trainable_table
-from sdslib.teacher import Teacher, load_teacher
+from sdslib.teacher import Teacher, latent_shape, load_teacher
 from sdslib.train import TERMS, Loop, Parties, Step
 
 UNTOUCHED = "untouched"
+UNTOUCHED_KEEP = "untouched-zeroshot"
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on, reports on, and chooses on; `keep` are the sets that must not suffer."""
+    """What a run trains on, reports on and chooses on; the sets in `keep` must not suffer."""
 
     pairs: Pairs
     test: Benchmark
@@ -97,7 +100,7 @@ def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Paramete
 
 
 class LatentCache:
-    """The teacher's VAE latents of training pairs, each encoded once: indices [N] -> [N, C, H, W]."""
+    """VAE latents of training pairs, each encoded once: indices [N] -> [N, C, H, W]."""
 
     def __init__(self, teacher: Teacher, pairs: Pairs, batch_size: int = 64) -> None:
         self.teacher, self.pairs, self.batch_size = teacher, pairs, batch_size
@@ -188,7 +191,8 @@ def finetune(
         return run
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
-        run.save_scores(f"{UNTOUCHED}-{data.test.name}", score(parties.student, data.test))
+        for benchmark in (data.test, *data.keep):
+            run.save_scores(f"{UNTOUCHED}-{benchmark.name}", score(parties.student, benchmark))
         loop = Loop(config, parties, data.pairs, validator(data))
         _resume(loop, run)
         steps = progress(loop, loop.steps - loop.done) if progress else loop
@@ -214,6 +218,18 @@ def _resume(loop: Loop, run: Run) -> None:
         loop.unpack(tensors, done)
 
 
+def weights_fingerprints(config: FinetuneConfig) -> dict[str, str]:
+    """Hashes of local weights, so that a rebuilt model is not taken for the old one."""
+    found = {}
+    for name, source in (("student", config.clip_model), ("teacher", config.teacher)):
+        folder = project_path(source.removeprefix("local-dir:"))
+        if folder.is_dir() and (name == "student" or config.arm in _arms_with_teacher()):
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            parts = [f"{p.relative_to(folder)} {file_sha256(p)}" for p in files]
+            found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return found
+
+
 def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
     """What `train` measures on the way: the validation set's metrics, `text` first."""
     if data.validation is None:
@@ -228,8 +244,7 @@ def score(student: Student, benchmark: Benchmark, limit: int | None = None) -> p
 
 def shares(scores: pd.DataFrame) -> dict[str, float]:
     """The share of right items for every metric of a score table."""
-    found = evaluate.summary(scores, by=())
-    return {k: v for k, v in found.items() if isinstance(v, float)}
+    return {name: float(right.mean()) for name, right in tables.outcomes(scores).items()}
 
 
 def save_student(run: Run, parties: Parties) -> None:
@@ -264,3 +279,84 @@ def stop_requested() -> Iterator[threading.Event]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+# --- what the notebook shows ---------------------------------------------------------------------
+
+
+def note(config: FinetuneConfig) -> str:
+    """The label under every figure: mini-world figures are no evidence about real CLIP."""
+    return "mini-world" if config.preset == "mini" else f"{config.clip_model}, {config.benchmark}"
+
+
+def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
+    """What trains: groups of the student's parameters and the bridge, with counts and shares."""
+    student = load_student(config.clip_model, config.clip_pretrained, "cpu")
+    _trained(student, config)
+    bridge = None
+    if config.arm in _arms_with_teacher():
+        width = student.pooled_width if config.bridge_input == "pooled" else student.width
+        bridge = Bridge(width, latent_shape(config.teacher, config.teacher_revision))
+    return trainable_table(student, bridge)
+
+
+def control(config: FinetuneConfig) -> FinetuneConfig:
+    """The same run with L_CLIP alone: it has an id of its own, shared by all weights."""
+    return override(config, arm="clip-only", run=None)
+
+
+def models(finished: Run, control: Run) -> dict[str, pd.DataFrame]:
+    """Score tables of the untouched student, the L_CLIP-only one and this run's, in this order."""
+    name = reported(finished)
+    found = {UNTOUCHED: finished.scores(f"{UNTOUCHED}-{name}"), "L_CLIP only": control.scores(name)}
+    arm = finished.params["arm"]
+    return found if arm == "clip-only" else found | {arm: finished.scores(name)}
+
+
+def reported(run: Run) -> str:
+    """The name of the benchmark that a run reports."""
+    return next(n for n in run.score_names() if n.startswith(f"{UNTOUCHED}-")).split("-", 1)[1]
+
+
+def before_after(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`tables.tabulate` of all models by collapsed tag, with a column `model`."""
+    rows = [
+        tables.tabulate(None, table, by=[t for t in ("collapsed_tag",) if t in table])
+        for table in scores.values()
+    ]
+    found = pd.concat([r.assign(model=m) for m, r in zip(scores, rows, strict=True)])
+    found = found[found["label"] != "macro"]
+    return found[["model", *(c for c in found if c != "model")]].reset_index(drop=True)
+
+
+def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The last model against each other one, paired by item, by collapsed tag."""
+    *others, last = scores
+    rows = [
+        tables.compare(
+            scores[other], scores[last], by=[t for t in ("collapsed_tag",) if t in scores[last]]
+        ).assign(comparison=f"{last} against {other}")
+        for other in others
+    ]
+    found = pd.concat(rows, ignore_index=True)
+    return found[["comparison", *(c for c in found if c != "comparison")]]
+
+
+def retention(finished: Run, control: Run) -> pd.DataFrame:
+    """Zero-shot accuracy on the sets that must not suffer: untouched, L_CLIP only, this run."""
+    rows = []
+    kept = [n for n in finished.score_names() if n.startswith(UNTOUCHED_KEEP)]
+    for before in kept:
+        name = before.removeprefix(f"{UNTOUCHED}-")
+        trio = {UNTOUCHED: finished.scores(before), "L_CLIP only": control.scores(name)}
+        trio |= {finished.params["arm"]: finished.scores(name)}
+        for model, table in trio.items():
+            rows.append(tables.tabulate(None, table, by=()).assign(set=name, model=model))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def save_results(run: Run, **tables_: pd.DataFrame) -> str:
+    """Write the tables as one long `results.parquet`, and say where the run is."""
+    rows = [table.assign(table=name) for name, table in tables_.items() if len(table)]
+    run.save_results(pd.concat(rows, ignore_index=True))
+    return run.shown_path

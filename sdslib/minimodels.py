@@ -9,25 +9,31 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdslib import miniworld
-from sdslib.config import derive_seed, project_root
+from sdslib import benchmarks, evaluate, miniworld
+from sdslib.config import MiniworldConfig, derive_seed, project_path, project_root
 from sdslib.losses import add_noise
+from sdslib.pairs import load_pairs
 from sdslib.state import pack_state, unpack_state
-
-
+from sdslib.student import Student, load_student
+from sdslib.teacher import Teacher, load_teacher
 
 EVERY, KEEP_EVERY = 10, 200  # steps between reports, and between checkpoints
 
@@ -49,10 +55,10 @@ class Recipe:
     seed: int = miniworld.SEED
     pool: int = 16384
     single: float = 0.3
-    vae_steps: int = 1000
+    vae_steps: int = 1400
     vae_batch: int = 32
     vae_lr: float = 2e-3
-    vae_kl: float = 5e-4
+    vae_kl: float = 1e-4
     teacher_steps: int = 2400
     teacher_batch: int = 128
     teacher_lr: float = 1e-3
@@ -70,9 +76,7 @@ class Recipe:
 
 def pixel_pool(recipe: Recipe, purpose: str) -> tuple[list[miniworld.Scene], Tensor]:
     """The training scenes and their pictures, uint8 (N, 3, 64, 64)."""
-    found = list(
-        itertools.islice(miniworld.scenes("train", purpose, recipe.single), recipe.pool)
-    )
+    found = list(itertools.islice(miniworld.scenes("train", purpose, recipe.single), recipe.pool))
     arrays = np.stack([np.asarray(miniworld.draw(scene)) for scene in found])
     return found, torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
@@ -186,7 +190,9 @@ def new_vae(seed: int) -> nn.Module:
     )
 
 
-def train_vae(recipe: Recipe, pool: Tensor, root: Path) -> Iterator[Progress]:
+def train_vae(
+    recipe: Recipe, found: list[miniworld.Scene], pool: Tensor, root: Path
+) -> Iterator[Progress]:
     """Reconstruct the pool's pictures; saves `teacher/vae` with its measured scaling factor."""
     vae = new_vae(recipe.seed)
 
@@ -198,7 +204,10 @@ def train_vae(recipe: Recipe, pool: Tensor, root: Path) -> Iterator[Progress]:
             posterior = vae.encode(x).latent_dist
             eps = torch.randn(posterior.mean.shape, generator=generator)
             y = vae.decode(posterior.mean + posterior.std * eps).sample.float()
-        rebuilt = F.l1_loss(y, x) + F.mse_loss(y, x)
+        # nine tenths of a picture are ground: without weights the shapes' corners come last
+        thing = ((x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
+        error = (y - x).abs() + (y - x).square()
+        rebuilt = ((1 + 4 * thing) * error).mean()
         return rebuilt + recipe.vae_kl * posterior.kl().float().mean() / posterior.mean[0].numel()
 
     yield from _fit("vae", {"vae": vae}, loss, recipe, root)
@@ -391,25 +400,199 @@ def train_student(
     _save(weights, folder / "open_clip_model.safetensors")
 
 
-# --- provenance ----------------------------------------------------------------------------------
+# --- building, measuring, provenance -------------------------------------------------------------
+
+MINI_SETS = (
+    ("winoground", "val"),
+    ("winoground", "test"),
+    ("aro-relation", "test"),
+    ("aro-attribution", "test"),
+    ("zeroshot-color", "test"),
+    ("zeroshot-shape", "test"),
+)
+PARTS = {"vae": train_vae, "teacher": train_teacher, "student": train_student}
+
+
+def scaled(scale: float) -> Recipe:
+    """The recipe with a share of its steps and pictures, for trying it out."""
+    full = Recipe()
+    counts = {name: max(2, round(scale * getattr(full, name))) for name in
+              ("vae_steps", "teacher_steps", "student_steps")}  # fmt: skip
+    return replace(full, **counts, pool=max(512, round(scale * full.pool)))
+
+
+def target(config: MiniworldConfig) -> Path:
+    """Where the models stand: `folder`, or data/mini."""
+    return project_path(config.folder) if config.folder else project_root() / "data" / "mini"
+
+
+def rebuild(config: MiniworldConfig) -> Iterator[Progress]:
+    """Train all parts and put them into `target` when the last is done; goes on where it was cut.
+
+    Works in `cache/build-<hash of the recipe>` beside them, so that the models that are there
+    stay whole meanwhile.
+    """
+    recipe, home = scaled(config.scale), target(config)
+    mark = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:8]
+    work = home / "cache" / f"build-{mark}"
+    if not config.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    found, pool = pixel_pool(recipe, "pool")
+    seconds: dict[str, float] = {}
+    for part, make in PARTS.items():
+        for progress in make(recipe, found, pool, work):
+            seconds[part] = progress.seconds
+            yield progress
+    for name in ("teacher", "student"):
+        swap_in(work / name, home / name)
+    write_recipe(recipe, seconds, home)
+
+
+def swap_in(new: Path, old: Path) -> None:
+    """Put the folder `new` where `old` stands, in one rename once it is copied beside it."""
+    stage = Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))
+    shutil.copytree(new, stage, dirs_exist_ok=True)
+    stage.chmod(0o755)
+    if old.exists():
+        os.replace(old, stage.with_suffix(".old"))
+    os.replace(stage, old)
+    shutil.rmtree(stage.with_suffix(".old"), ignore_errors=True)
 
 
 def digest(folder: Path) -> dict[str, dict]:
-    """Size in bytes and sha256 of every committed file of the mini-world's models."""
-    files = sorted(
-        p for name in ("student", "teacher") for p in (folder / name).rglob("*") if p.is_file()
-    )
+    """Size in bytes and sha256 of every file of the two models."""
+    files = [p for name in ("student", "teacher") for p in (folder / name).rglob("*")]
     return {
         p.relative_to(folder).as_posix(): {
             "bytes": p.stat().st_size,
             "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
         }
-        for p in files
+        for p in sorted(files)
+        if p.is_file()
     }
 
 
-def write_recipe(recipe: Recipe, seconds: dict[str, float], figures: dict, folder: Path) -> None:
-    """`recipe.json`: recipe, wall time, figures and sha256 of what stands beside it."""
-    document = {"recipe": asdict(recipe), "seconds": seconds, "figures": figures}
-    document |= {"threads": torch.get_num_threads(), "files": digest(folder)}
-    (folder / "recipe.json").write_text(json.dumps(document, indent=2) + "\n")
+def write_recipe(recipe: Recipe, seconds: dict[str, float], folder: Path) -> None:
+    """`recipe.json`: recipe, seconds of each part, threads, and the digest of the files."""
+    document = {"recipe": asdict(recipe), "seconds": seconds, "threads": torch.get_num_threads()}
+    text = json.dumps(document | {"files": digest(folder)}, indent=2)
+    stage = folder / ".recipe.partial"
+    stage.write_text(text + "\n")
+    os.replace(stage, folder / "recipe.json")
+
+
+def provenance(folder: Path) -> pd.DataFrame:
+    """The files beside `recipe.json`: size, hash, and whether they are the ones it names."""
+    recorded = json.loads((folder / "recipe.json").read_text())["files"]
+    there = digest(folder)
+    rows = [
+        {
+            "file": name,
+            "kB": there[name]["bytes"] / 1000,
+            "sha256": there[name]["sha256"][:12],
+            "as recorded": there[name]["sha256"] == recorded.get(name, {}).get("sha256"),
+        }
+        for name in there
+    ]
+    return pd.DataFrame(rows)
+
+
+# --- what the notebook shows ---------------------------------------------------------------------
+
+
+def ensure_models(
+    config: MiniworldConfig, progress: Callable[[Iterable[Progress], int], Iterable[Progress]]
+) -> None:
+    """Rebuild the models where the config asks for it; otherwise they are as committed."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.rebuild:
+        recipe = scaled(config.scale)
+        reports = sum(-(-getattr(recipe, f"{part}_steps") // EVERY) for part in PARTS)
+        for _ in progress(rebuild(config), reports):
+            pass
+
+
+def load(config: MiniworldConfig) -> tuple[Student, Teacher]:
+    """Both models of `target(config)`, by the loaders that real models go through."""
+    home = target(config)
+    return load_student(f"local-dir:{home / 'student'}", None), load_teacher(str(home / "teacher"))
+
+
+def examples(kind: str, count: int) -> tuple[list[Image.Image], list[str]]:
+    """Pictures with titles: training pairs ("coco") or both sides of items ("winoground")."""
+    if kind == "coco":
+        pairs = load_pairs("mini")
+        return [pairs.image(i) for i in range(count)], [pairs.captions(i)[0] for i in range(count)]
+    items = spread(benchmarks.mini("winoground", "test").items, count)
+    images = [ref.load() for item in items for ref in item.images]
+    return images, [caption for item in items for caption in item.captions]
+
+
+def contents(world: Path) -> pd.DataFrame:
+    """What the drawn files hold: one row a set."""
+    rows = [{"set": f"COCO-shaped pairs, {split}", "items": len(load_pairs(source))}
+            for split, source in (("train", "mini"), ("val", "mini:val"))]  # fmt: skip
+    for name, split in MINI_SETS:
+        benchmark = benchmarks.mini(name, split)
+        labels = sorted({item.tags.get("collapsed_tag", "") for item in benchmark.items} - {""})
+        label = f"{name}, {split}" + (f" ({', '.join(labels)})" if labels else "")
+        rows.append({"set": label, "items": len(benchmark.items)})
+    return pd.DataFrame(rows)
+
+
+def samples(teacher: Teacher, seed: int) -> tuple[list[Image.Image], list[str]]:
+    """Pictures that the teacher draws for captions of validation items."""
+    items = spread(benchmarks.mini("winoground", "val").items, 6)
+    captions = [caption for item in items for caption in item.captions]
+    return teacher.sample(captions, 50, 3.0, seed), captions
+
+
+def naming(student: Student) -> pd.DataFrame:
+    """Zero-shot accuracy of the student on the labelled single-object images."""
+    rows = []
+    for task in ("color", "shape"):
+        benchmark = benchmarks.mini(f"zeroshot-{task}", "test")
+        scores = evaluate.score_grids(evaluate.clip_scorer(student), benchmark)
+        rows.append(evaluate.tabulate(benchmark, scores, by=()).assign(task=task))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["task", "metric", "n", "accuracy", "low", "high", "chance"]]
+
+
+def who_knows(
+    student: Student, teacher: Teacher, items: int, draws: int, split: str = "val"
+) -> pd.DataFrame:
+    """`tables.tabulate` of student and teacher on `items` items of a split, even over the tags.
+
+    The teacher's errors are divided by their mean at each t (the relative rule); the means come
+    from validation items that are not scored.
+    """
+    whole = benchmarks.mini("winoground", split)
+    chosen = spread(whole.items, items)
+    rest = [i for i in benchmarks.mini("winoground", "val").items if i not in chosen]
+    errors = evaluate.error_table(evaluate.diffusion_scorer(teacher, draws), rest[-24:])
+    scorers = {
+        "student": (evaluate.clip_scorer(student), ""),
+        "teacher": (
+            evaluate.diffusion_scorer(
+                teacher, draws, profile=evaluate.error_profile(errors), empty=False, batch_size=128
+            ),
+            "relative",
+        ),
+    }
+    rows = []
+    for name, (scorer, rule) in scorers.items():
+        scores = evaluate.score_grids(scorer, replace(whole, items=chosen))
+        table = evaluate.tabulate(whole, scores, rule=rule, by=("collapsed_tag",))
+        rows.append(table.assign(model=name))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["model", *(c for c in found if c != "model")]]
+
+
+def spread(items: Sequence, count: int) -> tuple:
+    """`count` of the items, as many of each collapsed tag as can be."""
+    groups: dict[str, list] = {}
+    for item in items:
+        groups.setdefault(item.tags["collapsed_tag"], []).append(item)
+    turns = itertools.zip_longest(*groups.values())
+    return tuple(item for turn in turns for item in turn if item is not None)[:count]

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -184,10 +185,15 @@ PAIRED = ("{x} and {y}", "a {x} and a {y}", "a {x} with a {y}", "a picture of a 
           "the {x} and the {y}", "a {x} next to a {y}")  # fmt: skip
 
 
+def say(form: str, **names: str) -> str:
+    """The form with its names filled in, and "an" before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", form.format(**names))
+
+
 def relation_captions(scene: Scene) -> list[str]:
     """All the ways to say what stands where, colors and shapes named."""
     a, b = (thing.name for thing in scene.things)
-    return [form.format(a=a, b=b) for form in RELATIONS[scene.axis]]
+    return [say(form, a=a, b=b) for form in RELATIONS[scene.axis]]
 
 
 def coco_captions(scene: Scene, rng: random.Random) -> list[str]:
@@ -195,9 +201,9 @@ def coco_captions(scene: Scene, rng: random.Random) -> list[str]:
     a, b = scene.things
     forms = rng.sample(RELATIONS[scene.axis], 4)
     names = [(a.name, b.name)] * 3 + [(a.full, b.full)]
-    captions = [f.format(a=x, b=y) for f, (x, y) in zip(forms, names, strict=True)]
+    captions = [say(f, a=x, b=y) for f, (x, y) in zip(forms, names, strict=True)]
     x, y = rng.sample([a.name, b.name], 2)
-    return [*captions, rng.choice(PAIRED).format(x=x, y=y)]
+    return [*captions, say(rng.choice(PAIRED), x=x, y=y)]
 
 
 def alt_caption(scene: Scene, rng: random.Random) -> str:
@@ -209,12 +215,12 @@ def alt_caption(scene: Scene, rng: random.Random) -> str:
         return _name_one(things[0], rng)
     if kind < 0.90:
         x, y = (_partial(thing, rng) for thing in things)
-        return rng.choice(PAIRED).format(x=x, y=y)
+        return say(rng.choice(PAIRED), x=x, y=y)
     return rng.choice(relation_captions(scene))
 
 
 def _name_one(thing: Thing, rng: random.Random) -> str:
-    return rng.choice(NAMED).format(x=_partial(thing, rng))
+    return say(rng.choice(NAMED), x=_partial(thing, rng))
 
 
 def _partial(thing: Thing, rng: random.Random) -> str:
@@ -239,7 +245,7 @@ def teacher_caption(scene: Scene, rng: random.Random) -> str:
         return alt_caption(scene, rng)
     if kind < 0.26:  # where one thing stands
         i = rng.randrange(2)
-        return f"a {scene.things[i].name} {PLACES[scene.axis][i]}"
+        return say("a {x} {place}", x=scene.things[i].name, place=PLACES[scene.axis][i])
     if kind < 0.38:
         return rng.choice(coco_captions(scene, rng))
     return rng.choice(relation_captions(scene))
@@ -285,7 +291,7 @@ def build_tokenizer(folder: Path, context_length: int = 24) -> None:
 
 
 def split_of(things: Sequence[Thing]) -> str:
-    """The split of a scene: drawn from its shapes and colors alone, so that swaps stay inside it."""
+    """The split of a scene, drawn from its shapes and colors alone: swaps stay inside it."""
     shapes = ",".join(sorted(t.shape for t in things))
     colors = ",".join(sorted(t.color for t in things))
     if len(things) < 2 or len({t.shape for t in things}) < 2 or len({t.color for t in things}) < 2:
@@ -368,7 +374,7 @@ def _winoground_row(index: int, scene: Scene, other: Scene, kind: str, tag: str)
     other = replace(other, place=rng.getrandbits(48))
     form = rng.choice(RELATIONS[scene.axis])
     names = [[thing.name for thing in s.things] for s in (scene, other)]
-    captions = [form.format(a=a, b=b) for a, b in names]
+    captions = [say(form, a=a, b=b) for a, b in names]
     held_out = _held_out(scene.things) or _held_out(other.things)
     row = {"id": index}
     for i, s in enumerate((scene, other)):
@@ -476,13 +482,14 @@ def _negative(subset: str, scene: Scene, form: str, rng: random.Random) -> str:
         # the opposite phrase with its arguments exchanged back: "a left of b" -> "a right of b"
         forms = RELATIONS[scene.axis]
         form, a, b = forms[forms.index(form) ^ 1], b, a
-    text = form.format(a=a.name, b=b.name)
+    text = say(form, a=a.name, b=b.name)
     if subset == "add_obj":
         third = [Thing(s, c).name for s in SHAPES for c in COLORS if s not in (a.shape, b.shape)]
-        return f"{text} and a {rng.choice(third)}"
+        return say(text + " and a {x}", x=rng.choice(third))
     if subset == "add_att":
         wrong = {"small": "large", "large": "small"}[a.size]
-        return text.replace(f"a {a.name}", f"a {wrong} {a.name}")
+        article = "the" if f"the {a.name}" in text else "a"
+        return re.sub(rf"\b(a|an|the) {a.name}", f"{article} {wrong} {a.name}", text)
     return text
 
 
@@ -499,7 +506,7 @@ def _write_sugarcrepe(root: Path) -> None:
         for index, scene in enumerate(drawn):
             rng = random.Random(derive_seed(SEED, f"sugarcrepe {subset}", index))
             form = rng.choice(RELATIONS[scene.axis])
-            caption = form.format(a=scene.things[0].name, b=scene.things[1].name)
+            caption = say(form, a=scene.things[0].name, b=scene.things[1].name)
             row = {"filename": f"{index}.png", "caption": caption}
             rows[str(index)] = row | {"negative_caption": _negative(subset, scene, form, rng)}
         _dump(root / "sugarcrepe" / f"{subset}.json", rows)
@@ -525,7 +532,7 @@ def _dump(path: Path, document: object) -> None:
 
 
 def ensure_world(root: Path | None = None) -> Path:
-    """Draw every set of the mini-world once; returns the folder, which is either whole or absent."""
+    """Draw every set of the mini-world once; the folder returned is whole or absent."""
     root = root or project_root() / "data" / "mini" / "world"
     if root.is_dir():
         return root

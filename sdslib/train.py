@@ -59,7 +59,7 @@ class Step:
     lr: float
     grad_norm: float
     bridge_grad_norm: float | None
-    grad_ratio: float | None  # |sds_weight grad L_SDS| / |grad L_CLIP| over the student's parameters
+    grad_ratio: float | None  # |sds_weight grad L_SDS| / |grad L_CLIP|, of the student's parameters
     seconds: float
     validation: dict[str, float] = field(default_factory=dict)
 
@@ -175,9 +175,7 @@ def draw_noise(
     place = torch.randperm(batch_size, generator=generator)
     place = (place + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size
     t = config.t_min + (place * (config.t_max - config.t_min + 1)).long()
-    return t.clamp_max(config.t_max), torch.randn(
-        (batch_size, *latent_shape), generator=generator
-    )
+    return t.clamp_max(config.t_max), torch.randn((batch_size, *latent_shape), generator=generator)
 
 
 # --- the loop ------------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ class Loop:
         return t.to(device), eps.to(device)
 
     def _ratio(self, terms: dict[str, Tensor], step: int) -> float | None:
-        """|sds_weight grad L_SDS| / |grad L_CLIP|, at the first step and where validation is due."""
+        """|sds_weight grad L_SDS| / |grad L_CLIP|, at step 0 and where validation is due."""
         due = step == 0 or self._is_due(step + 1)
         if "sds" not in terms or not due:
             return None
