@@ -1,0 +1,192 @@
+"""Tiny real models in folders: the library only ever sees a path.
+
+`save_student` writes an open_clip folder, `save_teacher` a diffusers folder; both hold a word-level
+tokenizer of their own, as the mini-world's do.
+"""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+WORDS = (
+    *("a", "an", "and", "above", "below", "blue", "circle", "green", "is", "large", "left", "of"),
+    *("on", "red", "right", "small", "square", "the", "triangle", "white", "yellow"),
+)
+CONTEXT = 16  # tokens, start and end included
+SIZE = 32  # pixels of the student's image side
+LATENT = (4, 4, 4)  # of a 32-pixel image under the tiny VAE's factor 8
+
+
+def build_tokenizer(words=WORDS, length=CONTEXT) -> PreTrainedTokenizerFast:
+    """Lower-casing word-level tokenizer; [PAD] is 0 and [END] has the highest id."""
+    vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[START]", *words, "[END]"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[START] $A [END]",
+        special_tokens=[(token, vocab[token]) for token in ("[START]", "[END]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        bos_token="[START]",
+        eos_token="[END]",
+        model_max_length=length,
+    )
+
+
+def student_config(**changes) -> dict:
+    """A two-layer ViT and a two-layer text tower of width 32, embedding width 16."""
+    return {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": SIZE,
+            "patch_size": 8,
+            "width": 32,
+            "layers": 2,
+            "head_width": 16,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": len(WORDS) + 4,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+            "hf_tokenizer_name": "local",
+        },
+    } | changes
+
+
+RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+COCA = {
+    "custom_text": True,
+    "multimodal_cfg": {
+        "context_length": CONTEXT,
+        "vocab_size": len(WORDS) + 4,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+
+def coca_config() -> dict:
+    """A CoCa of the same size: attentional pooling and a text decoder."""
+    config = student_config(**COCA)
+    config["vision_cfg"] |= {
+        "attentional_pool": True,
+        "attn_pooler_queries": 4,
+        "attn_pooler_heads": 2,
+        "output_tokens": True,
+    }
+    config["text_cfg"] |= {"embed_cls": True, "output_tokens": True, "context_length": CONTEXT - 1}
+    return config
+
+
+def save_student(folder, config=None, seed=0, dtype=torch.float32) -> Path:
+    """Write a randomly initialized open_clip model as a `local-dir:` folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "model_cfg": config or student_config(),
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
+    torch.manual_seed(seed)
+    model = open_clip.create_model(f"local-dir:{folder}")
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)  # so that a moved BatchNorm statistic would show
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_teacher(folder, prediction_type="epsilon", seed=0, dtype=torch.float32, **unet) -> Path:
+    """Write a Stable Diffusion of 0.8M parameters as a pipeline folder."""
+    torch.manual_seed(seed)
+    pipeline = StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=build_tokenizer(),
+        unet=tiny_unet(**unet),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            prediction_type=prediction_type,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=dtype).save_pretrained(folder)
+    index = Path(folder, "model_index.json")
+    document = json.loads(index.read_text())
+    document["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+    index.write_text(json.dumps(document, indent=2))
+    return Path(folder)
+
+
+def tiny_unet(**changes) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        **{
+            "sample_size": LATENT[1],
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 8,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }
+        | changes
+    )
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=SIZE,
+        block_out_channels=(32,) * 4,
+        scaling_factor=0.5,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+
+
+def tiny_text_encoder() -> CLIPTextModel:
+    end = len(WORDS) + 3
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=end + 1,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=2,
+            eos_token_id=end,
+            pad_token_id=0,
+        )
+    )
