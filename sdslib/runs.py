@@ -1,0 +1,656 @@
+"""A run's folder: parameters, status, history, scores, weights.
+
+Nothing is overwritten, nothing is unpickled, and a kill at any moment loses at most the steps
+since the last checkpoint. `step` counts finished optimizer steps, in history and checkpoints.
+`python -m sdslib.runs list` and `python -m sdslib.runs show RUN` read what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import atexit
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sdslib import storage
+from sdslib.config import Config, derive_seed, project_path, project_root, suggest
+from sdslib.storage import LockedError, StorageError, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "LockedError", "Run", "RunError", "find_run", "list_runs", "open_run"]
+
+# Rooms that decide no number of a run: knobs (their values are in the id), records, pictures, and
+# the drawing of the mini-world (its files are in the data fingerprints).
+_NOT_COMPUTING = frozenset(["config", "runs", "storage", "figures", "progress", "miniworld"])
+_PACKAGES = (
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "papermill",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "scipy",
+    "sds-clip-workbench",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+_DECIDES_BITS = ("python", "packages", "threads", "device")
+_STATUS_EVERY_S = 1.0
+_open_here: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()
+
+
+class RunError(RuntimeError):
+    """A run cannot be opened, found or written; the message says which and what to do."""
+
+
+class RunWarning(UserWarning):
+    """Something of a run was skipped or differs; the work goes on."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved after `step` optimizer steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def open_run(
+    config: Config, fingerprints: Mapping[str, Any] | None = None, root: Path | str | None = None
+) -> Run:
+    """The run of these parameters and data, new, continued, or (finished) read-only.
+
+    `fingerprints` names the data by content, as `{"pairs": "…", "benchmark": "…", "teacher": "…"}`.
+    With `config.resume` an unfinished run keeps its newest good checkpoint and the history up to
+    it; without, both are dropped. Raises LockedError while another process has it, and RunError
+    when `config.run` names a run of other parameters.
+    """
+    root = runs_root(config, root)
+    identity = identify(config, fingerprints or {})
+    folder = _folder_of(root, config, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "status.json").exists() and Run(folder).finished:
+        return Run(folder)
+    storage.acquire(folder)
+    run = Run(folder, writable=True)
+    if run.finished:  # while we waited for the lock
+        storage.release(folder)
+        return Run(folder)
+    run._begin(config, identity)
+    return run
+
+
+def runs_root(config: Config | None = None, root: Path | str | None = None) -> Path:
+    """Where runs are kept: `root`, else the config's `runs`, else `reports/runs`."""
+    chosen = root or (config and config.runs) or "reports/runs"
+    return project_path(chosen)
+
+
+class Run:
+    """One run's folder; made by `open_run` (for writing) or `find_run` (for reading)."""
+
+    def __init__(self, path: Path, writable: bool = False) -> None:
+        self.path = path
+        self._writable = writable
+        self._last_step: int | None = None
+        self._status_due = 0.0
+        if writable:
+            earlier = _open_here.get(path)
+            if earlier is not None:  # the cell was run again: the new handle takes over
+                earlier._writable = False
+            _open_here[path] = self
+            atexit.register(self._close)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}: {self.status()['message']})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name, `<name or preset-arm>-<id>`."""
+        return self.path.name
+
+    @property
+    def id(self) -> str:
+        """The hash of the parameters that matter, the data, and the code that computes."""
+        return str(read_json(self.path / "identity.json")["id"])
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The validated parameters, as in the Config."""
+        return dict(read_json(self.path / "params.json"))
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained student's open_clip folder belongs."""
+        return self.path / "weights"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete; it is read-only then."""
+        return self.status()["state"] == "finished"
+
+    def status(self) -> dict[str, Any]:
+        """state (running, finished, failed, interrupted, died), pid, step, updated, message.
+
+        `died` is concluded by the reader: the file says running and the process is gone.
+        """
+        return read_status(self.path)
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        """Add one row, flushed to the system; numbers that are not finite are kept as null."""
+        self._need_writable()
+        line = json.dumps({str(k): _plain(v) for k, v in row.items()}, allow_nan=False)
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if row.get("step") is not None:
+            self._last_step = int(row["step"])
+            if time.monotonic() >= self._status_due:
+                self._set("running", f"running at step {self._last_step}")
+
+    def history(self) -> pd.DataFrame:
+        """All rows; a line cut by a kill is skipped with a warning."""
+        import pandas as pd
+
+        return pd.DataFrame([row for row, _ in _rows(self.path / "history.jsonl")])
+
+    def save_scores(self, name: str, table: pd.DataFrame) -> Path:
+        """Keep one row an item, every score, as `scores/<name>.parquet`."""
+        return self._save_table(self._scores_path(name), table)
+
+    def scores(self, name: str) -> pd.DataFrame:
+        """The table that `save_scores` kept under this name; RunError lists what there is."""
+        return self._read_table(self._scores_path(name))
+
+    def score_names(self) -> list[str]:
+        """The names under which scores are kept."""
+        return sorted(p.stem for p in (self.path / "scores").glob("*.parquet"))
+
+    def save_results(self, table: pd.DataFrame) -> Path:
+        """Keep the run's table of results, `results.parquet`."""
+        return self._save_table(self.path / "results.parquet", table)
+
+    def results(self) -> pd.DataFrame:
+        """The table that `save_results` kept."""
+        return self._read_table(self.path / "results.parquet")
+
+    def save_checkpoint(
+        self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
+    ) -> Path:
+        """Save everything needed to go on after `step`; then drop all but the newest `keep`.
+
+        `tensors` go to safetensors, `meta` (plain scalars, lists, dicts) to JSON. Older
+        checkpoints go only after the new one was read back and agrees with its manifest.
+        StorageError when the disk is full; what was saved before is intact.
+        """
+        from safetensors.torch import save_file
+
+        self._need_writable()
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        folder = self.path / "checkpoints" / f"step-{step:08d}"
+        with storage.staged_folder(folder) as stage:
+            plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, stage / "tensors.safetensors")
+            write_json(stage / "meta.json", {"step": step, "meta": dict(meta)})
+        problem = storage.manifest_problem(folder)
+        if problem:
+            raise StorageError(f"{self.name}: {folder.name} was written but {problem}")
+        self._prune(keep)
+        self._last_step = step
+        self._set("running", f"running at step {step}")
+        return folder
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that agrees with its manifest, or None; warns of each skipped."""
+        from safetensors.torch import load_file
+
+        folder = self._newest_good()
+        if folder is None:
+            return None
+        meta = read_json(folder / "meta.json")
+        return Checkpoint(meta["step"], load_file(folder / "tensors.safetensors"), meta["meta"])
+
+    def note(self, **facts: Any) -> None:
+        """Add facts under `noted` in `env.json`, as the device that was really used."""
+        self._need_writable()
+        path = self.path / "env.json"
+        env = read_json(path)
+        noted = env.get("noted", {}) | {k: _plain(v) for k, v in facts.items()}
+        write_json(path, env | {"noted": noted})
+
+    def finish(self) -> None:
+        """Mark the run complete; from here on it is read-only."""
+        self._end("finished", "finished")
+
+    def fail(self, error: BaseException | str) -> None:
+        """Mark the run failed, with the error's words."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self._end("failed", f"failed at step {self._step_text()}: {text}")
+
+    def interrupt(self, reason: str = "on request") -> None:
+        """Mark the run interrupted; `open_run` continues it."""
+        self._end("interrupted", f"interrupted at step {self._step_text()} {reason}")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if not self._writable or error is None:
+            return
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.interrupt(f"by {type(error).__name__}")
+        else:
+            self.fail(error)
+
+    def _begin(self, config: Config, identity: dict[str, Any]) -> None:
+        storage.sweep(self.path)
+        env, earlier = environment(config), self.path / "env.json"
+        if earlier.exists():
+            env = self._compared(read_json(earlier), env)
+        write_json(self.path / "params.json", config.model_dump(mode="json"))
+        write_json(self.path / "env.json", env)
+        write_json(self.path / "identity.json", identity)
+        resume = getattr(config, "resume", True)
+        if not resume:
+            storage.discard(self.path / "checkpoints")
+        good = self._newest_good()
+        step = int(good.name.split("-")[1]) if good else 0
+        _truncate_history(self.path / "history.jsonl", step)
+        self._last_step = step or None
+        self._set("running", f"running at step {step}")
+
+    def _compared(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        both = [k for k in _DECIDES_BITS if old.get(k) is not None and new[k] is not None]
+        changed = [key for key in both if old[key] != new[key]]
+        exact = bool(old.get("bit_exact", True)) and not changed
+        if changed:
+            warnings.warn(
+                f"{self.name} goes on with other {' and '.join(changed)} than it began with; "
+                "its result is not bit-exact",
+                RunWarning,
+                stacklevel=4,
+            )
+        began = {key: old[key] for key in changed} | old.get("began_with", {})
+        kept = {"noted": old["noted"]} if "noted" in old else {}
+        return new | kept | {"bit_exact": exact, "began_with": began}
+
+    def _newest_good(self) -> Path | None:
+        for folder in _checkpoints(self.path):
+            problem = storage.manifest_problem(folder)
+            if problem is None:
+                return folder
+            text = f"{self.name}: skipped checkpoint {folder.name}, {problem}"
+            warnings.warn(text, RunWarning, stacklevel=3)
+        return None
+
+    def _prune(self, keep: int) -> None:
+        good = 0
+        for folder in _checkpoints(self.path):
+            if good < keep and storage.manifest_problem(folder) is None:
+                good += 1
+            else:
+                storage.discard(folder)
+
+    def _scores_path(self, name: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"scores name {name!r} must be letters, digits, '.', '-' and '_'")
+        return self.path / "scores" / f"{name}.parquet"
+
+    def _save_table(self, path: Path, table: pd.DataFrame) -> Path:
+        self._need_writable()
+        path.parent.mkdir(exist_ok=True)
+        storage.write_bytes(path, table.to_parquet(index=False))
+        return path
+
+    def _read_table(self, path: Path) -> pd.DataFrame:
+        import pandas as pd
+
+        if not path.is_file():
+            there = ", ".join(self.score_names()) or "none"
+            raise RunError(f"{self.name} has no {path.stem}; scores there: {there}")
+        return pd.read_parquet(path)
+
+    def _need_writable(self) -> None:
+        if self._writable:
+            return
+        why = "is finished" if self.finished else "was opened for reading"
+        raise RunError(f"run {self.name} {why}; open_run with other parameters makes a new one")
+
+    def _step_text(self) -> int:
+        return self._last_step or 0
+
+    def _set(self, state: str, message: str) -> None:
+        self._status_due = time.monotonic() + _STATUS_EVERY_S
+        status = storage.myself() | {
+            "state": state,
+            "step": self._last_step,
+            "updated": storage.now(),
+            "message": message,
+        }
+        write_json(self.path / "status.json", status)
+
+    def _end(self, state: str, message: str) -> None:
+        self._need_writable()
+        self._set(state, message)
+        self._writable = False
+        storage.release(self.path)
+        atexit.unregister(self._close)
+
+    def _close(self) -> None:
+        """The interpreter ends in good order, but nobody said how the run ended."""
+        status = self.path / "status.json"
+        if self._writable and status.exists() and read_json(status)["pid"] == os.getpid():
+            self.interrupt("because the process ended")
+
+
+def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: parameters that matter, data, and code, and the id of these.
+
+    The fingerprint of a party that the arm never reads (`teacher` of `clip-only`) is left out.
+    """
+    kept = config.identity()
+    data = {
+        k: v for k, v in fingerprints.items() if k in kept or k not in type(config).model_fields
+    }
+    identity = {
+        "model": type(config).__name__,
+        "params": kept,
+        "data": data,
+        "code": code_digests(config.code),
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {"id": hashlib.sha256(text.encode()).hexdigest()[:10]} | identity
+
+
+def code_digests(modules: Iterable[str], folder: Path | None = None) -> dict[str, str]:
+    """A hash of each module that computes, and of what it imports from the library.
+
+    Comments, docstrings and layout do not count: the code is hashed as `ast.unparse` prints it.
+    """
+    folder = folder or Path(__file__).parent
+    entries = list(modules)
+    named, digests = set(entries), {"derive_seed": _derive_seed_digest()}
+    while entries:
+        module = entries.pop()
+        path = folder / f"{module}.py"
+        if module in digests or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        digests[module] = _digest(tree)
+        imported = _library_imports(tree)
+        entries += [m for m in imported if m in named or m not in _NOT_COMPUTING]
+    return dict(sorted(digests.items()))
+
+
+def _derive_seed_digest() -> str:
+    return str(derive_seed(0, "pinned", 1))
+
+
+def _digest(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _library_imports(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "sdslib":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sdslib."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("sdslib.")}
+    return found
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, commit, device and threads of this process; no path and no name of the machine."""
+    torch = sys.modules.get("torch")
+    device = config.device
+    if torch is not None and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: v for name in _PACKAGES if (v := _version(name))},
+        "git": _git(),
+        "device": device,
+        "threads": torch.get_num_threads() if torch is not None else config.threads,
+        "cpus": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(project_root()), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The run's status as its file and its process tell it; see `Run.status`."""
+    path = folder / "status.json"
+    if not path.exists():
+        return {
+            "state": "died",
+            "pid": None,
+            "step": None,
+            "updated": None,
+            "message": "never began",
+        }
+    try:
+        status = read_json(path)
+        if status["state"] == "running" and not storage.is_alive(status):
+            step = _last_step(folder, status["step"])
+            message = f"died at step {step} while running"
+            return status | {"state": "died", "step": step, "message": message}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder.name}/status.json has not the expected form") from error
+    return dict(status)
+
+
+def _last_step(folder: Path, known: int | None) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)
+        steps = [row.get("step") for row, _ in _rows(folder / "history.jsonl")]
+    return max([known or 0, *(s for s in steps if isinstance(s, int))])
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each readable row with its raw line; warns of every line that is not one."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and line.endswith(b"\n"):
+            yield row, line
+        else:
+            text = f"{path.parent.name}/{path.name}: skipped line {number}, which is torn"
+            warnings.warn(text, RunWarning, stacklevel=4)
+
+
+def _truncate_history(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for row, line in _rows(path) if row.get("step") is None or row["step"] <= step]
+    if b"".join(kept) != path.read_bytes():
+        storage.write_bytes(path, b"".join(kept))
+
+
+def _plain(value: Any) -> Any:
+    """What strict JSON can hold: numpy and torch scalars unwrapped, not-finite numbers null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first; `.old` is what a kill during a rename can leave."""
+    found = [
+        path
+        for path in (folder / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d{8,}(\.old)?", path.name)
+    ]
+    return sorted(found, key=lambda p: (-int(p.name.split("-")[1].split(".")[0]), p.name))
+
+
+def _folder_of(root: Path, config: Config, identity: dict[str, Any]) -> Path:
+    there = [path for path in _run_folders(root) if path.name.endswith(f"-{identity['id']}")]
+    name = getattr(config, "run", None)
+    if name:
+        _refuse_other(root, name, identity)
+    if there:
+        return there[0]
+    arm = getattr(config, "arm", type(config).__name__.removesuffix("Config").lower())
+    return root / f"{name or f'{config.preset}-{arm}'}-{identity['id']}"
+
+
+def _refuse_other(root: Path, name: str, identity: dict[str, Any]) -> None:
+    for path in _run_folders(root):
+        if path.name.rpartition("-")[0] == name and not path.name.endswith(identity["id"]):
+            differences = "; ".join(_differences(read_json(path / "identity.json"), identity))
+            raise RunError(
+                f"run {name!r} exists with other parameters ({differences}); choose another name"
+            )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for part, prefix in (("params", ""), ("data", "data "), ("code", "code of ")):
+        for key in sorted(old[part].keys() | new[part].keys()):
+            before, after = old[part].get(key), new[part].get(key)
+            if before != after:
+                detail = " has changed" if part == "code" else f" was {before!r}, now {after!r}"
+                yield f"{prefix}{key}{detail}"
+
+
+def _run_folders(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/identity.json"))
+
+
+def find_run(key: str | Path, root: Path | str | None = None) -> Run:
+    """The run of this id (or its beginning), name, or path, for reading.
+
+    RunError when there is none (with the nearest name) or more than one.
+    """
+    path = Path(key)
+    if (path / "identity.json").is_file():
+        return Run(path.resolve())
+    folders = _run_folders(runs_root(root=root))
+    key = str(key)
+    exact = [f for f in folders if key in (f.name, *f.name.rsplit("-", 1))]
+    found = exact or [f for f in folders if f.name.rsplit("-", 1)[1].startswith(key)]
+    if len(found) == 1:
+        return Run(found[0])
+    if found:
+        raise RunError(f"{key!r} names several runs: {', '.join(f.name for f in found)}")
+    close = suggest(key, [f.name for f in folders])
+    hint = f"did you mean {close!r}?" if close else "`python -m sdslib.runs list` shows them"
+    raise RunError(f"no run {key!r}; {hint}")
+
+
+def list_runs(root: Path | str | None = None) -> pd.DataFrame:
+    """One row a run: name, id, state, step, when, and the parameters that are most asked for."""
+    import pandas as pd
+
+    columns = ["run", "id", "state", "step", "updated", "arm", "sds_weight", "trainable", "seed"]
+    rows = []
+    for folder in _run_folders(runs_root(root=root)):
+        run = Run(folder)
+        rows.append({"run": run.name, "id": run.id} | run.params | run.status())
+    return pd.DataFrame(rows, columns=columns)
+
+
+def describe(run: Run) -> str:
+    """The run in words: how it ended, what is kept, with which parameters."""
+    status, env = run.status(), read_json(run.path / "env.json")
+    good = [(f, storage.manifest_problem(f)) for f in _checkpoints(run.path)]
+    lines = [
+        f"{run.name}: {status['message']}",
+        f"updated      {status['updated']}",
+        f"history      {sum(1 for _ in _rows(run.path / 'history.jsonl'))} rows",
+        *(f"checkpoint   {f.name} {problem or 'verified'}" for f, problem in good),
+        f"scores       {', '.join(run.score_names()) or 'none'}",
+        f"device       {env['device']}, {env['threads']} threads, python {env['python']}",
+        *(f"{name:<12} {value}" for name, value in run.params.items()),
+    ]
+    return "\n".join(lines)
+
+
+def main(words: list[str] | None = None) -> int:
+    """`list` all runs, or `show` one; exit status 2 when there is none of that name."""
+    parser = argparse.ArgumentParser(prog="python -m sdslib.runs", description=main.__doc__)
+    parser.add_argument("--runs", help="the folder of runs (default: reports/runs)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", help="one line a run")
+    verbs.add_parser("show", help="one run in full").add_argument("run", help="id, name or path")
+    options = parser.parse_args(words)
+    try:
+        if options.verb == "show":
+            print(describe(find_run(options.run, options.runs)))
+        else:
+            table = list_runs(options.runs)
+            print(table.to_string(index=False) if len(table) else "no runs yet")
+    except (RunError, StorageError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

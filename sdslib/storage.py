@@ -1,0 +1,254 @@
+"""Files that survive a kill: staged, synced, hashed, renamed; and the lock of a folder.
+
+A reader sees the old content or the new, never a mixture. A folder counts only if every file in
+it agrees with `manifest.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MANIFEST = "manifest.json"
+# Two clocks may disagree on when a process began (boot time is rounded and drifts).
+_SAME_START_S = 2.0
+
+
+class StorageError(OSError):
+    """Something could not be written or read; the message says what, where, and what to do."""
+
+
+class LockedError(StorageError):
+    """A living process holds the folder."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file's content in one step that survives a crash or leaves the old content."""
+    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        _raise_if_full(error, path, len(data))
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON (no NaN), sorted as given, written as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; StorageError names a file that is missing or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StorageError(f"{_short(path)} is missing") from error
+    except ValueError as error:
+        raise StorageError(f"{_short(path)} is not JSON: {error}") from error
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder; when the block succeeds it becomes `final` in one rename.
+
+    An older `final` stays readable as `<final>.old` until the new one is in place. When the block
+    fails nothing is left behind and `final` is as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    stage = final.with_name(f".stage-{final.name}-{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        seal(stage)
+        old = final.with_name(final.name + ".old")
+        if final.exists():
+            discard(old)
+            os.replace(final, old)
+        os.replace(stage, final)
+    except BaseException as error:
+        needed = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
+        shutil.rmtree(stage, ignore_errors=True)
+        _raise_if_full(error, final, needed)
+        raise
+    sync(final.parent)
+    discard(old)
+
+
+def seal(folder: Path) -> None:
+    """Sync all files of the folder, then write the manifest of their sizes and SHA-256 last."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    entries = {}
+    for file in files:
+        sync(file)
+        name = file.relative_to(folder).as_posix()
+        entries[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    for inner in {file.parent for file in files} - {folder}:
+        sync(inner)
+    write_json(folder / MANIFEST, entries)
+
+
+def manifest_problem(folder: Path) -> str | None:
+    """Why the folder must not be used, or None when all its files agree with the manifest."""
+    try:
+        entries = read_json(folder / MANIFEST)
+        for name, entry in entries.items():
+            file, size = folder / name, entry["bytes"]
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes in place of {size}"
+            if file_sha256(file) != entry["sha256"]:
+                return f"{name} differs from its sha256"
+    except StorageError as error:
+        return str(error)
+    except (AttributeError, KeyError, TypeError):
+        return f"{MANIFEST} has not the expected form"
+    return None if entries else f"{MANIFEST} is empty"
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that a kill half-way leaves no half folder under its name."""
+    if not folder.exists():
+        return
+    trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
+    shutil.rmtree(trash, ignore_errors=True)
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Undo what killed writers left below the folder; only the lock's holder may call it."""
+    for old in list(folder.rglob("*.old")):
+        final = old.with_suffix("")
+        discard(old) if final.exists() else os.replace(old, final)
+    for pattern in (".stage-*", ".trash-*", ".part-*"):
+        for path in list(folder.rglob(pattern)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
+
+
+def acquire(folder: Path) -> None:
+    """Take the folder's `lock`, or raise LockedError naming the living process that has it.
+
+    A lock whose process is gone, or whose number now belongs to a younger process, is replaced.
+    A process may take its own lock again.
+    """
+    lock = folder / "lock"
+    with _alone(folder):
+        owner = _owner(lock)
+        if owner is not None and not is_me(owner) and is_alive(owner):
+            raise LockedError(
+                f"run {folder.name} is locked by pid {owner['pid']} on host {owner['host']} "
+                f"since {owner['since']}; wait for it or stop it"
+                + ("" if owner["host"] == socket.gethostname() else ", or delete its file `lock`")
+            )
+        lock.unlink(missing_ok=True)
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with os.fdopen(handle, "w") as file:
+            json.dump(myself() | {"since": now()}, file)
+            file.flush()
+            os.fsync(handle)
+
+
+def release(folder: Path) -> None:
+    """Give the folder's lock back; another process's lock is left alone."""
+    with _alone(folder):
+        owner = _owner(folder / "lock")
+        if owner is not None and is_me(owner):
+            (folder / "lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes that find the same stale lock must not both replace it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _owner(lock: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(lock.read_bytes())
+        return {key: owner[key] for key in ("pid", "host", "started", "since")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # its writer died between creating and filling it, or we would not be alone
+
+
+def myself() -> dict[str, Any]:
+    """This process by number, host and start time; numbers are reused, the three are not."""
+    started = psutil.Process().create_time()
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+
+
+def is_me(owner: dict[str, Any]) -> bool:
+    """Whether the record names this very process."""
+    return owner["pid"] == os.getpid() and owner["host"] == socket.gethostname() and is_alive(owner)
+
+
+def is_alive(owner: dict[str, Any]) -> bool:
+    """Whether the recorded process still runs; one on another host cannot be asked and counts."""
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(owner["pid"])
+        same = abs(process.create_time() - owner["started"]) < _SAME_START_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _short(path: Path) -> str:
+    return "/".join(path.parts[-2:])
+
+
+def _raise_if_full(error: BaseException, path: Path, needed: int) -> None:
+    if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        return
+    free = shutil.disk_usage(path.parent).free
+    raise StorageError(
+        f"disk full: need at least {needed / 1e6:.1f} MB, have {free / 1e6:.1f} MB for "
+        f"{_short(path)}; what was saved before is intact"
+    ) from error
