@@ -62,12 +62,13 @@ class ImageRef:
     """A picture that can be loaded: `read` returns the encoded file, `box` cuts a part out of it.
 
     Picklable if `read` is. The key is the content's, so the same bytes under two names are one
-    picture, and each (picture, box) has to be encoded only once.
+    picture, and each (picture, box) has to be encoded only once. `size` is the file's, in bytes.
     """
 
     name: str
     read: Callable[[], bytes]
     box: Box | None = None
+    size: int = -1
 
     @cached_property
     def key(self) -> str:

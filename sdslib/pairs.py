@@ -41,6 +41,7 @@ from sdslib.sources import (
     check_row,
     hub_dataset,
     image_columns,
+    undecoded,
 )
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -281,7 +282,8 @@ def hub_pairs(repo: str, split: str) -> Pairs:
 
 
 def dataset_pairs(found: Any, name: str) -> Pairs:
-    """Pairs of a `datasets.Dataset` whose images are left encoded; rows of one image are joined."""
+    """Pairs of a `datasets.Dataset` whose rows of one image are joined."""
+    found = undecoded(found)
     images = image_columns(found)
     texts = [column for column in CAPTION_COLUMNS if column in found.column_names]
     if len(images) != 1 or not texts:

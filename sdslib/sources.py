@@ -132,6 +132,24 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path.name}: {reason}") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; raises `DataError` with the line that is none."""
+    rows = []
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as reason:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({reason})") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line, parse_constant=_no_constant))
+            except ValueError as reason:
+                raise DataError(f"{path.name}:{number}: not valid JSON ({reason})") from None
+            if not isinstance(rows[-1], dict):
+                raise DataError(f"{path.name}:{number}: expected an object, got {_kind(rows[-1])}")
+    return rows
+
+
 def _no_json(text: str, reason: json.JSONDecodeError) -> str:
     if text.startswith("version https://git-lfs"):
         return "a Git LFS pointer, not the data; run git lfs pull"
@@ -151,9 +169,14 @@ def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_rows(rows: Any, model: type[Model], name: str) -> list[Model]:
+def check_rows(
+    rows: Any, model: type[Model], name: str, keys: Sequence[str] | None = None
+) -> list[Model]:
     """Validate a list of rows; raises `DataError` with the path of the first faults, as
-    `visual_genome_relation.json[3].bbox_w: expected integer >= 1, got 0`."""
+    `visual_genome_relation.json[3].bbox_w: expected integer >= 1, got 0`.
+
+    `keys` are what the file calls its rows, if not 0, 1, 2, ...
+    """
     if not isinstance(rows, list):
         raise DataError(f"{name}: expected a list of rows, got {_kind(rows)}")
     if not rows:
@@ -161,7 +184,7 @@ def check_rows(rows: Any, model: type[Model], name: str) -> list[Model]:
     try:
         return TypeAdapter(list[model]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as fault:
-        raise DataError(describe(fault, name)) from None
+        raise DataError(describe(fault, name, keys)) from None
 
 
 def check_row(row: Any, model: type[Model], name: str) -> Model:
@@ -172,15 +195,17 @@ def check_row(row: Any, model: type[Model], name: str) -> Model:
         raise DataError(describe(fault, name)) from None
 
 
-def describe(fault: ValidationError, name: str, limit: int = 3) -> str:
-    """A pydantic error as lines `name[3].key: expected ..., got ...`, the first few of them."""
+def describe(fault: ValidationError, name: str, keys: Sequence[str] | None = None) -> str:
+    """A pydantic error as lines `name[3].key: expected ..., got ...`, the first three of them."""
     errors = fault.errors(include_url=False)
-    lines = [f"{name}{_place(e['loc'])}: {_expected(e)}" for e in errors[:limit]]
-    more = len(errors) - limit
+    lines = [f"{name}{_place(e['loc'], keys)}: {_expected(e)}" for e in errors[:3]]
+    more = len(errors) - 3
     return "\n".join(lines) + (f"\n... and {more} more" if more > 0 else "")
 
 
-def _place(loc: Sequence[int | str]) -> str:
+def _place(loc: Sequence[int | str], keys: Sequence[str] | None) -> str:
+    if keys is not None and loc and isinstance(loc[0], int):
+        return f"[{keys[loc[0]]}]" + _place(loc[1:], None)
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sdslib import pairs as module
 from sdslib.images import ImageError
 from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs, shard_pairs
-from sdslib.sources import DataError, Root, hub_dataset, undecoded
+from sdslib.sources import DataError, Root, hub_dataset
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -122,7 +122,7 @@ def edited(change):
         (lambda d: d["images"][2].update(file_name="/etc/passwd"), "escapes the data root"),
         (lambda d: d["images"][2].update(file_name="C:\\a.png"), "escapes the data root"),
         (lambda d: d["images"][2].update(file_name="none.png"), r"image 114: .* does not exist"),
-        (lambda d: d["images"][2].update(file_name="000000000002.PNG"), r"mean '000000000002\.png'"),
+        (lambda d: d["images"][2].update(file_name="000000000002.PNG"), r"mean '000000000002"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_captions_file_is_named_by_its_path(tmp_path, change, message):

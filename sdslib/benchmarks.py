@@ -1,0 +1,697 @@
+"""Winoground, ARO, SugarCrepe, zero-shot and retrieval sets as items, in the authors' own files.
+
+An item has images, captions and, where there is a choice, the place of the true caption. Captions
+stand in the authors' order: with argmax for a strict `>` their treatment of ties comes out too.
+Every set says how many items it should have; one with fewer calls itself partial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, BeforeValidator, Field
+
+from sdslib.config import derive_seed, project_path, project_root
+from sdslib.images import Box, ImageRef
+from sdslib.shuffles import (
+    SHUFFLES,
+    Tagger,
+    clean_caption,
+    lexicon_tagger,
+    shuffles_of,
+    spacy_tagger,
+)
+from sdslib.sources import (
+    REPO_ID,
+    Caption,
+    DataError,
+    Root,
+    cell_bytes,
+    check_rows,
+    hub_dataset,
+    image_columns,
+    read_json,
+    read_json_lines,
+    unique_ids,
+)
+
+TOTALS = {
+    "winoground": 400,
+    "aro-relation": 23_937,
+    "aro-attribution": 28_748,
+    "coco-order": 25_010,
+    "flickr-order": 5_000,
+    "sugarcrepe": 7_511,
+}
+SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
+              "swap_obj")  # fmt: skip
+HUB_CLASSES = {
+    "cifar10": ("uoft-cs/cifar10", "test", "label"),
+    "cifar100": ("uoft-cs/cifar100", "test", "fine_label"),
+    "imagenet": ("ILSVRC/imagenet-1k", "validation", "label"),
+}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+PHOTO = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: images, captions, which caption is true (None in a grid), and its tags.
+
+    In a grid, caption k belongs to image k. `box` is what was cut out of the image, if anything.
+    """
+
+    id: str
+    images: tuple[ImageRef, ...]
+    captions: tuple[str, ...]
+    answer: int | None = None
+    box: Box | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A set of items of one kind, from one source; `total` is how many the whole set has.
+
+    Of a set of classes, an item's captions are the prompts of the first template, one a class;
+    `prompts[class]` holds those of all templates.
+    """
+
+    name: str
+    kind: Literal["grid", "choice", "classes", "retrieval"]
+    items: tuple[Item, ...]
+    total: int
+    source: str
+    prompts: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise DataError(f"{self.source}: {self.name} has no items")
+
+    @property
+    def partial(self) -> bool:
+        """Whether items are missing or in excess, so that figures are not the benchmark's."""
+        return len(self.items) != self.total
+
+    @property
+    def label(self) -> str:
+        """The name, with `(partial: 399 of 400)` where it is."""
+        count = f" (partial: {len(self.items)} of {self.total})" if self.partial else ""
+        return self.name + count
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, captions, answers, tags, prompts, boxes, image names and their sizes.
+
+        The sizes stand for the images' content, which would take minutes to read.
+        """
+        digest = hashlib.sha256(json.dumps([self.name, self.kind, self.prompts]).encode())
+        for item in self.items:
+            images = [(ref.name, ref.size, ref.box) for ref in item.images]
+            row = [item.id, item.captions, item.answer, item.tags, images]
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def sample(self, count: int | None, seed: int = 0) -> Benchmark:
+        """`count` of the items drawn at random, in their order; fewer make the set partial."""
+        if count is None or count >= len(self.items):
+            return self
+        order = np.random.default_rng(derive_seed(seed, "sample", len(self.items)))
+        chosen = sorted(order.permutation(len(self.items))[:count])
+        return replace(self, items=tuple(self.items[i] for i in chosen))
+
+    def duplicates(self) -> list[str]:
+        """Ids of items with two captions that read the same (case, spaces, HTML entities aside)."""
+        return [i.id for i in self.items if len({_plain(c) for c in i.captions}) < len(i.captions)]
+
+
+def _plain(caption: str) -> str:
+    return " ".join(html.unescape(html.unescape(caption)).casefold().split())
+
+
+# --- Winoground ----------------------------------------------------------------------------------
+
+
+class WinogroundRow(BaseModel):
+    """The text of one Winoground item (Thrush et al., CVPR 2022)."""
+
+    id: int
+    caption_0: Caption
+    caption_1: Caption
+    tag: str
+    secondary_tag: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
+    num_main_preds: Annotated[int, Field(ge=1)]
+    collapsed_tag: str
+
+
+WINOGROUND_COLUMNS = ("image_0", "image_1", *WinogroundRow.model_fields)
+WINOGROUND_LOCAL = (
+    "a folder with data/test-*.parquet, or with examples.jsonl and images/ (for example "
+    "benchmark='winoground:data/winoground')"
+)
+DIWAN_TAGS = "new_tag_assignments.json"
+
+
+def winoground(
+    source: str, split: str = "test", total: int | None = TOTALS["winoground"]
+) -> Benchmark:
+    """Winoground as grids of two images and two captions.
+
+    `source` is a folder or file in one of its two layouts (parquet, or jsonl beside `images/`), a
+    Hub id, or `winoground`: data/winoground if it is there, else facebook/winoground. Items are
+    tagged collapsed_tag, tag, secondary_tag, num_main_preds and, where new_tag_assignments.json
+    (Diwan et al., EMNLP 2022) is in the folder, diwan_tags. `total=None` takes the rows found for
+    the whole. Raises `DataError` or, from the Hub, `AccessError`.
+    """
+    local = project_path("data/winoground" if source == "winoground" else source)
+    if local.exists():
+        rows, refs, home = _winoground_local(local, split)
+    elif source == "winoground" or REPO_ID.match(source):
+        repo = "facebook/winoground" if source == "winoground" else source
+        rows, refs = _winoground_hub(repo, split)
+        home = project_path("data/winoground")
+    else:
+        raise DataError(f"{source!r} is no Winoground: give a Hub id or {WINOGROUND_LOCAL}")
+    checked = check_rows(rows, WinogroundRow, f"{Path(source).name}:{split}")
+    unique_ids((row.id for row in checked), f"{Path(source).name}:{split}")
+    finer = _diwan_tags(home / DIWAN_TAGS)
+    items = tuple(_winoground_item(row, refs, i, finer) for i, row in enumerate(checked))
+    return Benchmark("winoground", "grid", items, total or len(items), source)
+
+
+def _winoground_item(
+    row: WinogroundRow, refs: Callable[[int, str], ImageRef], index: int, finer: Mapping | None
+) -> Item:
+    names = ("collapsed_tag", "tag", "secondary_tag", "num_main_preds")
+    tags = {name: str(getattr(row, name)) for name in names}
+    if finer is not None:
+        tags["diwan_tags"] = "|".join(finer.get(str(row.id), ()))
+    images = (refs(index, "image_0"), refs(index, "image_1"))
+    return Item(str(row.id), images, (row.caption_0, row.caption_1), tags=tags)
+
+
+def _diwan_tags(path: Path) -> dict[str, list[str]] | None:
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in lists):
+        raise DataError(f"{path.name}: expected an object of lists of tags, one an item id")
+    return found
+
+
+def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str], ImageRef], Path]:
+    home = path if path.is_dir() else path.parent
+    if path.is_dir():
+        patterns = (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet",
+                    "examples.jsonl", "data/examples.jsonl")  # fmt: skip
+        found = next((f for p in patterns if (f := sorted(path.glob(p)))), [])
+    else:
+        found = [path]
+    if not found:
+        raise DataError(f"{path} holds no Winoground; give {WINOGROUND_LOCAL}")
+    if found[0].suffix == ".parquet":
+        return *_winoground_parquet(found), home
+    return *_winoground_jsonl(found[0]), home
+
+
+def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pq.read_table(path, columns=list(WINOGROUND_COLUMNS)))
+            missing = set(WINOGROUND_COLUMNS) - set(tables[-1].column_names)
+        except (pa.ArrowException, OSError) as reason:
+            raise DataError(
+                f"{path.name} cannot be read ({reason}); expected parquet with the columns "
+                f"{', '.join(WINOGROUND_COLUMNS)}"
+            ) from None
+        if missing:
+            raise DataError(f"{path.name}: the columns {', '.join(sorted(missing))} are missing")
+    table = pa.concat_tables(tables, promote_options="permissive")
+    cells = {name: table[name].combine_chunks() for name in ("image_0", "image_1")}
+    names = "+".join(path.name for path in paths)
+
+    def ref(row: int, column: str) -> ImageRef:
+        name = f"{names}[{row}].{column}"
+        cell = cells[column].field("bytes")[row]
+        if not cell.is_valid:
+            raise DataError(f"{name}: has no bytes; fetch the file again")
+        return ImageRef(name, cell.as_py, size=len(cell.as_buffer()))
+
+    return table.drop_columns(["image_0", "image_1"]).to_pylist(), ref
+
+
+def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:
+    rows = read_json_lines(path)
+    root = Root(path.parent if (path.parent / "images").is_dir() else path.parent.parent)
+
+    def ref(row: int, column: str) -> ImageRef:
+        where = f"{path.name}[{row}].{column}"
+        name = rows[row].get(column)
+        if not isinstance(name, str):
+            raise DataError(f"{where}: expected the name of an image, got {name!r}")
+        ending = "" if Path(name).suffix.lower() in IMAGE_ENDINGS else ".png"
+        return _file_ref(root, f"images/{name}{ending}", where)
+
+    return rows, ref
+
+
+def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], ImageRef]]:
+    found = hub_dataset(repo, split, local=WINOGROUND_LOCAL)
+    missing = set(WINOGROUND_COLUMNS) - set(found.column_names)
+    if missing:
+        raise DataError(f"{repo}: the columns {', '.join(sorted(missing))} are missing")
+    rows = found.select_columns(list(WinogroundRow.model_fields)).to_list()
+
+    def ref(row: int, column: str) -> ImageRef:
+        return ImageRef(f"{repo}[{row}].{column}", partial(cell_bytes, found, row, column))
+
+    return rows, ref
+
+
+def _file_ref(root: Root, name: str, where: str, box: Box | None = None) -> ImageRef:
+    path = root.path(name, where)
+    return ImageRef(name, path.read_bytes, box, path.stat().st_size)
+
+
+# --- ARO -----------------------------------------------------------------------------------------
+
+
+class AroRow(BaseModel):
+    """One test case of VG-Relation or VG-Attribution (Yuksekgonul et al., ICLR 2023)."""
+
+    image_path: str
+    bbox_x: int
+    bbox_y: int
+    bbox_w: Annotated[int, Field(ge=1)]
+    bbox_h: Annotated[int, Field(ge=1)]
+    true_caption: Caption
+    false_caption: Caption
+
+
+class RelationRow(AroRow):
+    """VG-Relation names the relation whose two nouns are exchanged."""
+
+    relation_name: str
+
+
+class AttributionRow(AroRow):
+    """VG-Attribution names the two attributes that are exchanged."""
+
+    attributes: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+ARO_LOCAL = (
+    "the folder with visual_genome_relation.json, visual_genome_attribution.json and images/ "
+    "(vgr_vga_images.zip unpacked); https://github.com/mertyg/vision-language-models-are-bows "
+    "says where to fetch them"
+)
+
+
+def aro_relation(root: str | Path, total: int | None = TOTALS["aro-relation"]) -> Benchmark:
+    """VG-Relation: is it "a on b" or "b on a"? Tagged `relation`; false caption first."""
+    return _aro("aro-relation", root, RelationRow, total)
+
+
+def aro_attribution(root: str | Path, total: int | None = TOTALS["aro-attribution"]) -> Benchmark:
+    """VG-Attribution: which attribute belongs to which noun? Tagged `attributes`, as "red_tall"."""
+    return _aro("aro-attribution", root, AttributionRow, total)
+
+
+def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) -> Benchmark:
+    folder = project_path(root)
+    path = folder / f"visual_genome_{name.removeprefix('aro-')}.json"
+    if not path.is_file() or not (folder / "images").is_dir():
+        raise DataError(f"{folder} holds no {path.name} with images/; give {ARO_LOCAL}")
+    rows, images = check_rows(read_json(path), model, path.name), Root(folder / "images")
+    items = tuple(_aro_item(row, i, images, path.name) for i, row in enumerate(rows))
+    return Benchmark(name, "choice", items, total or len(items), str(root))
+
+
+def _aro_item(row: Any, index: int, images: Root, name: str) -> Item:
+    box = (row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h)
+    image = _file_ref(images, row.image_path, f"{name}[{index}].image_path", box)
+    if isinstance(row, RelationRow):
+        tags = {"relation": row.relation_name}
+    else:
+        tags = {"attributes": "_".join(row.attributes)}
+    return Item(str(index), (image,), (row.false_caption, row.true_caption), 1, box, tags)
+
+
+# --- ARO's order sets ----------------------------------------------------------------------------
+
+
+class OrderRow(BaseModel):
+    """One image of the Karpathy split files with its captions."""
+
+    image: str
+    caption: Annotated[list[Caption], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+
+
+class FrozenRow(BaseModel):
+    """The five captions of one item, the true one first."""
+
+    id: str
+    captions: Annotated[list[Caption], Field(min_length=5, max_length=5)]
+
+
+def coco_order(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    negatives: str | Path | None = None,
+    tagger: Tagger | None = None,
+    total: int | None = TOTALS["coco-order"],
+) -> Benchmark:
+    """COCO-Order: the caption among four shuffles of it, the true one first.
+
+    `annotations` is coco_karpathy_test.json, `images` the folder its paths start from (its own by
+    default). The authors shuffle anew at every load; here the negatives are made once, from seed 0
+    and by `tagger` (spaCy by default), frozen in `negatives` (NAME_negatives.json beside the
+    annotations by default) and checked against their hash ever after. Tagged `identity`: the
+    shuffles that gave the true caption back, ties for any model. Raises `DataError`.
+    """
+    return _order("coco-order", annotations, images, negatives, tagger, total)
+
+
+def flickr_order(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    negatives: str | Path | None = None,
+    tagger: Tagger | None = None,
+    total: int | None = TOTALS["flickr-order"],
+) -> Benchmark:
+    """Flickr30k-Order, from flickr30k_test.json; otherwise as `coco_order`."""
+    return _order("flickr-order", annotations, images, negatives, tagger, total)
+
+
+def _order(
+    name: str,
+    annotations: str | Path,
+    images: str | Path | None,
+    negatives: str | Path | None,
+    tagger: Tagger | None,
+    total: int | None,
+) -> Benchmark:
+    path = project_path(annotations)
+    root = Root(project_path(images) if images else path.parent)
+    rows = check_rows(read_json(path), OrderRow, path.name)
+    truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
+    kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
+    if not kept.exists():
+        freeze_order(truths, tagger or spacy_tagger(), kept)
+    options = read_order(kept, truths)
+    refs = [_file_ref(root, r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)]
+    items = tuple(
+        Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
+        for key, captions in options.items()
+    )
+    return Benchmark(name, "choice", items, total or len(items), str(annotations))
+
+
+def _same(captions: Sequence[str]) -> str:
+    return "|".join(p for p, c in zip(SHUFFLES, captions[1:], strict=True) if c == captions[0])
+
+
+def freeze_order(truths: Mapping[str, str], tagger: Tagger, path: Path, seed: int = 0) -> None:
+    """Make the negatives of all captions, item by item from (seed, "order negatives", number), and
+    write them with their hash; an existing file is never replaced."""
+    rows = []
+    for number, (key, text) in enumerate(truths.items()):
+        rng = np.random.default_rng(derive_seed(seed, "order negatives", number))
+        captions = [text, *shuffles_of(text, tagger, rng)]
+        rows.append({"id": key, "captions": [clean_caption(c) for c in captions]})
+    head = {"seed": seed, "tagger": tagger.name, "perturbations": SHUFFLES}
+    document = head | {"sha256": _rows_hash(rows), "rows": rows}
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with stage.open("w") as file:
+            json.dump(document, file, indent=0)
+            file.flush()
+            os.fsync(file.fileno())
+        if not path.exists():
+            os.replace(stage, path)
+    except OSError as reason:
+        raise DataError(f"{path} cannot be written ({reason.strerror}); name another file in "
+                        "`negatives`") from None  # fmt: skip
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def read_order(path: Path, truths: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Frozen options by item id; raises `DataError` if they were changed or of other captions."""
+    document = read_json(path)
+    rows = document.get("rows") if isinstance(document, dict) else None
+    checked = check_rows(rows, FrozenRow, f"{path.name}.rows")
+    if document.get("sha256") != _rows_hash(rows):
+        raise DataError(
+            f"{path.name}: the rows do not have the hash on file; delete it or restore it"
+        )
+    found = {row.id: tuple(row.captions) for row in checked}
+    wrong = [k for k, text in truths.items() if found.get(k, ("",))[0] != clean_caption(text)]
+    if wrong or len(found) != len(truths):
+        raise DataError(
+            f"{path.name}: frozen for other captions (first difference: item "
+            f"{(wrong or sorted(found.keys() - truths.keys()))[0]}); give the file made of these"
+        )
+    return found
+
+
+def _rows_hash(rows: Any) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+# --- SugarCrepe ----------------------------------------------------------------------------------
+
+
+class SugarCrepeRow(BaseModel):
+    """One test case of SugarCrepe (Hsieh et al., NeurIPS 2023)."""
+
+    filename: str
+    caption: Caption
+    negative_caption: Caption
+
+
+def sugarcrepe(
+    root: str | Path,
+    images: str | Path | None = None,
+    total: int | None = TOTALS["sugarcrepe"],
+) -> Benchmark:
+    """All seven subsets of SugarCrepe, tagged `subset`; the true caption first.
+
+    `root` holds add_att.json ... swap_obj.json, itself or in `data/`; `images` is COCO val2017 (by
+    default a folder val2017 beside them). Raises `DataError` where a subset is missing.
+    """
+    folder = project_path(root)
+    home = folder if (folder / "add_att.json").is_file() else folder / "data"
+    missing = [f"{name}.json" for name in SUGARCREPE if not (home / f"{name}.json").is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {', '.join(missing)} of SugarCrepe; fetch the folder data/ of "
+            "https://github.com/RAIVNLab/sugar-crepe"
+        )
+    where = Root(project_path(images) if images else folder / "val2017")
+    items = [item for name in SUGARCREPE for item in _sugarcrepe_subset(home, name, where)]
+    return Benchmark("sugarcrepe", "choice", tuple(items), total or len(items), str(root))
+
+
+def _sugarcrepe_subset(home: Path, name: str, images: Root) -> list[Item]:
+    found = read_json(home / f"{name}.json")
+    if not isinstance(found, dict):
+        raise DataError(f"{name}.json: expected an object of rows by number, got a list")
+    rows = check_rows(list(found.values()), SugarCrepeRow, f"{name}.json", list(found))
+    items = []
+    for key, row in zip(found, rows, strict=True):
+        ref = _file_ref(images, row.filename, f"{name}.json[{key}].filename")
+        captions = (row.caption, row.negative_caption)
+        items.append(Item(f"{name}/{key}", (ref,), captions, 0, tags={"subset": name}))
+    return items
+
+
+# --- zero-shot classification --------------------------------------------------------------------
+
+
+def zero_shot(
+    source: str | Path,
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] = PHOTO,
+    split: str = "test",
+    name: str = "zeroshot",
+) -> Benchmark:
+    """Images with class labels, to be named by prompts `template.format(class)`.
+
+    `source` is a folder with one folder of images a class (below `split`, where there is one),
+    cifar10, cifar100, imagenet, or the id of a Hub set with an image and a label column. `classes`
+    replaces the names, in order (of the sorted folders). Tagged `class`. Raises `DataError`.
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise DataError(f"each prompt template needs one {{}}; got {bad or 'none'}")
+    folder = project_path(source)
+    if folder.is_dir():
+        labels, refs, found = _class_folders(
+            folder / split if (folder / split).is_dir() else folder
+        )
+    elif str(source) in HUB_CLASSES or REPO_ID.match(str(source)):
+        labels, refs, found = _class_hub(str(source), split)
+    else:
+        raise DataError(
+            f"{source!r}: no folder {folder}, and none of {', '.join(HUB_CLASSES)} or owner/name"
+        )
+    names = list(classes or found)
+    if len(names) != len(found):
+        raise DataError(f"{source}: {len(names)} class names for {len(found)} classes")
+    prompts = tuple(tuple(t.format(n) for t in templates) for n in names)
+    first = tuple(group[0] for group in prompts)
+    items = tuple(
+        Item(ref.name, (ref,), first, label, tags={"class": names[label]})
+        for label, ref in zip(labels, refs, strict=True)
+    )
+    return Benchmark(name, "classes", items, len(items), str(source), prompts)
+
+
+def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"{folder}: expected one folder of images a class, found {names or 'none'}")
+    labels, refs, root = [], [], Root(folder)
+    for label, name in enumerate(names):
+        files = sorted(
+            p.name for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_ENDINGS
+        )
+        if not files:
+            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(IMAGE_ENDINGS))})")
+        labels += [label] * len(files)
+        refs += [_file_ref(root, f"{name}/{file}", folder.name) for file in files]
+    return labels, refs, [name.replace("_", " ") for name in names]
+
+
+def _class_hub(source: str, split: str) -> tuple[list[int], list[ImageRef], list[str]]:
+    repo, split, label = HUB_CLASSES.get(source, (source, split, ""))
+    found = hub_dataset(repo, split, local="a folder with one folder of images a class")
+    images, named = (
+        image_columns(found),
+        [c for c, f in found.features.items() if hasattr(f, "names")],
+    )
+    label = label or (named[0] if named else "")
+    if len(images) != 1 or label not in named:
+        raise DataError(f"{repo}: expected an image and a label column; has {found.column_names}")
+    refs = [
+        ImageRef(f"{repo}[{row}]", partial(cell_bytes, found, row, images[0]))
+        for row in range(len(found))
+    ]
+    # ImageNet's names list synonyms: "tench, Tinca tinca"
+    names = [n.split(",")[0].replace("_", " ") for n in found.features[label].names]
+    return list(found[label]), refs, names
+
+
+# --- retrieval -----------------------------------------------------------------------------------
+
+
+class HasPairs(Protocol):
+    """What `retrieval` needs of `pairs.Pairs`."""
+
+    source: str
+
+    @property
+    def ids(self) -> list[str]: ...
+    def captions(self, index: int) -> tuple[str, ...]: ...
+    def ref(self, index: int) -> ImageRef: ...
+
+
+def retrieval(pairs: HasPairs, captions: int = 5) -> Benchmark:
+    """Image-text retrieval over a whole set of pairs; the first five captions of each image count,
+    as in the COCO and Flickr30k protocols."""
+    items = tuple(
+        Item(own, (pairs.ref(i),), pairs.captions(i)[:captions]) for i, own in enumerate(pairs.ids)
+    )
+    return Benchmark("retrieval", "retrieval", items, len(items), pairs.source)
+
+
+# --- by name -------------------------------------------------------------------------------------
+
+MINI_PROMPTS = {
+    "color": ("the {} shape", "the {} object"),
+    "shape": ("a {}", "a photo of a {}", "a picture of a {}", "the {}"),
+}
+MINI = ("winoground", "aro-relation", "aro-attribution", "coco-order", "sugarcrepe",
+        "zeroshot-color", "zeroshot-shape")  # fmt: skip
+
+
+def mini(name: str, split: str = "test", root: Path | None = None) -> Benchmark:
+    """One of the mini-world's sets (`MINI`), read by the loader of the real one.
+
+    Only Winoground has a split "val" beside "test". Raises `DataError` if the world is not drawn.
+    """
+    name = name.replace("_", "-")
+    world = root or project_root() / "data" / "mini" / "world"
+    if not world.is_dir():
+        raise DataError(
+            "the mini-world is not drawn yet; run notebooks/00_miniworld.ipynb or make miniworld"
+        )
+    if name not in MINI:
+        raise DataError(f"no mini set {name!r}; there are {', '.join(MINI)}")
+    if split != "test" and (name != "winoground" or split != "val"):
+        raise DataError(f"the mini set {name} has no split {split!r}")
+    return replace(_mini(name, split, world), name=f"mini-{name}")
+
+
+def _mini(name: str, split: str, world: Path) -> Benchmark:
+    aro = world / "aro"
+    if name == "winoground":
+        return winoground(str(world / "winoground" / f"{split}.parquet"), split, None)
+    if name == "coco-order":
+        return coco_order(aro / "coco_order.json", tagger=mini_tagger(world), total=None)
+    if name == "sugarcrepe":
+        return sugarcrepe(world / "sugarcrepe", aro / "images", None)
+    if name.startswith("zeroshot-"):
+        task = name.removeprefix("zeroshot-")
+        return zero_shot(world / "zeroshot" / task, templates=MINI_PROMPTS[task])
+    return aro_relation(aro, None) if name == "aro-relation" else aro_attribution(aro, None)
+
+
+def mini_tagger(world: Path) -> Tagger:
+    """The mini-world's nouns and adjectives, read off the folders of its zero-shot sets."""
+    names = {t: sorted(p.name for p in (world / "zeroshot" / t).iterdir()) for t in MINI_PROMPTS}
+    return lexicon_tagger(names["shape"], [*names["color"], "small", "large"])
+
+
+def load_benchmark(source: str) -> Benchmark:
+    """A benchmark by name: `mini:winoground`, `mini:winoground:val`, `winoground`, `cifar10`, or
+    NAME:SOURCE, as `aro-relation:data/aro`, `coco-order:data/coco/coco_karpathy_test.json`.
+
+    Raises `DataError` for an unknown name, with those that there are.
+    """
+    name, _, rest = source.partition(":")
+    if name == "mini":
+        inner, _, split = rest.partition(":")
+        return mini(inner, split or "test")
+    if name in HUB_CLASSES:
+        return zero_shot(rest or name, name=name)
+    if name not in LOADERS:
+        known = ", ".join([*LOADERS, *HUB_CLASSES])
+        raise DataError(f"no benchmark {name!r}; there are {known}, and mini:NAME")
+    load, default = LOADERS[name]
+    return load(rest or default)
+
+
+LOADERS: dict[str, tuple[Callable[[str], Benchmark], str]] = {
+    "winoground": (winoground, "winoground"),
+    "aro-relation": (aro_relation, "data/aro"),
+    "aro-attribution": (aro_attribution, "data/aro"),
+    "coco-order": (coco_order, "data/coco/coco_karpathy_test.json"),
+    "flickr-order": (flickr_order, "data/flickr30k/flickr30k_test.json"),
+    "sugarcrepe": (sugarcrepe, "data/sugarcrepe"),
+    "zeroshot": (zero_shot, "data/zeroshot"),
+}

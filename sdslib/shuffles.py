@@ -1,0 +1,77 @@
+"""ARO's order negatives: a caption's words shuffled in four ways.
+
+Nouns and adjectives come from a tagger: word lists for a closed vocabulary, or the authors' spaCy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SHUFFLES = ("nouns_and_adjectives", "all_but_nouns_and_adjectives", "within_trigrams", "trigrams")
+MAX_WORDS = 30
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """Splits a caption into (word, "noun" | "adjective" | "other"); the name is kept on file."""
+
+    name: str
+    tag: Callable[[str], list[tuple[str, str]]]
+
+
+def lexicon_tagger(nouns: Sequence[str], adjectives: Sequence[str]) -> Tagger:
+    """A tagger for captions of a closed vocabulary: words by lists, no model needed."""
+    kind = dict.fromkeys(adjectives, "adjective") | dict.fromkeys(nouns, "noun")
+
+    def tag(text: str) -> list[tuple[str, str]]:
+        return [(w, kind.get(w.lower(), "other")) for w in re.findall(r"[\w'-]+|[^\w\s]", text)]
+
+    return Tagger("lexicon", tag)
+
+
+def spacy_tagger(model: str = "en_core_web_sm") -> Tagger:
+    """The tagger of ARO's authors; raises `ImportError` where spaCy or its model is absent."""
+    try:
+        import spacy  # type: ignore[import-not-found]
+
+        nlp = spacy.load(model)
+    except (ImportError, OSError) as reason:
+        raise ImportError(
+            f"negatives for real captions need spaCy's {model} ({reason}): `pip install spacy` and "
+            f"`python -m spacy download {model}`; or give a file of frozen negatives"
+        ) from None
+    kinds = {"NN": "noun", "JJ": "adjective"}
+    name = f"spacy {spacy.__version__} {model} {nlp.meta['version']}"
+    return Tagger(name, lambda text: [(w.text, kinds.get(w.tag_[:2], "other")) for w in nlp(text)])
+
+
+def clean_caption(text: str) -> str:
+    """A caption as ARO scores it: lower case, without . ! " ( ) * # : ; ~, at most 30 words."""
+    return " ".join(re.sub(r'[.!"()*#:;~]', " ", text.lower()).split()[:MAX_WORDS])
+
+
+def shuffles_of(text: str, tagger: Tagger, rng: np.random.Generator) -> list[str]:
+    """ARO's four shuffles of a caption: its nouns among themselves and its adjectives among
+    themselves; all other words; the words within each trigram; the trigrams."""
+    tagged = tagger.tag(text)
+    words = [word for word, _ in tagged]
+    places = {kind: [i for i, (_, k) in enumerate(tagged) if k == kind]
+              for kind in ("noun", "adjective", "other")}  # fmt: skip
+    swapped = _shuffled(_shuffled(words, places["noun"], rng), places["adjective"], rng)
+    others = _shuffled(words, places["other"], rng)
+    trigrams = [words[i : i + 3] for i in range(0, len(words), 3)]
+    within = [w for part in trigrams for w in _shuffled(part, list(range(len(part))), rng)]
+    order = rng.permutation(len(trigrams))
+    moved = [w for i in order for w in trigrams[i]]
+    return [" ".join(found) for found in (swapped, others, within, moved)]
+
+
+def _shuffled(words: Sequence[str], places: Sequence[int], rng: np.random.Generator) -> list[str]:
+    found, order = list(words), rng.permutation(len(places))
+    for place, other in zip(places, order, strict=True):
+        found[place] = words[places[other]]
+    return found
