@@ -1,0 +1,290 @@
+"""Figures: what is drawn is what the table says, legible, in colors all can tell apart."""
+
+import base64
+import io
+import itertools
+import os
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from PIL import Image
+
+from sdslib import figures, tables
+
+MODES = list(figures.MODE_LOOKS)
+
+
+def scores(seed=0, lead=0.0):
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"id": range(30), "collapsed_tag": ["Object", "Relation", "Both"] * 10})
+    table["num_main_preds"] = ["1", "2"] * 15
+    for i, k in np.ndindex(2, 2):
+        table[f"s_{i}_{k}"] = rng.normal(size=30) + lead * (i == k)
+    return table.assign(n_images=2, n_captions=2, answer=pd.array([pd.NA] * 30, "Int64"))
+
+
+def shares():
+    parts = {"untouched": scores(), "clip-only": scores(1, 0.5), "sds 1a2b": scores(2, 1.0)}
+    found = [tables.tabulate(None, t).assign(model=m) for m, t in parts.items()]
+    table = pd.concat(found)
+    return table[~table["label"].str.startswith("macro")]
+
+
+def differences():
+    return tables.compare(scores(), scores(2, 1.0))
+
+
+def run_history(steps=60):
+    step = np.arange(1, steps + 1)
+    due = step % 20 == 0
+    return pd.DataFrame({
+        "step": step, "clip": 2.0 / step, "sds": 260.0 - step, "eps_error": 1.0 - step / 100,
+        "lr": 1e-3 / step, "grad_ratio": np.where(due, 0.02, np.nan),
+        "val_text": np.where(due, 0.3, np.nan),
+    })  # fmt: skip
+
+
+def counts():
+    rows, columns = pd.Index(["right", "wrong"], name="student"), ["right", "wrong"]
+    return pd.DataFrame([[40, 5], [50, 7]], rows, pd.Index(columns, name="teacher"))
+
+
+def modes():
+    rows = [(t, lab, 10, m, 0.2) for t, lab in (("all", "all"), ("tag", "Noun")) for m in MODES]
+    return pd.DataFrame(rows, columns=["tag", "label", "n", "mode", "share"])
+
+
+def paired_margins():
+    before = np.array([-0.02, -0.01, 0.01, 0.02, 0.03])
+    after = np.array([0.01, -0.02, -0.01, 0.03, 0.01])
+    flip = ["gained", "stays wrong", "lost", "stays right", "stays right"]
+    return pd.DataFrame({"before": before, "after": after, "flip": flip})
+
+
+def flows():
+    rows = [("right", "right", 10), ("right", "both wrong", 2), ("both wrong", "right", 7)]
+    return pd.DataFrame([*rows, ("both wrong", "tie", 1)], columns=["untouched", "sds", "n"])
+
+
+def bins():
+    part = pd.DataFrame({"margin": [0.01, 0.02], "accuracy": [0.5, 0.9]})
+    part = part.assign(low=part["accuracy"] - 0.1, high=part["accuracy"] + 0.05, chance=0.5)
+    return pd.concat([part.assign(model="untouched"), part.assign(model="teacher")])
+
+
+def study(column, values):
+    part = pd.DataFrame({column: values, "mean": np.linspace(0.3, 0.6, len(values))})
+    part = part.assign(low=part["mean"] - 0.05, high=part["mean"] + 0.05, reference=0.28)
+    return pd.concat([part.assign(measure=m) for m in ("text", "zero-shot")])
+
+
+def by_weight():
+    return study("sds_weight", [0, 1e-4, 1e-2, 1.0])
+
+
+def by_set():
+    table = study("set", ["layernorm", "bias", "all"])
+    return table.assign(parameters=["0.3%", "0.5%", "100%"] * 2)
+
+
+def pictures(note=""):
+    images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "green")]
+    captions = ["a red square", "a blue square that is described at some length", "a green one"]
+    return figures.sheet(images, captions, 2, note, "Scenes")
+
+
+DRAWN = {
+    "history": lambda note: figures.history(run_history(), note),
+    "scores_by_tag": lambda note: figures.scores_by_tag(shares(), note),
+    "before_after": lambda note: figures.before_after(differences(), note),
+    "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
+    "confusion": lambda note: figures.confusion(counts(), note),
+    "failure_modes": lambda note: figures.failure_modes(modes(), note),
+    "margins": lambda note: figures.margins(paired_margins(), note),
+    "flips": lambda note: figures.flips(flows(), note),
+    "calibration": lambda note: figures.calibration(bins(), note),
+    "tradeoff": lambda note: figures.tradeoff(by_weight(), note),
+    "bars_by_set": lambda note: figures.bars_by_set(by_set(), note),
+    "sheet": pictures,
+}
+
+
+def texts_of(figure):
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.filterwarnings("error")
+def test_every_figure_shows_its_note_fits_its_page_and_has_alternative_text(name):
+    figure = DRAWN[name]("mini-world")
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) > -0.03
+    assert max(drawn.x1 - width, drawn.y1 - height) < 0.03
+    assert "mini-world" in figure.get_suptitle()
+    assert "mini-world" in figure.alt
+    assert len(figure.alt) > 30
+    assert min(t.get_fontsize() for t in texts_of(figure)) >= 6
+
+
+def test_the_note_is_the_callers_and_not_a_constant():
+    assert "mini-world" not in DRAWN["tradeoff"]("real").get_suptitle()
+
+
+def test_scores_stand_where_the_table_says_beside_its_chance():
+    table = shares()
+    axes = figures.scores_by_tag(table).axes
+    assert len(axes) == 3
+    for ax, metric in zip(axes, ("text", "image", "group"), strict=True):
+        part = table[table["metric"] == metric]
+        marks = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
+        assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(sorted(part["accuracy"]))
+        upright = {
+            line.get_xdata()[0] for line in ax.lines if line.get_xdata()[0] == line.get_xdata()[-1]
+        }
+        assert part["chance"].iloc[0] in upright
+        assert figures.HUMAN_WINOGROUND[metric] in upright
+
+
+def test_a_set_without_human_scores_gets_no_human_line():
+    ax = figures.scores_by_tag(shares(), human=None).axes[0]
+    assert "human" not in [t.get_text() for t in ax.texts]
+
+
+def test_before_after_draws_the_differences_and_what_the_set_could_not_show():
+    table = differences()
+    ax = figures.before_after(table).axes[0]
+    part = table[table["metric"] == "text"]
+    marks = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
+    assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(sorted(part["difference"]))
+    widths = sorted(patch.get_width() for patch in ax.patches)
+    assert widths == pytest.approx(sorted(2 * part["mdd"]))
+
+
+def test_history_says_which_curves_the_arm_does_not_have():
+    bare = run_history().assign(sds=np.nan).drop(columns=["eps_error", "grad_ratio"])
+    titles = {ax.get_title("left"): texts_of(ax) for ax in figures.history(bare).axes}
+    silent = [
+        t for t, found in titles.items() if "not part of this run" in [x.get_text() for x in found]
+    ]
+    assert silent == ["L_SDS (squared error)", "eps error per element",
+                      "|grad L_SDS| / |grad L_CLIP|"]  # fmt: skip
+
+
+def test_history_draws_every_run_in_its_own_dash():
+    both = pd.concat([run_history().assign(run=r) for r in ("sds", "clip-only")])
+    lines = figures.history(both).axes[0].lines
+    assert len(lines) == 2
+    assert lines[0].get_color() != lines[1].get_color()
+    assert lines[0]._unscaled_dash_pattern != lines[1]._unscaled_dash_pattern
+
+
+def test_an_alluvial_plot_keeps_every_item_on_both_sides():
+    ax = figures.flips(flows()).axes[0]
+    blocks = [
+        p for p in ax.patches if hasattr(p, "get_height") and p.get_width() == pytest.approx(0.1)
+    ]
+    left = sum(b.get_height() for b in blocks if b.get_x() < 0.5)
+    right = sum(b.get_height() for b in blocks if b.get_x() > 0.5)
+    assert left == right == flows()["n"].sum()
+
+
+def test_quadrants_of_the_margin_plot_are_counted():
+    found = {t.get_text() for t in figures.margins(paired_margins()).axes[0].texts}
+    assert found == {"gained 1", "stays right 2", "stays wrong 1", "lost 1"}
+
+
+def test_the_trade_off_axis_holds_zero_and_the_largest_weight():
+    ax = figures.tradeoff(by_weight()).axes[0]
+    assert ax.get_xscale() == "symlog"
+    assert 0 in ax.get_xticks()
+    assert ax.get_xlim()[0] < 0 < 1.0 < ax.get_xlim()[1]
+
+
+def test_a_model_looks_the_same_whatever_stands_beside_it():
+    alone = figures.looks(["sds 1a2b"])["sds 1a2b"]
+    assert figures.looks(["teacher", "x", "sds 1a2b", "untouched"])["sds 1a2b"] == alone
+
+
+def test_no_two_series_share_a_color_or_a_marker():
+    found = list(
+        figures.looks(["untouched", "clip-only", "sds a", "sds b", "teacher", "x"]).values()
+    )
+    for attribute in ("color", "marker", "dash"):
+        assert len({str(getattr(look, attribute)) for look in found}) == len(found)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+          [-0.003882, -0.048116, 1.051998]]  # fmt: skip
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+          [-0.011820, 0.042940, 0.968881]]  # fmt: skip
+
+
+def lab(color, matrix):
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(matrix) @ linear, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ linear / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), PROTAN, DEUTAN], ids=["usual", "protan", "deutan"])
+@pytest.mark.parametrize("group", [figures.LOOKS[:5], tuple(figures.MODE_LOOKS.values())])
+def test_colors_stay_apart_for_color_blind_readers(group, matrix):
+    for one, other in itertools.combinations(group, 2):
+        assert np.linalg.norm(lab(one.color, matrix) - lab(other.color, matrix)) > 12
+
+
+def test_saving_writes_three_readable_files_that_are_equal_the_second_time(tmp_path):
+    paths = figures.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
+    assert [p.name for p in paths] == ["confusion.png", "confusion.svg", "confusion.pdf"]
+    with Image.open(paths[0]) as image:
+        assert image.width >= 3.5 * figures.PRINT_DPI - 1
+        assert "mini-world" in image.info["Description"]
+    assert ET.parse(paths[1]).getroot().tag.endswith("svg")
+    assert paths[2].read_bytes().startswith(b"%PDF")
+    first = [p.read_bytes() for p in paths]
+    figures.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
+    assert [p.read_bytes() for p in paths] == first
+    assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    paths = figures.save(DRAWN["confusion"]("old"), tmp_path, "x")
+    before = paths[0].read_bytes()
+
+    def refuse(*args):
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="input/output"):
+        figures.save(DRAWN["confusion"]("new"), tmp_path, "x")
+    assert paths[0].read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_notebook_shows_the_picture_once_with_its_alternative_text():
+    figure = DRAWN["confusion"]("mini-world")
+    shown, metadata = figure._repr_mimebundle_()
+    with Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))) as image:
+        assert image.width > 500
+    assert metadata["image/png"]["alt"] == figure.alt
+
+
+def test_drawing_leaves_the_readers_own_style_alone():
+    before = dict(matplotlib.rcParams)
+    DRAWN["history"]("x")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_counts_in_a_matrix_are_the_tables():
+    found = [t.get_text() for t in figures.confusion(counts()).axes[0].texts]
+    assert found == ["40\n39%", "5\n5%", "50\n49%", "7\n7%"]
