@@ -163,6 +163,7 @@ class Config(BaseModel):
         "benchmarks",
         "train",
         "evaluate",
+        "experiment",
     )
 
     preset: Literal["mini", "paper"] = "mini"
@@ -196,7 +197,7 @@ class ModelsConfig(Config):
     clip_pretrained: str | None = None
     teacher: Source = "data/mini/teacher"
     teacher_revision: str | None = None
-    benchmark: Source = "winoground"
+    benchmark: Source = "mini:winoground"
     eval_items: Count | None = None
     precision: Precision = "fp32"
     num_workers: Whole = 0
@@ -249,6 +250,7 @@ def paper() -> FinetuneConfig:
         clip_pretrained="openai",
         teacher="CompVis/stable-diffusion-v1-4",
         train_data="data/coco/annotations/captions_train2017.json::data/coco/train2017",
+        benchmark="winoground",
         steps=None,
         epochs=5,
         lr=5e-5,
@@ -274,13 +276,14 @@ def preset(name: str) -> FinetuneConfig:
 class MiniworldConfig(Config):
     """`00_miniworld`: show the world, or train its two models again."""
 
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "miniworld")
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "miniworld", "minimodels")
 
     rebuild: bool = False
     scale: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the recipe's training steps
     folder: Source | None = None
-    checkpoint_every: Whole = 200
     resume: bool = True
+    teacher_items: Count = 60
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
 
 
 class BaselineConfig(ModelsConfig):
@@ -423,12 +426,11 @@ def _on_preset(cls: type[Config], given: dict[str, Any]) -> dict[str, Any]:
     base = {name: field.default for name, field in cls.model_fields.items()}
     name = given.get("preset", "mini")
     chosen = PRESETS.get(name, mini)() if isinstance(name, str) else mini()
-    standard = mini().model_dump()  # a notebook's own defaults are its preset mini
-    base |= {k: v for k, v in chosen.model_dump().items() if k in base and v != standard[k]}
-    if "epochs" in given and "steps" not in given:
-        base["steps"] = None
-    if "steps" in given and "epochs" not in given:
-        base["epochs"] = None
+    standard = mini().model_dump()  # where a notebook differs from it, its own default stands
+    base |= {k: v for k, v in chosen.model_dump().items() if k in base and base[k] == standard[k]}
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if one in given and other not in given and other in base:
+            base[other] = None
     if _is_folder(given.get("clip_model")) and "clip_pretrained" not in given:
         base["clip_pretrained"] = None
     merged = base | given

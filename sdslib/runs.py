@@ -22,6 +22,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -146,13 +147,20 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Where the trained student's open_clip folder belongs."""
+        """The trained student's open_clip folder; written inside `staged("weights")`."""
         return self.path / "weights"
 
     @property
     def finished(self) -> bool:
         """Whether the run is complete; it is read-only then."""
         return self.status()["state"] == "finished"
+
+    @property
+    def shown_path(self) -> str:
+        """The folder as a reader should see it: from the project root where it lies below."""
+        root = project_root()
+        inside = self.path.is_relative_to(root)
+        return (self.path.relative_to(root) if inside else self.path).as_posix()
 
     def status(self) -> dict[str, Any]:
         """state (running, finished, failed, interrupted, died), pid, step, updated, message.
@@ -180,7 +188,8 @@ class Run:
 
     def save_scores(self, name: str, table: pd.DataFrame) -> Path:
         """Keep one row an item, every score, as `scores/<name>.parquet`."""
-        return self._save_table(self._scores_path(name), table)
+        self._need_writable()
+        return _write_table(self._scores_path(name), table)
 
     def scores(self, name: str) -> pd.DataFrame:
         """The table that `save_scores` kept under this name; RunError lists what there is."""
@@ -191,12 +200,22 @@ class Run:
         return sorted(p.stem for p in (self.path / "scores").glob("*.parquet"))
 
     def save_results(self, table: pd.DataFrame) -> Path:
-        """Keep the run's table of results, `results.parquet`."""
-        return self._save_table(self.path / "results.parquet", table)
+        """Keep the run's table of results, `results.parquet`.
+
+        It is drawn from the scores, so a finished run's may be written again.
+        """
+        return _write_table(self.path / "results.parquet", table)
 
     def results(self) -> pd.DataFrame:
         """The table that `save_results` kept."""
         return self._read_table(self.path / "results.parquet")
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """Yield an empty folder that becomes `<run>/<name>`, with a manifest, if all goes well."""
+        self._need_writable()
+        with storage.staged_folder(self.path / name) as stage:
+            yield stage
 
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
@@ -263,7 +282,7 @@ class Run:
         if not self._writable or error is None:
             return
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.interrupt(f"by {type(error).__name__}")
+            self.interrupt(f"by {type(error).__name__}{f': {error}' if str(error) else ''}")
         else:
             self.fail(error)
 
@@ -321,12 +340,6 @@ class Run:
             raise ValueError(f"scores name {name!r} must be letters, digits, '.', '-' and '_'")
         return self.path / "scores" / f"{name}.parquet"
 
-    def _save_table(self, path: Path, table: pd.DataFrame) -> Path:
-        self._need_writable()
-        path.parent.mkdir(exist_ok=True)
-        storage.write_bytes(path, table.to_parquet(index=False))
-        return path
-
     def _read_table(self, path: Path) -> pd.DataFrame:
         import pandas as pd
 
@@ -366,6 +379,12 @@ class Run:
         status = self.path / "status.json"
         if self._writable and status.exists() and read_json(status)["pid"] == os.getpid():
             self.interrupt("because the process ended")
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    storage.write_bytes(path, table.to_parquet(index=False))
+    return path
 
 
 def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:

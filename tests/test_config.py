@@ -1,0 +1,353 @@
+"""The knobs, their presets, and what a notebook's guard refuses and with which words."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sdslib import config as config_module
+from sdslib.config import (
+    MODELS,
+    TEACHER_PARTS,
+    BaselineConfig,
+    FinetuneConfig,
+    ParameterError,
+    derive_seed,
+    guard,
+    mini,
+    override,
+    paper,
+    preset,
+    project_path,
+    project_root,
+    resolved,
+    suggest,
+    validate,
+)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """A student and a teacher folder with the files that a complete one has."""
+    root = tmp_path_factory.mktemp("models")
+    student, teacher = root / "student", root / "teacher"
+    student.mkdir()
+    (student / "open_clip_config.json").write_text("{}")
+    (student / "open_clip_model.safetensors").write_bytes(b"x")
+    teacher.mkdir()
+    for part in TEACHER_PARTS:
+        (teacher / part).write_text("{}") if "." in part else (teacher / part).mkdir()
+    return {"clip_model": f"local-dir:{student}", "teacher": str(teacher)}
+
+
+def problems(folders: dict[str, str], **given) -> tuple[str, ...]:
+    with pytest.raises(ParameterError) as caught:
+        guard(folders | given)
+    assert str(caught.value).startswith("invalid parameters: ")
+    assert str(caught.value) == "invalid parameters: " + "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+REFUSED = [
+    ({"sds_wieght": 0.001}, "unknown parameter 'sds_wieght'; did you mean 'sds_weight'?"),
+    ({"zzz": 1}, "unknown parameter 'zzz'"),
+    ({"options": {"a": 1}}, "unknown parameter 'options'"),
+    ({"sds_weight": float("nan")}, "sds_weight must be finite and ≥ 0, got nan"),
+    ({"sds_weight": float("inf")}, "sds_weight must be finite and ≥ 0, got inf"),
+    ({"sds_weight": -1}, "sds_weight must be finite and ≥ 0, got -1"),
+    (
+        {"sds_weight": "1e-3"},
+        "sds_weight must be a number, got '1e-3' (str); in YAML write 1.0e-3",
+    ),
+    ({"lr": "2.5e+3"}, "lr must be a number, got '2.5e+3' (str); in YAML write 2.5e+3"),
+    ({"sds_weight": "high"}, "sds_weight must be a number, got 'high' (str)"),
+    ({"sds_weight": True}, "sds_weight must be a number, got True (bool)"),
+    ({"lr": 0}, "lr must be finite and > 0, got 0"),
+    ({"batch_size": 7.5}, "batch_size must be a whole number ≥ 1, got 7.5"),
+    ({"batch_size": 0}, "batch_size must be a whole number ≥ 1, got 0"),
+    ({"steps": True}, "steps must be a whole number ≥ 1, got True (bool)"),
+    ({"seed": -1}, "seed must be a whole number ≥ 0 and < 4294967296, got -1"),
+    ({"t_max": 1000}, "t_max must be a whole number ≥ 0 and ≤ 999, got 1000"),
+    ({"resume": "auto"}, "resume must be True or False, got 'auto' (str)"),
+    ({"run": 7}, "run must be text, got 7 (int); with papermill write -r run 7"),
+    ({"run": "../x"}, "run must be letters, digits, dots, dashes and underscores, got '../x'"),
+    ({"preset": "papr"}, "preset must be one of 'mini', 'paper', got 'papr'; did you mean"),
+    ({"trainable": "layernrom"}, "got 'layernrom'; did you mean 'layernorm'?"),
+    ({"arm": "cliponly"}, "got 'cliponly'; did you mean 'clip-only'?"),
+    ({"device": "tpu"}, "device must be one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'"),
+    ({"t_min": 900, "t_max": 100}, "t_min must not be above t_max, got t_min 900 and t_max 100"),
+    ({"steps": 5, "epochs": 2}, "steps and epochs exclude each other, got steps 5 and epochs 2"),
+    ({"train_pairs": 8}, "train_pairs 8 is less than one batch; lower batch_size 32"),
+    ({"arm": "sds-only", "sds_weight": 0}, "arm 'sds-only' learns nothing at sds_weight 0"),
+    ({"arm": "clip-only", "sds_weight": 0.1}, "arm 'clip-only' has no L_SDS; leave out"),
+    ({"clip_model": "ViT-B32"}, "unknown clip_model 'ViT-B32'; did you mean 'ViT-B-32'?"),
+    ({"clip_model": "ViT-B-23"}, "unknown clip_model 'ViT-B-23'; did you mean 'ViT-B-32'?"),
+    ({"clip_model": "ViT-B/32"}, "did you mean 'ViT-B-32'?"),
+    ({"clip_model": "vit_b_32"}, "unknown clip_model 'vit_b_32'; did you mean 'ViT-B-32'?"),
+    ({"clip_model": "ViT-B-32"}, "clip_model 'ViT-B-32' needs a clip_pretrained tag, one of 'o"),
+    (
+        {"clip_model": "ViT-B-32-quickgelu", "clip_pretrained": "openia"},
+        "unknown clip_pretrained 'openia' for 'ViT-B-32-quickgelu'; did you mean 'openai'?",
+    ),
+    ({"clip_model": "no/such/student"}, "clip_model folder 'no/such/student' does not exist"),
+    ({"teacher": "no/such/teacher"}, "teacher folder 'no/such/teacher' does not exist"),
+    ({"teacher": "tests"}, "teacher folder 'tests' has no model_index.json, unet, vae"),
+    ({"teacher": "tests/nothing"}, "teacher folder 'tests/nothing' does not exist"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED, ids=[str(g) for g, _ in REFUSED])
+def test_a_wrong_parameter_is_named_with_the_way_out(folders, given, message):
+    (found,) = problems(folders, **given)
+    assert message in found
+
+
+def test_all_problems_are_told_at_once(folders):
+    found = problems(folders, stpes=3, sds_weight=-1, t_min=900, t_max=2, clip_model="ViT-B-33")
+    assert [text.split()[0] for text in found] == ["unknown", "sds_weight", "t_min", "unknown"]
+
+
+def test_a_student_without_weights_and_a_teacher_without_unet_are_refused(folders, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    (found,) = problems(folders, clip_model=str(tmp_path))
+    assert "has no weights; put open_clip_model.safetensors there" in found
+    for part in set(TEACHER_PARTS) - {"unet"}:
+        (tmp_path / part).mkdir()
+    (found,) = problems(folders, teacher=str(tmp_path))
+    assert "has no unet" in found
+
+
+def test_none_means_as_the_preset_says(folders):
+    config = guard(folders | dict.fromkeys(["steps", "lr", "arm", "run"]))
+    assert config == validate(FinetuneConfig, folders)
+    assert (config.steps, config.lr) == (mini().steps, mini().lr)
+
+
+def test_a_whole_number_is_accepted_for_a_number(folders):
+    config = guard(folders | {"sds_weight": 1})
+    assert config.sds_weight == 1.0
+    assert isinstance(config.sds_weight, float)
+
+
+def test_epochs_replace_the_steps_of_the_preset_and_the_reverse(folders):
+    assert guard(folders | {"epochs": 2}).steps is None
+    given = folders | {"preset": "paper", "steps": 9}
+    assert (guard(given).steps, guard(given).epochs) == (9, None)
+
+
+def test_a_notebook_with_steps_and_no_epochs_takes_steps():
+    assert guard({"steps": 9}, "ablate_weight").steps == 9
+
+
+def test_preset_paper_is_the_papers_recipe():
+    config = guard({"preset": "paper"})
+    assert config == paper() == preset("paper")
+    assert (config.clip_model, config.clip_pretrained) == ("ViT-B-16-quickgelu", "openai")
+    assert config.teacher == "CompVis/stable-diffusion-v1-4"
+    assert (config.epochs, config.batch_size, config.lr) == (5, 32, 5e-5)
+    assert (config.sds_weight, config.precision) == (1e-3, "bf16")
+
+
+def test_a_local_student_needs_no_tag_of_the_preset(folders):
+    config = guard(folders | {"preset": "paper"})
+    assert config.clip_pretrained is None
+
+
+def test_another_notebook_takes_its_models_from_the_preset_and_keeps_its_own_defaults():
+    config = guard({"preset": "paper"}, "baseline")
+    assert (config.clip_model, config.benchmark) == ("ViT-B-16-quickgelu", "all")
+    assert config.batch_size == BaselineConfig.model_fields["batch_size"].default
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_notebook_refuses_a_misspelt_name(model, folders):
+    given = {k: v for k, v in folders.items() if k in MODELS[model].model_fields}
+    guard(dict(given), model)
+    with pytest.raises(ParameterError, match="unknown parameter 'sead'; did you mean 'seed'"):
+        guard(given | {"sead": 1}, model)
+
+
+def test_an_unknown_notebook_is_named():
+    with pytest.raises(ParameterError, match="got 'finetun'; did you mean 'finetune'"):
+        guard({}, "finetun")
+
+
+def test_what_papermill_and_ipython_put_into_the_namespace_is_left_alone(folders):
+    noise = {"In": [], "Out": {}, "exit": 1, "quit": 1, "get_ipython": 1, "open": open}
+    noise |= {"display": 1, "_ih": [], "__name__": "x", "PAPERMILL_INPUT_PATH": "a", "guard": guard}
+    assert guard(folders | noise | {"json": json, "Path": Path}) == guard(dict(folders))
+
+
+def test_the_guard_cell_can_be_run_again_in_a_used_kernel(folders):
+    namespace = folders | {"run": "mine", "seed": 3}
+    first = guard(namespace)
+    namespace |= {"config": first, "run": object(), "history": [1, 2], "table": 5}
+    assert guard(namespace) == first
+    namespace["seed"], namespace["run"] = 4, "other"
+    assert guard(namespace) == override(first, seed=4, run="other")
+    namespace["sds_wieght"] = 0.1
+    with pytest.raises(ParameterError, match="did you mean 'sds_weight'"):
+        guard(namespace)
+
+
+@pytest.mark.parametrize("arm", ["sds", "shuffled-captions", "random-teacher", "latent-regression"])
+def test_weight_zero_is_the_clip_only_arm_with_the_same_identity(folders, arm):
+    zero = guard(folders | {"arm": arm, "sds_weight": 0, "t_min": 400, "sds_gradient": "residual"})
+    control = guard(folders | {"arm": "clip-only"})
+    assert zero.arm == "clip-only"
+    assert zero.identity() == control.identity()
+
+
+def test_the_control_of_any_run_is_one_override_away(folders):
+    config = guard(folders | {"sds_weight": 0.5, "seed": 2})
+    control = override(config, arm="clip-only")
+    assert (control.sds_weight, control.seed) == (0, 2)
+    assert control.identity() == override(config, sds_weight=0).identity()
+
+
+def test_the_identity_keeps_what_changes_numbers_and_drops_what_does_not(folders):
+    config = guard(dict(folders))
+    same = override(config, device="cpu", threads=2, num_workers=3, run="x", resume=False)
+    assert same.identity() == config.identity()
+    for change in ({"seed": 1}, {"lr": 0.5}, {"t_min": 21}, {"precision": "bf16"}, {"steps": 2}):
+        assert override(config, **change).identity() != config.identity()
+
+
+def test_override_is_as_strict_as_the_guard(folders):
+    config = guard(dict(folders))
+    with pytest.raises(ParameterError, match="unknown parameter 'sds_wight'"):
+        override(config, sds_wight=1)
+    assert override(config, epochs=3).steps is None
+    assert config.steps == mini().steps
+
+
+def test_a_config_is_frozen_and_knows_no_other_names():
+    with pytest.raises(ValidationError, match="frozen"):
+        mini().lr = 1.0
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        FinetuneConfig(sds_wieght=1)
+    with pytest.raises(ValidationError, match="t_min must not be above t_max"):
+        FinetuneConfig(t_min=3, t_max=2)
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ParameterError, match="got 'papper'; did you mean 'paper'"):
+        preset("papper")
+
+
+def test_a_path_below_the_root_is_kept_relative_so_that_ids_agree_between_machines(folders):
+    root = project_root()
+    given = {"clip_model": f"local-dir:{root}/data/mini/student"}
+    assert FinetuneConfig(**given).clip_model == "local-dir:data/mini/student"
+    assert FinetuneConfig(**folders).teacher == folders["teacher"]
+
+
+def test_paths_are_meant_from_the_root_whatever_the_working_folder(monkeypatch, tmp_path):
+    root = project_root()
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == root
+    assert project_path("tests") == root / "tests"
+    assert resolved("local-dir:data/x") == f"local-dir:{root}/data/x"
+    assert resolved("tests") == str(root / "tests")
+    assert resolved("CompVis/stable-diffusion-v1-4") == "CompVis/stable-diffusion-v1-4"
+
+
+def test_without_a_root_the_message_says_where_to_start(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "site-packages" / "config.py"))
+    with pytest.raises(FileNotFoundError, match="no project root above"):
+        project_root()
+
+
+def test_open_clips_names_and_tags_agree_with_open_clip_itself():
+    open_clip = pytest.importorskip("open_clip")
+    names, tags = config_module._open_clip_names(), config_module._open_clip_tags()
+    assert set(open_clip.list_models()) <= names
+    for model, tag in open_clip.list_pretrained():
+        assert tag in tags[model.removesuffix("-quickgelu")]
+
+
+@given(st.integers(0, 2**32 - 1), st.text(max_size=20), st.lists(st.integers(0, 10**6), max_size=3))
+def test_a_derived_seed_is_63_bits_and_depends_on_everything(seed, purpose, index):
+    value = derive_seed(seed, purpose, *index)
+    assert 0 <= value < 2**63
+    assert value == derive_seed(seed, purpose, *index)
+    others = [
+        derive_seed(seed + 1, purpose, *index),
+        derive_seed(seed, purpose + "x", *index),
+        derive_seed(seed, purpose, *index, 0),
+    ]
+    assert len({value, *others}) == 4
+
+
+def test_derived_seeds_are_pinned_for_good():
+    assert derive_seed(0, "order", 0) == 8257676712268907911
+    assert derive_seed(7, "noise", 3, 11) == 3140431161564919690
+
+
+def test_derived_bits_are_balanced():
+    draws = [derive_seed(0, "balance", i) for i in range(2000)]
+    shares = [sum(d >> bit & 1 for d in draws) / len(draws) for bit in range(63)]
+    assert max(abs(s - 0.5) for s in shares) < 0.06  # five standard errors
+
+
+_values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FinetuneConfig.model_fields)) | st.text(), _values))
+def test_whatever_is_injected_gives_a_config_or_a_parameter_error(folders, values):
+    try:
+        config = guard(folders | values)
+    except ParameterError:
+        return
+    assert FinetuneConfig(**config.model_dump()) == config
+
+
+@given(st.sampled_from(sorted(FinetuneConfig.model_fields)), st.data())
+def test_a_name_with_two_letters_swapped_finds_its_way_back(name, data):
+    at = data.draw(st.integers(0, len(name) - 2))
+    typo = name[:at] + name[at + 1] + name[at] + name[at + 2 :]
+    if typo not in FinetuneConfig.model_fields and len(name) > 4:
+        assert suggest(typo, FinetuneConfig.model_fields) == name
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys; from sdslib.config import guard; import sdslib.runs, sdslib.progress\n"
+        "try: guard({'preset': 'paper', 'clip_model': 'ViT-B32'})\n"
+        "except ValueError: pass\n"
+        "print({'torch', 'open_clip', 'diffusers', 'pandas', 'IPython'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_papermill_ends_with_the_guards_message_and_a_failing_exit_code(tmp_path):
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_code_cell("sds_weight = None\nseed = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            'from sdslib.config import guard\n\nconfig = guard(globals(), "finetune")'
+        ),
+    ]
+    book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}
+    nbformat.write(book, tmp_path / "in.ipynb")
+    words = ["in.ipynb", "out.ipynb", "-p", "preset", "paper", "-p", "sds_wieght", "0.001"]
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", *words, "--no-progress-bar"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "invalid parameters: unknown parameter 'sds_wieght'; did you mean 'sds_weight'?"
+    )
