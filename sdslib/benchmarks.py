@@ -230,15 +230,15 @@ def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str
     tables = []
     for path in paths:
         try:
+            missing = set(WINOGROUND_COLUMNS) - set(pq.read_schema(path).names)
+            if missing:
+                raise DataError(f"{path.name}: columns missing: {', '.join(sorted(missing))}")
             tables.append(pq.read_table(path, columns=list(WINOGROUND_COLUMNS)))
-            missing = set(WINOGROUND_COLUMNS) - set(tables[-1].column_names)
         except (pa.ArrowException, OSError) as reason:
             raise DataError(
                 f"{path.name} cannot be read ({reason}); expected parquet with the columns "
                 f"{', '.join(WINOGROUND_COLUMNS)}"
             ) from None
-        if missing:
-            raise DataError(f"{path.name}: the columns {', '.join(sorted(missing))} are missing")
     table = pa.concat_tables(tables, promote_options="permissive")
     cells = {name: table[name].combine_chunks() for name in ("image_0", "image_1")}
     names = "+".join(path.name for path in paths)
@@ -272,7 +272,7 @@ def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], I
     found = hub_dataset(repo, split, local=WINOGROUND_LOCAL)
     missing = set(WINOGROUND_COLUMNS) - set(found.column_names)
     if missing:
-        raise DataError(f"{repo}: the columns {', '.join(sorted(missing))} are missing")
+        raise DataError(f"{repo}: columns missing: {', '.join(sorted(missing))}")
     rows = found.select_columns(list(WinogroundRow.model_fields)).to_list()
 
     def ref(row: int, column: str) -> ImageRef:
