@@ -56,6 +56,9 @@ __all__ = [
     "diffusion_scorer",
     "error_profile",
     "error_table",
+    "evaluate_student",
+    "rank_classes",
+    "rank_retrieval",
     "read_scores",
     "score_grids",
     "scores_from_errors",
@@ -499,18 +502,20 @@ def score_grids(
 ) -> pd.DataFrame:
     """The score table of a benchmark's items, or of its first `limit`.
 
-    Raises `metrics.ScoreError` with the item's id where a score is not finite. `attrs` holds
-    benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
-    wraps the iterator over items (tqdm).
+    Sets of classes and retrieval sets give a CLIP scorer's ranks over the whole set, see
+    `rank_classes` and `rank_retrieval`. Raises `metrics.ScoreError` with the item's id where a
+    score is not finite. `attrs` holds benchmark, scorer, total, seconds and the scorer's counts,
+    and survives parquet. `progress` wraps the iterator over items (tqdm).
     """
-    items, start, rows = list(benchmark.items)[:limit], time.perf_counter(), []
-    before = dict(scorer.counts)
-    for item, scored in progress(zip(items, scorer(items), strict=True)):
-        for grid in scored.grids.values():
-            metrics.require_finite(grid[None], [item.id])
-        rows.append(_row(item, scored))
-    table = pd.DataFrame(rows)
-    table["answer"] = table["answer"].astype("Int64")
+    items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
+    if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
+        table = rank_classes(scorer, items, benchmark.prompts)
+    elif benchmark.kind == "retrieval":
+        table = rank_retrieval(scorer, items)
+    else:
+        pairs = progress(zip(items, scorer(items), strict=True))
+        table = pd.DataFrame([_row(item, scored) for item, scored in pairs])
+        table["answer"] = table["answer"].astype("Int64")
     table.attrs = {
         "benchmark": benchmark.name,
         "scorer": scorer.name,
@@ -519,6 +524,13 @@ def score_grids(
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
     return table
+
+
+def evaluate_student(
+    student: Student, benchmarks: Iterable[Benchmark], batch_size: int = 64
+) -> dict[str, pd.DataFrame]:
+    """The student's score table of every benchmark, by name."""
+    return {b.name: score_grids(clip_scorer(student, batch_size), b) for b in benchmarks}
 
 
 def rank_classes(
@@ -545,12 +557,14 @@ def rank_classes(
     return table.assign(**fixed, predicted=scores.argmax(axis=1), rank=rank)
 
 
-def rank_retrieval(scorer: ClipScorer, items: Sequence[Item]) -> pd.DataFrame:
+def rank_retrieval(scorer: Scorer, items: Sequence[Item]) -> pd.DataFrame:
     """Retrieval over all items at once: the rank of the best true partner of every query.
 
     The tag `way` is `image_to_text` (one row an item, its id) or `text_to_image` (one row a
     caption, `id#k`); recall at k is the share of ranks below k. See `metrics.retrieval_ranks`.
     """
+    if not isinstance(scorer, ClipScorer):
+        raise TableError(f"retrieval needs embeddings; the {scorer.name} scorer has none")
     images, image = scorer.embed_images([item.images[0] for item in items])
     owner = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
     emb, row = scorer.embed_texts([caption for item in items for caption in item.captions])
@@ -565,6 +579,8 @@ def rank_retrieval(scorer: ClipScorer, items: Sequence[Item]) -> pd.DataFrame:
 
 
 def _row(item: Item, scored: Scored) -> dict:
+    for grid in scored.grids.values():
+        metrics.require_finite(grid[None], [item.id])
     clash = set(item.tags) & {"id", "answer", *NOTES}
     if clash:
         raise TableError(f"tag {sorted(clash)[0]!r} of item {item.id!r} is a reserved column")

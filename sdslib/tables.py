@@ -24,7 +24,6 @@ NOTES = (
     *("rank", "n_true", "predicted", "margin"),
 )
 WINOGROUND_TAGS = ("collapsed_tag", "num_main_preds", "diwan_tags")
-RANKS = (1, 5, 10)
 _CELL = re.compile(r"^(?:(?P<rule>\w+)\.)?s_(?P<image>\d+)_(?P<caption>\d+)$")
 _AUTHORS_CELL = re.compile(r"^c(?P<caption>\d+)_i(?P<image>\d+)$")
 
@@ -87,11 +86,12 @@ def outcomes(
 ) -> dict[str, np.ndarray]:
     """Right or wrong, [N] for each metric of the table's kind.
 
-    Grids: `text`, `image`, `group`; choices: `accuracy`; ranks: `top1`, `top5`, `top10`.
+    Grids: `text`, `image`, `group`; choices: `accuracy`; classes: `accuracy`, `top5`; retrieval:
+    `recall@1`, `recall@5`, `recall@10`.
     `convention` is a key of `metrics.GRID_RULES` or `metrics.CHOICE_RULES`.
     """
     if "rank" in table.columns:
-        return {f"top{k}": table["rank"].to_numpy() < k for k in RANKS}
+        return {name: table["rank"].to_numpy() < k for name, k in _cutoffs(table).items()}
     rules = (metrics.GRID_RULES if is_grid(table) else metrics.CHOICE_RULES).keys()
     if convention not in rules:
         raise TableError(f"unknown tie convention {convention!r}; there are {sorted(rules)}")
@@ -100,6 +100,13 @@ def outcomes(
         return metrics.GRID_RULES[convention](grids_of(table, rule), ids)
     answer = table["answer"].to_numpy(dtype=np.int64)
     return {"accuracy": metrics.CHOICE_RULES[convention](grids_of(table, rule)[:, 0], answer, ids)}
+
+
+def _cutoffs(table: pd.DataFrame) -> dict[str, int]:
+    """Metrics of a table of ranks: right where the rank is below the number."""
+    if "way" in table.columns:
+        return {"recall@1": 1, "recall@5": 5, "recall@10": 10}
+    return {"accuracy": 1, "top5": 5}
 
 
 def ties_of(table: pd.DataFrame, rule: str = "") -> np.ndarray:
@@ -174,7 +181,7 @@ def _table_row(
 def _chance(scores: pd.DataFrame) -> dict[str, float]:
     if "rank" in scores.columns:
         total, true = scores["n_captions"], scores["n_true"]
-        drawn = {f"top{k}": np.minimum(k, total) for k in RANKS}
+        drawn = {name: np.minimum(k, total) for name, k in _cutoffs(scores).items()}
         return {name: float(hypergeom.sf(0, total, true, k).mean()) for name, k in drawn.items()}
     if is_grid(scores):
         return dict(metrics.CHANCE_GRID)

@@ -45,7 +45,7 @@ def item(name, images, captions, answer=None, **tags):
 
 
 def benchmark(items, **changes):
-    whole = {"name": "toy", "items": items, "total": len(items), "partial": False}
+    whole = {"name": "toy", "kind": "grid", "items": items, "total": len(items), "partial": False}
     return SimpleNamespace(**whole | changes)
 
 
@@ -389,7 +389,8 @@ def test_zero_shot_ranks_equal_class_by_class_scores(student):
     prompts = [("a red circle", "a small red circle"), ("a blue square", "the blue square")]
     prompts += [("a green triangle", "a large green triangle")]
     items = [item(f"z{n}", [Ref(str(n))], (), answer=n % 3, shape="abc"[n % 3]) for n in range(6)]
-    table = evaluate.rank_classes(evaluate.clip_scorer(student), items, prompts)
+    scorer = evaluate.clip_scorer(student)
+    table = evaluate.score_grids(scorer, benchmark(items, kind="classes", prompts=prompts))
     for row, one in zip(table.itertuples(), items, strict=True):
         image = student.encode_images(student.transform(one.images[0].load())[None])[0]
         scores = []
@@ -401,15 +402,16 @@ def test_zero_shot_ranks_equal_class_by_class_scores(student):
         others = max(s for k, s in enumerate(scores) if k != one.answer)
         assert row.margin == pytest.approx(scores[one.answer] - others, abs=1e-6)
     found = evaluate.tabulate(None, table).set_index(["label", "metric"])
-    assert found.loc[("all", "top1")].accuracy == (table["rank"] == 0).mean()
-    assert found.loc[("all", "top1")].chance == pytest.approx(1 / 3)
+    assert found.loc[("all", "accuracy")].accuracy == (table["rank"] == 0).mean()
+    assert found.loc[("all", "accuracy")].chance == pytest.approx(1 / 3)
     assert found.loc[("a", "top5")].accuracy == 1
     assert tables.tags_of(table) == ["shape"]
 
 
 def test_retrieval_ranks_equal_sorted_scores(student):
     items = [item(f"r{n}", [Ref(str(n))], CAPTIONS[2 * n : 2 * n + 2]) for n in range(3)]
-    table = evaluate.rank_retrieval(evaluate.clip_scorer(student), items)
+    sets = [benchmark(items, kind="retrieval", name="r")]
+    table = evaluate.evaluate_student(student, sets)["r"]
     grid = reference.clip_grids(student, [item("all", [i.images[0] for i in items], CAPTIONS)])[0]
     for n in range(3):
         order = list(np.argsort(-grid[n]))
@@ -419,6 +421,6 @@ def test_retrieval_ranks_equal_sorted_scores(student):
             place = list(np.argsort(-grid[:, 2 * n + k])).index(n)
             assert table.set_index("id").loc[f"r{n}#{k}", "rank"] == place
     found = evaluate.tabulate(None, table).set_index(["label", "metric"])
-    assert found.loc[("image_to_text", "top1")].chance == pytest.approx(2 / 6)
-    assert found.loc[("text_to_image", "top1")].chance == pytest.approx(1 / 3)
-    assert found.loc[("text_to_image", "top5")].chance == 1
+    assert found.loc[("image_to_text", "recall@1")].chance == pytest.approx(2 / 6)
+    assert found.loc[("text_to_image", "recall@1")].chance == pytest.approx(1 / 3)
+    assert found.loc[("text_to_image", "recall@5")].chance == 1
