@@ -2,25 +2,33 @@
 
 The rooms in reading order; each imports only from floors strictly below its own.
 
-floor 0, arithmetic
+floor 0, arithmetic and tools
     losses      what the student is taught: tensors in, one value per pair out
     metrics     which items are right, with intervals and paired tests
     config      every knob once, and the guard that checks a notebook's parameters
+    images      pictures read safely, or an error that says why not
+    sources     rows from files and the Hub, checked against a schema
+    storage     files that survive a kill, and the lock of a folder
+    state       modules and optimizers as flat named tensors
+    progress    how far a long job is
+floor 0.5, materials drawn from a seed
+    miniworld   draws the mini-world in the file formats of the real sets
+    shuffles    ARO's order negatives, made once and frozen
 floor 1, parties
     student     CLIP behind `encode_images`, `encode_texts` and `scale`; what trains is data
     teacher     Stable Diffusion, frozen, behind `embed_texts`, `encode_images`, `predict_noise`
     bridge      the linear map from CLIP's embedding to the teacher's latent, and its start
     pairs       image-caption pairs and the order in which they are seen
     benchmarks  Winoground, ARO, SugarCrepe, zero-shot: items with images, captions, answer
-    miniworld   draws the mini-world in the file formats of the real sets
     runs        a run's folder: parameters, status, history, scores, weights
+    tables      scores in, tables out
     figures     a table in, a figure out
 floor 2, verbs
     train       the objective and the loop
-    evaluate    scorers, score grids, and the tables made of them
-floor 3, press
-    demo        widgets and their static twins
-    sweep       many runs of one notebook
+    evaluate    scorers and score grids
+floor 3, whole jobs, as the notebooks call them
+    minimodels  trains and examines the mini-world's student and teacher
+    experiment  one fine-tuning, from loading to the paired comparison
 """
 
 __version__ = "0.1.0"

@@ -1,0 +1,85 @@
+"""Tests reach no network, open no window and stay on a bounded number of threads."""
+
+import functools
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+
+# Before anything imports torch, matplotlib or a library of the Hub.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+)
+for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
+
+# Examples are the same on every machine, and a busy machine fails nothing.
+hypothesis.settings.register_profile("workbench", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("workbench")
+
+
+class NetworkBlocked(OSError):
+    """A test tried to leave this machine."""
+
+
+def _is_local(host: str | bytes | None) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(str(name).split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse(host: object) -> None:
+    raise NetworkBlocked(f"tests use no network, but something asked for {host!r}")
+
+
+def _guarded(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def call(self: socket.socket, *args: object) -> object:
+        address = args[-1]
+        if self.family != socket.AF_UNIX and not _is_local(address[0]):
+            _refuse(address[0])
+        return method(self, *args)
+
+    return call
+
+
+def _guarded_lookup(host: object, *args: object, **kwargs: object) -> object:
+    if not _is_local(host):
+        _refuse(host)
+    return _LOOKUP(host, *args, **kwargs)
+
+
+_LOOKUP = socket.getaddrinfo
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", _guarded_lookup)
+        yield
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none; the summary counts it as deselected."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]

@@ -1,0 +1,120 @@
+"""One list of dependencies, told three times: ranges, exact versions, conda's list."""
+
+import re
+import socket
+import sys
+import tomllib
+from importlib.metadata import distribution, distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from jupyter_client.manager import KernelManager
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import sdslib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+RUNTIME = [Requirement(d) for d in PROJECT["dependencies"]]
+DECLARED = RUNTIME + [Requirement(d) for extra in EXTRAS.values() for d in extra]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+PINS = {canonicalize_name(name): version for name, version in PINS.items()}
+
+locked = pytest.mark.skipif(
+    sys.platform != "linux" or sys.version_info[:2] != (3, 11),
+    reason="constraints.txt is resolved for Python 3.11 on Linux",
+)
+
+
+def conda_pip_section() -> list[str]:
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    return next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+
+
+def required_by(names: list[str]) -> set[str]:
+    """Everything that the named distributions pull in on this machine, themselves included."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(canonicalize_name(r.name), e) for r in map(Requirement, names) for e in
+               ("", *r.extras)]  # fmt: skip
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for r in map(Requirement, distribution(name).requires or []):
+            if r.marker is None or r.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(r.name), e) for e in ("", *r.extras)]
+    return {name for name, _ in seen}
+
+
+def test_conda_installs_what_the_project_declares():
+    listed = [entry for entry in conda_pip_section() if not entry.startswith("--")]
+    assert listed == PROJECT["dependencies"]
+
+
+def test_conda_pins_as_pip_does_and_installs_the_library():
+    options = [entry for entry in conda_pip_section() if entry.startswith("--")]
+    assert options == ["--constraint constraints.txt", "--editable ."]
+
+
+def test_dependencies_are_declared_once_and_in_order():
+    names = [requirement.name.lower() for requirement in RUNTIME]
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize("requirement", DECLARED, ids=lambda r: r.name)
+def test_the_pin_lies_in_the_declared_range(requirement):
+    assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", RUNTIME, ids=str)
+def test_the_installed_version_lies_in_the_declared_range(requirement):
+    assert requirement.specifier.contains(distribution(requirement.name).version)
+
+
+@locked
+def test_every_package_that_comes_along_is_pinned():
+    unpinned = required_by(PROJECT["dependencies"] + EXTRAS["dev"]) - PINS.keys()
+    assert not unpinned, f"run make lock; not in constraints.txt: {sorted(unpinned)}"
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml"])
+def test_versions_name_no_host_and_no_path(name):
+    text = (ROOT / name).read_text()
+    assert not re.search(
+        r"://| @ |\bfile:|--(extra-)?index-url|--find-links|/(home|root|opt)/", text
+    )
+
+
+def test_the_kernel_python3_is_the_python_that_runs_the_tests():
+    manager = KernelManager(kernel_name="python3")
+    assert Path(manager.kernel_spec.resource_dir).is_relative_to(sys.prefix)
+    assert manager.format_kernel_cmd()[0] == sys.executable
+
+
+def test_the_library_is_installed_from_this_checkout():
+    assert PROJECT["name"] in {d.name for d in distributions()}
+    assert Path(sdslib.__file__).parent == ROOT / "sdslib"
+
+
+@pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)])
+def test_a_socket_cannot_leave_this_machine(address):
+    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
+    with (
+        socket.socket(family, socket.SOCK_STREAM) as s,
+        pytest.raises(OSError, match="tests use no network"),
+    ):
+        s.connect(address)
+
+
+def test_a_host_name_cannot_be_looked_up():
+    with pytest.raises(OSError, match="tests use no network"):
+        socket.create_connection(("example.org", 443), timeout=1)
+
+
+def test_this_machine_can_be_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=5).close()
