@@ -88,7 +88,7 @@ LOOKS = (
     Look(OKABE_ITO["sky"], "X", (0, (2, 2)), "+++"),
     Look(OKABE_ITO["gray"], "*", (0, (1, 2)), "ooo"),
 )
-_KNOWN = {"untouched": 0, "student": 0, "clip-only": 1, "sds": 2, "teacher": 3}
+_KNOWN = {"untouched": 0, "student": 0, "clip-only": 1, "L_CLIP": 1, "sds": 2, "teacher": 3}
 MODE_LOOKS = {
     "right": Look(OKABE_ITO["green"], "o", "-", ""),
     "image wrong": Look(OKABE_ITO["sky"], "s", "-", "///"),
@@ -262,10 +262,11 @@ def scores_by_tag(
 def before_after(table: pd.DataFrame, note: str = "", title: str = "Change of score") -> Picture:
     """Paired differences with their intervals; the gray band is too small for this set to show.
 
-    Rows of `tables.compare`; a column `model` draws several differences a label. Numbers at the
-    right are items that went right and wrong, and Holm's p where it is below 0.05.
+    Rows of `tables.compare`; a column `model` or `comparison` draws several differences a label.
+    Numbers at the right are items that went right and wrong, and Holm's p where it is below 0.05.
     """
-    table = table if "model" in table else table.assign(model="after - before")
+    table = table.rename(columns={"comparison": "model"})
+    table = table if "model" in table else table.assign(model="after against before")
     labels = _labels(table)
     kinds, metrics = looks(table["model"]), list(dict.fromkeys(table["metric"]))
     if len(kinds) == 1:
@@ -675,7 +676,7 @@ def _bar(ax: Axes, row: pd.Series, place: float, thick: float, look: Look) -> No
 
 
 @style()
-def sheet(
+def pictures(
     images: Sequence[Image.Image],
     captions: Sequence[str],
     columns: int = 4,

@@ -92,10 +92,10 @@ def by_set():
     return table.assign(parameters=["0.3%", "0.5%", "100%"] * 2)
 
 
-def pictures(note=""):
+def some_pictures(note=""):
     images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "green")]
     captions = ["a red square", "a blue square that is described at some length", "a green one"]
-    return figures.sheet(images, captions, 2, note, "Scenes")
+    return figures.pictures(images, captions, 2, note, "Scenes")
 
 
 DRAWN = {
@@ -110,7 +110,7 @@ DRAWN = {
     "calibration": lambda note: figures.calibration(bins(), note),
     "tradeoff": lambda note: figures.tradeoff(by_weight(), note),
     "bars_by_set": lambda note: figures.bars_by_set(by_set(), note),
-    "sheet": pictures,
+    "pictures": some_pictures,
 }
 
 
