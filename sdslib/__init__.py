@@ -10,7 +10,9 @@ floor 0, arithmetic and tools
     sources     rows from files and the Hub, checked against a schema
     storage     files that survive a kill, and the lock of a folder
     state       modules and optimizers as flat named tensors
+    checks      what a caption and a folder of weights must satisfy before a model sees them
     progress    how far a long job is
+    page        pieces of HTML that refer to nothing outside the page
 floor 0.5, materials drawn from a seed
     miniworld   draws the mini-world in the file formats of the real sets
     shuffles    ARO's order negatives, made once and frozen
@@ -26,6 +28,7 @@ floor 1, parties
 floor 2, verbs
     train       the objective and the loop
     evaluate    scorers and score grids
+    failures    which inequality of an item failed, by how much, and what flipped
 floor 3, whole jobs, as the notebooks call them
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison

@@ -35,7 +35,7 @@ DOORS = {
     "huggingface_hub": {"sources"},
     "httpx2": {"sources"},
     "accelerate": {"train"},
-    "statsmodels": {"metrics"},
+    "statsmodels": {"metrics", "failures"},
     "scipy": {"metrics", "tables", "evaluate"},
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
@@ -105,7 +105,7 @@ def libraries(module: ast.Module) -> set[str]:
 
 
 def too_high(room: str, module: ast.Module, floor: dict[str, float]) -> set[str]:
-    return {other for other in neighbors(module) if floor[other] >= floor[room]}
+    return {other for other in neighbors(module) if floor.get(other, 99) >= floor.get(room, 99)}
 
 
 def wrong_doors(room: str, module: ast.Module) -> set[str]:
@@ -113,7 +113,7 @@ def wrong_doors(room: str, module: ast.Module) -> set[str]:
 
 
 def test_the_map_names_every_room_and_no_other():
-    assert sorted(floors(sdslib.__doc__)) == ROOMS
+    assert floors(sdslib.__doc__).keys() == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
