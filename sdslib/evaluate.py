@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -135,7 +135,7 @@ class ClipScorer:
         order, found = np.argsort(caption_lengths(distinct), kind="stable"), []
         with _scoring(self.student) as device:
             for batch in _chunks(order, self.batch_size):
-                emb = self.student.encode_texts(torch.from_numpy(distinct[batch]).to(device))
+                emb = _encode_short(self.student, torch.from_numpy(distinct[batch]).to(device))
                 found.append(emb.double().cpu().numpy())
         self.counts["captions"] += len(distinct)
         return np.concatenate(found)[np.argsort(order)], row.reshape(-1)[place]
@@ -162,6 +162,36 @@ class LengthScorer:
         for item in items:
             row = [-float(len(caption)) for caption in item.captions]
             yield Scored({"": np.tile(row, (len(item.images), 1))})
+
+
+class _TextTower(nn.Module):
+    """`encode_texts` as a forward, which `functional_call` can run with other tensors."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.student.encode_texts(tokens)
+
+
+def _encode_short(student: Student, tokens: Tensor) -> Tensor:
+    """Unit embeddings of tokens [B, M], the padding all of them share left out where exact.
+
+    Exact means that no token sees a later one and the highest id is taken as the end (CLIP's own
+    text tower); any other tower gets the full length.
+    """
+    width = int(caption_lengths(tokens.cpu().numpy()).max())
+    model: Any = student.model
+    mask = getattr(model, "attn_mask", None)
+    causal = mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
+    if not causal or getattr(model, "text_pool_type", "") != "argmax" or width >= tokens.shape[1]:
+        return student.encode_texts(tokens)
+    short = {
+        "student.model.positional_embedding": model.positional_embedding[:width],
+        "student.model.attn_mask": mask[:width, :width],
+    }
+    return torch.func.functional_call(_TextTower(student), short, tokens[:, :width])
 
 
 def caption_lengths(tokens: np.ndarray) -> np.ndarray:

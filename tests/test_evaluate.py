@@ -1,7 +1,7 @@
 """Scorers on tiny real models: each thing computed once, noise shared, the reference reproduced."""
 
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+import io
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,12 @@ import reference
 import tiny
 import torch
 from PIL import Image
-from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 
 from sdslib import evaluate, metrics, tables
+from sdslib.benchmarks import Benchmark, Item
+from sdslib.images import ImageRef
+from sdslib.student import load_student
 
 CAPTIONS = (
     "a red circle left of a blue square",
@@ -25,33 +27,25 @@ CAPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Ref:
-    """A picture of noise, named by its seed."""
-
-    key: str
-    loads: list = field(default_factory=list, compare=False)
-
-    def load(self) -> Image.Image:
-        self.loads.append(1)
-        rng = np.random.default_rng(int(self.key))
-        return Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+def noise(seed) -> ImageRef:
+    """A PNG of noise, 48 by 40 pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return ImageRef(f"noise-{seed}", file.getvalue)
 
 
 def item(name, images, captions, answer=None, **tags):
-    return SimpleNamespace(
-        id=name, images=tuple(images), captions=tuple(captions), answer=answer, tags=tags
-    )
+    return Item(name, tuple(images), tuple(captions), answer, tags=tags)
 
 
-def benchmark(items, **changes):
-    whole = {"name": "toy", "kind": "grid", "items": items, "total": len(items), "partial": False}
-    return SimpleNamespace(**whole | changes)
+def benchmark(items, kind="grid", total=None, prompts=()):
+    return Benchmark("toy", kind, tuple(items), total or len(items), "made here", tuple(prompts))
 
 
 def grid_items(count=4):
     """Winoground-shaped items that share images and captions with their neighbours."""
-    refs = [Ref(str(n)) for n in range(count + 1)]
+    refs = [noise(n) for n in range(count + 1)]
     return [
         item(f"g{n}", refs[n : n + 2], (CAPTIONS[n % 6], CAPTIONS[(n + 1) % 6]), kind="ab"[n % 2])
         for n in range(count)
@@ -60,7 +54,7 @@ def grid_items(count=4):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}")
+    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}", None)
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +95,32 @@ def test_every_distinct_image_and_caption_is_encoded_exactly_once(student, monke
     scorer = evaluate.clip_scorer(student, batch_size=4)
     table = evaluate.score_grids(scorer, benchmark(items))
     assert rows == scorer.counts == table.attrs["counts"] == {"images": 8, "captions": 6}
-    assert all(len(ref.loads) == 1 for ref in {ref for i in items for ref in i.images})
 
 
 def test_captions_equal_after_tokenization_are_a_tie_and_are_listed(student):
     """The tiny tokenizer lower-cases."""
-    twins = item("twins", [Ref("1"), Ref("2")], ("a red circle", "A RED circle"))
+    twins = item("twins", [noise(1), noise(2)], ("a red circle", "A RED circle"))
     table = evaluate.score_grids(evaluate.clip_scorer(student), benchmark([*grid_items(), twins]))
     assert table["equal_captions"].tolist() == [False] * 4 + [True]
     assert tables.ties_of(table)[-1]
     assert not tables.outcomes(table)["text"][-1]
+
+
+def test_scoring_once_is_at_least_three_times_faster_than_pair_by_pair(student):
+    """ARO-shaped items: five captions an image; best of three rounds, in alternation."""
+    items = [
+        item(f"o{n}", [noise(n)], [f"{c} and {w}" for c in CAPTIONS[:5]], answer=0)
+        for n, w in enumerate(tiny.WORDS[:12])
+    ]
+    once, pairwise = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        evaluate.score_grids(evaluate.clip_scorer(student), benchmark(items, "choice"))
+        once.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        reference.clip_grids(student, items)
+        pairwise.append(time.perf_counter() - start)
+    assert min(pairwise) / min(once) >= 3
 
 
 def test_scoring_leaves_the_student_in_its_mode_and_without_gradients(student):
@@ -133,8 +143,42 @@ def test_caption_lengths_end_at_the_first_padding_token():
     assert evaluate.caption_lengths(tokens).tolist() == [4, 5, 2, 1]
 
 
+def widths_of(student, monkeypatch) -> list[int]:
+    """The token lengths that reach the text tower from now on."""
+    seen, real = [], student.encode_texts
+
+    def watched(tokens):
+        seen.append(tokens.shape[1])
+        return real(tokens)
+
+    monkeypatch.setattr(student, "encode_texts", watched)
+    return seen
+
+
+def test_padding_that_all_captions_share_is_left_out_and_changes_nothing(student, monkeypatch):
+    captions = [*CAPTIONS, "red", "a", "a red circle left of a blue square above a green triangle"]
+    full = student.encode_texts(student.tokenize(captions)).detach().numpy()
+    seen = widths_of(student, monkeypatch)
+    emb, row = evaluate.clip_scorer(student, batch_size=2).embed_texts(captions)
+    np.testing.assert_allclose(emb[row], full, rtol=0, atol=1e-6)
+    assert seen[0] == 4  # start, one word, end, one padding token
+    assert sorted(seen) == seen
+    assert seen[-1] == 15
+
+
+def test_a_tower_that_sees_its_padding_gets_all_of_it(tmp_path, monkeypatch):
+    config = tiny.student_config()
+    config["text_cfg"] |= {"no_causal_mask": True}
+    both_ways = load_student(str(tiny.save_student(tmp_path, config)), None)
+    full = both_ways.encode_texts(both_ways.tokenize(CAPTIONS)).detach().numpy()
+    seen = widths_of(both_ways, monkeypatch)
+    emb, row = evaluate.clip_scorer(both_ways).embed_texts(CAPTIONS)
+    np.testing.assert_allclose(emb[row], full, rtol=0, atol=1e-6)
+    assert seen == [tiny.CONTEXT]
+
+
 def test_the_blind_baseline_prefers_the_shorter_caption():
-    choice = item("c", [Ref("1")], ("a red circle", "a large red circle"), answer=0)
+    choice = item("c", [noise(1)], ("a red circle", "a large red circle"), answer=0)
     table = evaluate.score_grids(evaluate.LengthScorer(), benchmark([choice]))
     assert tables.outcomes(table)["accuracy"].tolist() == [True]
 
@@ -203,8 +247,8 @@ def test_batches_are_full_and_every_cell_is_evaluated_once(teacher, unet_batches
 
 
 def test_the_same_caption_twice_is_exactly_a_tie(teacher):
-    twins = item("t", [Ref("1"), Ref("2")], ("a red circle", "a RED circle"))
-    twice = item("u", [Ref("1"), Ref("2")], ("a blue square", "a blue square"))
+    twins = item("t", [noise(1), noise(2)], ("a red circle", "a RED circle"))
+    twice = item("u", [noise(1), noise(2)], ("a blue square", "a blue square"))
     scorer = evaluate.diffusion_scorer(teacher, 4, batch_size=3)
     table = evaluate.score_grids(scorer, benchmark([*grid_items(1), twins, twice]))
     assert table["equal_captions"].tolist() == [False, True, True]
@@ -226,7 +270,7 @@ def test_scores_do_not_depend_on_batch_size_order_or_company(teacher):
 
 def test_every_weighting_follows_from_the_stored_error_table(teacher, tmp_path):
     items = grid_items(3)
-    apart = [item("v", [Ref("77"), Ref("78")], CAPTIONS[:2])]
+    apart = [item("v", [noise(77), noise(78)], CAPTIONS[:2])]
     profile = evaluate.error_profile(
         evaluate.error_table(evaluate.diffusion_scorer(teacher, 32, seed=9), apart)
     )
@@ -321,7 +365,7 @@ def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_b
         return counted(z_t, t, text) + bad.float()[:, None, None, None]
 
     monkeypatch.setattr(teacher, "predict_noise", sure)
-    refs = [Ref("1"), Ref("2")]
+    refs = [noise(1), noise(2)]
     items = [
         item("clear", refs, CAPTIONS[:2]),
         item("same", refs, (CAPTIONS[0],) * 2),
@@ -353,13 +397,13 @@ def test_a_partial_run_is_labelled_partial_and_the_table_keeps_its_origin(studen
     pd.testing.assert_frame_equal(again, table)
     full = evaluate.score_grids(evaluate.clip_scorer(student), whole)
     assert not evaluate.tabulate(whole, full)["partial"].any()
-    assert evaluate.tabulate(benchmark(grid_items(4), partial=True), full)["partial"].all()
+    assert evaluate.tabulate(benchmark(grid_items(4), total=9), full)["partial"].all()
 
 
 def test_items_with_different_numbers_of_captions_make_one_table(student):
     items = [
-        item("two", [Ref("1")], CAPTIONS[:2], answer=0),
-        item("five", [Ref("2")], CAPTIONS[:5], answer=4),
+        item("two", [noise(1)], CAPTIONS[:2], answer=0),
+        item("five", [noise(2)], CAPTIONS[:5], answer=4),
     ]
     table = evaluate.score_grids(evaluate.clip_scorer(student), benchmark(items))
     assert table["n_captions"].tolist() == [2, 5]
@@ -368,7 +412,7 @@ def test_items_with_different_numbers_of_captions_make_one_table(student):
 
 
 def test_a_tag_with_the_name_of_a_column_is_refused(student):
-    odd = item("odd", [Ref("1")], CAPTIONS[:2], answer=0, settled="yes")
+    odd = item("odd", [noise(1)], CAPTIONS[:2], answer=0, settled="yes")
     with pytest.raises(tables.TableError, match="tag 'settled' of item 'odd'"):
         evaluate.score_grids(evaluate.clip_scorer(student), benchmark([odd]))
 
@@ -388,7 +432,7 @@ def test_zero_shot_ranks_equal_class_by_class_scores(student):
     """Two prompts a class; the class vector is the unit mean of the prompts' unit vectors."""
     prompts = [("a red circle", "a small red circle"), ("a blue square", "the blue square")]
     prompts += [("a green triangle", "a large green triangle")]
-    items = [item(f"z{n}", [Ref(str(n))], (), answer=n % 3, shape="abc"[n % 3]) for n in range(6)]
+    items = [item(f"z{n}", [noise(n)], (), answer=n % 3, shape="abc"[n % 3]) for n in range(6)]
     scorer = evaluate.clip_scorer(student)
     table = evaluate.score_grids(scorer, benchmark(items, kind="classes", prompts=prompts))
     for row, one in zip(table.itertuples(), items, strict=True):
@@ -409,9 +453,9 @@ def test_zero_shot_ranks_equal_class_by_class_scores(student):
 
 
 def test_retrieval_ranks_equal_sorted_scores(student):
-    items = [item(f"r{n}", [Ref(str(n))], CAPTIONS[2 * n : 2 * n + 2]) for n in range(3)]
-    sets = [benchmark(items, kind="retrieval", name="r")]
-    table = evaluate.evaluate_student(student, sets)["r"]
+    items = [item(f"r{n}", [noise(n)], CAPTIONS[2 * n : 2 * n + 2]) for n in range(3)]
+    sets = [benchmark(items, kind="retrieval")]
+    table = evaluate.evaluate_student(student, sets)["toy"]
     grid = reference.clip_grids(student, [item("all", [i.images[0] for i in items], CAPTIONS)])[0]
     for n in range(3):
         order = list(np.argsort(-grid[n]))
