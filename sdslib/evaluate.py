@@ -183,7 +183,7 @@ def _encode_short(student: Student, tokens: Tensor) -> Tensor:
     """
     width = int(caption_lengths(tokens.cpu().numpy()).max())
     model: Any = student.model
-    mask = getattr(model, "attn_mask", None)
+    mask: Any = getattr(model, "attn_mask", None)
     causal = mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
     if not causal or getattr(model, "text_pool_type", "") != "argmax" or width >= tokens.shape[1]:
         return student.encode_texts(tokens)
