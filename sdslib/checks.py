@@ -1,0 +1,136 @@
+"""What a caption and a folder of weights must satisfy before a model sees them.
+
+Floor 0, shared by student and teacher: no vendor is imported, a tokenizer is whatever behaves as
+one of transformers' fast tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class WeightsError(ValueError):
+    """A model cannot be loaded as asked; says what, where, and what to do."""
+
+
+class VocabularyError(ValueError):
+    """A caption has words that the tokenizer can only write as unknown."""
+
+
+def shown(path: str | Path) -> str:
+    """The last two names of a path: enough to find it, and nothing of the machine."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
+    """Refuse captions with words outside a closed vocabulary, by name.
+
+    A vocabulary is closed where the unknown token is a token of its own; CLIP's byte-pair
+    tokenizer uses its end token there and can write any word.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+    found = tokenizer(list(captions), add_special_tokens=False, return_offsets_mapping=True)
+    for caption, ids, spans in zip(
+        captions, found["input_ids"], found["offset_mapping"], strict=True
+    ):
+        pairs = zip(ids, spans, strict=True)
+        words = dict.fromkeys(caption[start:end] for i, (start, end) in pairs if i == unknown)
+        if words:
+            raise VocabularyError(
+                f"caption {caption!r} has words outside {owner}'s vocabulary: "
+                + ", ".join(repr(word) for word in words)
+            )
+
+
+def find_weights(folder: Path, preferred: Sequence[str] = ()) -> Path:
+    """The safetensors file of a folder, whole by its own header; pickles are refused.
+
+    WeightsError for no weights, only pickled ones, a Git-LFS pointer, a file cut short.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    files.sort(key=lambda file: file.name not in preferred)
+    if files:
+        check_safetensors(files[0])
+        return files[0]
+    for file in sorted(folder.glob("*")):
+        if file.suffix in PICKLES:
+            refuse_pickle(file)
+    raise WeightsError(f"{shown(folder)} has no weights; put a .safetensors file there")
+
+
+def refuse_pickle(file: Path) -> None:
+    """WeightsError with the command that converts the file once; it is never unpickled here."""
+    if file.suffix == ".safetensors":
+        return
+    new = file.with_suffix(".safetensors").name
+    raise WeightsError(
+        f"{shown(file)} is a pickle, which can run code when loaded; if you trust it, convert it: "
+        f"""python -c "import torch, safetensors.torch as s; w = torch.load('{file.name}', """
+        f"""weights_only=True); s.save_file({{k: v.contiguous() for k, v in w.items()}}, """
+        f"""'{new}')" """.rstrip()
+    )
+
+
+def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, from the header; WeightsError for a file that is not whole."""
+    if not file.is_file():
+        raise WeightsError(f"{shown(file)} does not exist")
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if start == b"version ":
+            raise WeightsError(f"{shown(file)} is a Git-LFS pointer, not weights; git lfs pull")
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        head = opened.read(length) if 0 < length <= size - 8 else b""
+    try:
+        entries = json.loads(head)
+        entries.pop("__metadata__", None)
+        expected = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{shown(file)} is not a safetensors file; get it again") from error
+    if size != expected:
+        have, need = size / 1e6, expected / 1e6
+        raise WeightsError(f"{shown(file)} is cut: {have:.3f} of {need:.3f} MB; get it again")
+    return shapes
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], owner: str) -> None:
+    """WeightsError naming the first tensor with a NaN or an infinity."""
+    for name, value in tensors:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(f"{owner}: weight {name!r} holds NaN or infinity; get it again")
+
+
+def check_loaded(missing: Sequence[str], unexpected: Sequence[str], owner: str) -> None:
+    """WeightsError for weights that do not cover the architecture exactly."""
+    problems = [
+        f"{len(names)} {kind} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{owner}: the weights do not fit the config: {'; '.join(problems)}")
+
+
+def read_config(file: Path) -> Mapping[str, Any]:
+    """A model's JSON config; WeightsError where it is missing or broken."""
+    if not file.is_file():
+        raise WeightsError(f"{shown(file)} does not exist; the folder is not complete")
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{shown(file)} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{shown(file)} is not a JSON object")
+    return found

@@ -1,0 +1,388 @@
+"""CLIP behind `encode_images`, `encode_texts` and `scale`; what trains is data.
+
+B pairs, D embedding, P width before projection, S pixels a side, M token length.
+The only door to open_clip and peft.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pandas as pd
+import peft
+import torch
+import torch.nn.functional as F
+from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sdslib import checks
+from sdslib.checks import WeightsError, shown
+from sdslib.config import project_path
+from sdslib.storage import staged_folder
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+# What trains, by regular expressions over open_clip's parameter names. A group named `last` keeps
+# the highest number that occurs. BatchNorm counts as a norm (its running statistics never move).
+TRAINABLE: dict[str, tuple[str, ...]] = {
+    "layernorm": (r"(^|\.)(ln_\w+|ln|norm\d?|bn\d|downsample\.1|\w*LayerNorm|\w+_norm)\.\w+$",),
+    "bias": (r"bias$",),
+    "projection": (
+        r"^visual\.(proj$|attnpool\.c_proj\.|head\.)",
+        r"^(text\.)?text_projection",
+        r"^text\.proj\.",
+    ),
+    "attention": (
+        r"\.(attn|attention|self_attn)\.",
+        r"^visual\.attnpool\.[kqvc]_proj\.",
+        r"^visual\.attn_pool\w*\.(query$|attn\.)",
+    ),
+    "last-block": (
+        r"^visual\.transformer\.resblocks\.(?P<last>\d+)\.",
+        r"^visual\.layer4\.(?P<last>\d+)\.",
+        r"^visual\.trunk\.blocks\.(?P<last>\d+)\.",
+        r"^(text\.)?transformer\.(resblocks|encoder\.layer)\.(?P<last>\d+)\.",
+    ),
+    "image-tower": (r"^visual\.",),
+    "text-tower": (r"^(?!visual\.)",),
+    "lora": (r"\.lora_[AB]\.",),
+    "all": (r"",),
+}
+# Never in a set: the temperature has its own switch, and CoCa's decoder is in neither loss.
+_APART = re.compile(r"^(logit_scale|logit_bias|text_decoder\.)")
+# Rank 8 on the attention's input projections and on both MLP layers of every transformer block.
+# Adapted as parameters, so that the merged weights give the very same embeddings.
+LORA_RANK, LORA_ALPHA = 8, 16
+LORA_WEIGHTS = ("attn.in_proj_weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# The matrix after pooling, and the axis of its input.
+_PROJECTIONS = {"proj": 0, "attnpool.c_proj.weight": 1, "head.proj.weight": 1}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a student came from: its short name, and open_clip's own description of it."""
+
+    name: str
+    model_cfg: dict[str, Any]
+
+
+class Student(nn.Module):
+    """A CLIP of open_clip, in float32; embeddings have unit length.
+
+    `train()` leaves BatchNorms in evaluation mode, so that running statistics never move.
+    """
+
+    model: Any
+
+    def __init__(self, model: nn.Module, tokenizer: Any, origin: Origin) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.origin = model, tokenizer, origin
+        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        self._transform = image_transform_v2(preprocess, is_train=False)
+        self.width: int = origin.model_cfg["embed_dim"]
+
+    def train(self, mode: bool = True) -> Student:
+        """As any module's, except that BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings [B, D], float32, of transformed images [B, 3, S, S]."""
+        return _unit(self.model.encode_image(pixels, normalize=False))
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings [B, D], float32, of token ids [B, M]."""
+        return _unit(self.model.encode_text(tokens, normalize=False))
+
+    def pooled_images(self, pixels: Tensor) -> Tensor:
+        """The image tower's pooled output [B, P] before projection, not normalized.
+
+        Computed with the projection replaced by the identity; ValueError for a tower without one.
+        """
+        visual, name = self.model.visual, self._projection()
+        weight = visual.get_parameter(name)
+        eye = torch.eye(self.pooled_width, dtype=weight.dtype, device=weight.device)
+        stand_in = {name: eye}
+        bias = name.replace("weight", "bias")
+        if bias != name and bias in dict(visual.named_parameters()):
+            stand_in[bias] = torch.zeros_like(eye[0])
+        out = torch.func.functional_call(visual, stand_in, pixels)
+        return (out[0] if isinstance(out, tuple) else out).float()
+
+    @property
+    def pooled_width(self) -> int:
+        """P: the image tower's width before projection."""
+        name = self._projection()
+        return self.model.visual.get_parameter(name).shape[_PROJECTIONS[name]]
+
+    def _projection(self) -> str:
+        names = dict(self.model.visual.named_parameters())
+        for name in _PROJECTIONS:
+            if name in names:
+                return name
+        raise ValueError(
+            f"{self.origin.name}: the image tower has no final projection; "
+            "use bridge_input='projected'"
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """The exponential of logit_scale, at most 100 as in CLIP's training: a scalar tensor."""
+        return self.model.logit_scale.exp().clamp(max=100).squeeze()
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """The model's own evaluation preprocessing: [3, S, S]."""
+        return self._transform(image)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Token ids int64 [B, M]; VocabularyError names words outside a closed vocabulary."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is not None:
+            texts = [self.tokenizer.clean_fn(caption) for caption in captions]
+            checks.check_words(inner, texts, self.origin.name)
+        return self.tokenizer(list(captions)).long()
+
+    def save(self, folder: str | Path) -> None:
+        """Write an open_clip `local-dir:` folder in one rename: config, float32 weights, tokenizer.
+
+        `open_clip.create_model_from_pretrained("local-dir:FOLDER")` gives the same embeddings bit
+        for bit; LoRA is merged into the base weights there, and stays apart here.
+        """
+        document = {
+            "model_cfg": self.origin.model_cfg,
+            "preprocess_cfg": self.model.visual.preprocess_cfg,
+        }
+        with staged_folder(Path(folder)) as stage:
+            (stage / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
+            save_file(_merged(self.model), stage / WEIGHTS)
+            if hasattr(self.tokenizer, "save_pretrained"):
+                self.tokenizer.save_pretrained(stage)
+
+
+def _unit(emb: Tensor) -> Tensor:
+    return F.normalize(emb.float(), dim=-1)
+
+
+def _merged(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own state, LoRA added in; a copy is merged, so that training can go on."""
+    if _has_lora(model):
+        model = copy.deepcopy(model)
+        for module in model.modules():
+            if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+                module.merge()
+    return {
+        _plain(name): value.detach().cpu().clone().contiguous()
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def load_student(model: str, pretrained: str | None, device: str | torch.device = "cpu") -> Student:
+    """Load an open_clip model by name and tag, from the Hub ("hf-hub:ID") or from a folder.
+
+    `model` may be "local-dir:PATH" or a plain folder, relative to the project. Everything is
+    frozen until `set_trainable`. WeightsError (what, where, what to do) for weights that are
+    missing, pickled, cut, not finite, or do not fit, for an activation that is not the one the
+    weights were trained with, and for unknown names.
+    """
+    if model.startswith(HF_HUB_PREFIX):
+        _cached(model, lambda: _from_hub(model.removeprefix(HF_HUB_PREFIX)))
+        source, name = model, model.removeprefix(HF_HUB_PREFIX)
+    elif model in open_clip.list_models():
+        _check_tag(model, pretrained)
+        source, name = model, f"{model}/{pretrained}"
+    else:
+        folder, pretrained = _check_folder(model), None
+        source, name = f"{LOCAL_DIR_PREFIX}{folder}", shown(folder)
+    try:
+        network = open_clip.create_model(source, pretrained, require_pretrained=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise WeightsError(f"{name}: the weights do not fit the config: {reason}") from error
+    state = network.state_dict()
+    checks.check_finite(state.items(), name)
+    if source.startswith(LOCAL_DIR_PREFIX):
+        _check_shapes(state, checks.find_weights(folder, (WEIGHTS,)), name)
+    tokenizer = open_clip.get_tokenizer(source)
+    cfg = open_clip.get_model_config(source)
+    student = Student(network, tokenizer, Origin(name, cfg)).requires_grad_(False)
+    return student.to(device).eval()
+
+
+def _check_folder(model: str) -> Path:
+    """The folder, once its files are known to be whole and to fit each other."""
+    folder = project_path(model.removeprefix(LOCAL_DIR_PREFIX))
+    if not folder.is_dir():
+        if model.startswith(LOCAL_DIR_PREFIX) or "/" in model:
+            close = _nearest(model.replace("/", "-"), open_clip.list_models(), 0.8)
+            raise WeightsError(f"student folder {model!r} does not exist{close}")
+        raise WeightsError(f"unknown model {model!r}{_nearest(model, open_clip.list_models())}")
+    cfg = checks.read_config(folder / CONFIG).get("model_cfg")
+    if cfg is None:
+        raise WeightsError(f"{shown(folder / CONFIG)} has no 'model_cfg'")
+    checks.find_weights(folder, (WEIGHTS,))
+    return folder
+
+
+def _check_shapes(state: dict[str, Tensor], file: Path, name: str) -> None:
+    """open_clip stretches positional embeddings of another size without a word."""
+    for key, shape in checks.check_safetensors(file).items():
+        if key in state and state[key].numel() > 1 and tuple(state[key].shape) != shape:
+            wanted = tuple(state[key].shape)
+            raise WeightsError(f"{name}: weight {key!r} is {shape}, the config says {wanted}")
+
+
+def _check_tag(model: str, tag: str | None) -> None:
+    """Refuse an unknown tag, pickled or unreachable weights, and the wrong activation."""
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not tag:
+        raise WeightsError(f"{model} needs weights; clip_pretrained is one of {', '.join(tags)}")
+    cfg = open_clip.get_pretrained_cfg(model, tag)
+    if not cfg:
+        if not Path(tag).is_file():
+            raise WeightsError(f"unknown weights {tag!r} for {model}{_nearest(tag, tags)}")
+        checks.refuse_pickle(Path(tag))
+        checks.check_safetensors(Path(tag))
+        return
+    quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
+    if bool(cfg.get("quick_gelu", False)) != quick:
+        base = model.removesuffix("-quickgelu")
+        raise WeightsError(
+            f"weights {tag!r} were trained with {'GELU' if quick else 'QuickGELU'} and {model} has "
+            f"the other activation; use {base if quick else base + '-quickgelu'}"
+        )
+    _cached(f"{model}/{tag}", lambda: download_pretrained(cfg))
+
+
+def _from_hub(repo: str) -> str:
+    download_pretrained_from_hf(repo, filename=CONFIG)
+    return download_pretrained_from_hf(repo)
+
+
+def _cached(name: str, download: Any) -> None:
+    """Bring the weights into the cache; one line where that is impossible."""
+    try:
+        file = Path(download())
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise WeightsError(
+            f"the weights of {name} are not in the local cache and could not be downloaded "
+            f"({type(error).__name__}); load them once where there is a network, or give a folder"
+        ) from error
+    checks.refuse_pickle(file)
+    checks.check_safetensors(file)
+
+
+def _nearest(name: str, options: Iterable[str], cutoff: float = 0.4) -> str:
+    lower = {option.lower(): option for option in options}
+    close = [lower[key] for key in get_close_matches(name.lower(), lower, 3, cutoff)]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+# --- what trains ---------------------------------------------------------------------------------
+
+
+def set_trainable(
+    student: Student, names: str, train_scale: bool = False, seed: int = 0
+) -> list[tuple[str, nn.Parameter]]:
+    """Let the sets `names` ("layernorm", or several as "layernorm+projection") train, only them.
+
+    Returns their names and parameters, logit_scale's last if `train_scale`. `seed` draws the
+    start of "lora" (rank 8), whose adapters begin as the identity. ValueError for an unknown set
+    and for one that matches no parameter of this student.
+    """
+    sets = names.split("+")
+    for name in sets:
+        if name not in TRAINABLE:
+            raise ValueError(f"unknown trainable {name!r}{_nearest(name, TRAINABLE)}")
+    if "lora" in sets and not _has_lora(student.model):
+        _add_lora(student.model, seed)
+    student.requires_grad_(False)
+    candidates = {n: p for n, p in student.model.named_parameters() if not _APART.match(_plain(n))}
+    chosen: set[str] = set()
+    for name in sets:
+        matched = set(_matching(candidates, TRAINABLE[name], name == "lora"))
+        if not matched:
+            raise ValueError(f"trainable {name!r} matches no parameter of {student.origin.name}")
+        chosen |= matched
+    found = [(name, value) for name, value in candidates.items() if name in chosen]
+    if train_scale:
+        found.append(("logit_scale", student.model.logit_scale))
+    for _, value in found:
+        value.requires_grad_(True)
+    return found
+
+
+def trainable_table(student: Student, bridge: nn.Module | None = None) -> pd.DataFrame:
+    """What trains: rows group, tensors, parameters, and their share of all parameters that train.
+
+    Groups are the towers, the logit scale and the bridge; the last row is their sum.
+    """
+    values: dict[str, list[nn.Parameter]] = {"image tower": [], "text tower": []}
+    for name, value in student.model.named_parameters():
+        if value.requires_grad:
+            group = "image tower" if name.startswith("visual.") else "text tower"
+            group = "logit scale" if name == "logit_scale" else group
+            values.setdefault(group, []).append(value)
+    if bridge is not None:
+        values["bridge"] = [value for value in bridge.parameters() if value.requires_grad]
+    rows = [(g, len(v), sum(p.numel() for p in v)) for g, v in values.items() if v]
+    rows.append(("all that trains", sum(r[1] for r in rows), sum(r[2] for r in rows)))
+    table = pd.DataFrame(rows, columns=["group", "tensors", "parameters"])
+    return table.assign(share=table["parameters"] / max(1, rows[-1][2]))
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str], adapters: bool) -> Iterator[str]:
+    """The names that a pattern finds; adapters belong to the set "lora" alone."""
+    plain = {name: _plain(name) for name in names if (".lora_" in name) == adapters}
+    for pattern in patterns:
+        hits = {name: re.search(pattern, text) for name, text in plain.items()}
+        found = {name: hit for name, hit in hits.items() if hit}
+        if "(?P<last>" in pattern:
+            last = max((int(hit["last"]) for hit in found.values()), default=0)
+            found = {name: hit for name, hit in found.items() if int(hit["last"]) == last}
+        yield from found
+
+
+def _plain(name: str) -> str:
+    """open_clip's own name of a parameter that peft has wrapped."""
+    return name.replace("base_layer.", "")
+
+
+def _has_lora(model: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def _add_lora(model: nn.Module, seed: int) -> None:
+    """Wrap the weights of `LORA_WEIGHTS`; A is drawn from `seed`, B is zero."""
+    names = [name for name, _ in model.named_parameters() if not _APART.match(name)]
+    targets = [name for name in names if name.endswith(LORA_WEIGHTS)]
+    if not targets:
+        raise ValueError("trainable 'lora' matches no parameter: it needs transformer blocks")
+    config = peft.LoraConfig(
+        r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=[], target_parameters=targets
+    )
+    peft.inject_adapter_in_model(config, model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        if ".lora_A." in name:
+            bound = value.shape[1] ** -0.5
+            draw = torch.rand(value.shape, generator=generator) * 2 * bound - bound
+            value.data.copy_(draw)

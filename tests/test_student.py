@@ -1,0 +1,449 @@
+"""The student behind its door: strict loading, what trains, and folders that open_clip can read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sdslib import config, student
+from sdslib.bridge import Bridge
+from sdslib.checks import VocabularyError, WeightsError
+from sdslib.student import TRAINABLE, load_student, set_trainable, trainable_table
+
+CAPTIONS = ["a red circle left of a blue square", "the small green triangle", "A White Circle"]
+KINDS = ("vit", "resnet", "coca")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("students")
+    resnet = tiny.student_config(vision_cfg=tiny.RESNET)
+    return {
+        "vit": tiny.save_student(root / "vit"),
+        "resnet": tiny.save_student(root / "resnet", resnet),
+        "coca": tiny.save_student(root / "coca", tiny.coca_config()),
+    }
+
+
+@pytest.fixture
+def load(folders):
+    return lambda kind="vit": load_student(str(folders[kind]), None)
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """A ViT folder to spoil."""
+    return tiny.save_student(tmp_path / "spoilt")
+
+
+def pixels(count=4, seed=0):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(one, seed=0):
+    tokens = one.tokenize(CAPTIONS)
+    emb = one.encode_images(pixels(3, seed)) @ one.encode_texts(tokens).T
+    return F.cross_entropy(one.scale * emb, torch.arange(3))
+
+
+def optimizer_steps(one, chosen, count=2):
+    optimizer = torch.optim.AdamW([p for _, p in chosen], lr=1e-2, weight_decay=0.1)
+    for seed in range(count):
+        optimizer.zero_grad()
+        loss_of(one.train(), seed).backward()
+        optimizer.step()
+
+
+# --- embeddings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_open_clips_of_unit_length(load, folders, kind):
+    one = load(kind)
+    reference, _ = open_clip.create_model_from_pretrained(f"local-dir:{folders[kind]}")
+    reference.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folders[kind]}")(CAPTIONS)
+    with torch.no_grad():
+        image, text = one.encode_images(pixels()), one.encode_texts(one.tokenize(CAPTIONS))
+        assert torch.equal(image, reference.encode_image(pixels(), normalize=True))
+        assert torch.equal(text, reference.encode_text(tokens, normalize=True))
+    torch.testing.assert_close(image.norm(dim=-1), torch.ones(4))
+    assert one.width == image.shape[1] == 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projecting_the_pooled_output_gives_the_embedding(load, kind):
+    one = load(kind)
+    pooled = one.pooled_images(pixels())
+    assert pooled.shape == (4, one.pooled_width)
+    visual = one.model.visual
+    projected = visual.attnpool.c_proj(pooled) if kind == "resnet" else pooled @ visual.proj
+    torch.testing.assert_close(F.normalize(projected, dim=-1), one.encode_images(pixels()))
+
+
+def test_pooled_output_passes_gradients_to_the_tower(load):
+    one = load()
+    chosen = set_trainable(one, "layernorm")
+    one.pooled_images(pixels()).sum().backward()
+    moved = [n for n, p in chosen if p.grad is not None and p.grad.any()]
+    assert any(n.startswith("visual.ln_pre") for n in moved)
+
+
+def test_scale_is_the_clamped_exponential(load):
+    one = load()
+    assert one.scale.item() == pytest.approx(1 / 0.07)
+    one.model.logit_scale.data.fill_(10.0)
+    assert one.scale.item() == 100
+    assert one.scale.shape == ()
+
+
+def test_transform_is_the_folders_preprocessing(load):
+    gray = Image.new("RGB", (50, 40), (128, 128, 128))
+    out = load().transform(gray)
+    assert out.shape == (3, 32, 32)
+    assert np.allclose(out, (128 / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_tokens_are_padded_ids_with_the_end_token_highest(load):
+    tokens = load().tokenize(["A red  circle"])
+    words = {w: i + 3 for i, w in enumerate(tiny.WORDS)}
+    end = len(tiny.WORDS) + 3
+    expected = [2, words["a"], words["red"], words["circle"], end]
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [expected + [0] * (tiny.CONTEXT - 5)]
+
+
+def test_words_outside_the_vocabulary_are_named(load):
+    one = load()
+    with pytest.raises(VocabularyError) as caught:
+        one.tokenize(["a red circle", "a purple Dog left of a red dog"])
+    message = str(caught.value)
+    assert message.startswith("caption 'a purple Dog left of a red dog' has words outside ")
+    assert message.endswith("'s vocabulary: 'purple', 'Dog', 'dog'")
+    assert "students/vit" in message
+
+
+def test_a_word_after_the_cut_is_named_too(load):
+    with pytest.raises(VocabularyError, match="'zebra'"):
+        load().tokenize(["red " * 30 + "zebra"])
+
+
+def test_a_byte_pair_vocabulary_is_open(tmp_path):
+    cfg = tiny.student_config()
+    cfg["text_cfg"] = {k: v for k, v in cfg["text_cfg"].items() if k != "hf_tokenizer_name"}
+    cfg["text_cfg"]["vocab_size"] = 49408
+    one = load_student(str(tiny.save_student(tmp_path / "bpe", cfg)), None)
+    tokens = one.tokenize(["a purple zebra", "naïve café ☕"])
+    assert tokens.max() == 49407
+    one.save(tmp_path / "again")
+    assert torch.equal(load_student(str(tmp_path / "again"), None).tokenize(["a dog"]),
+                       one.tokenize(["a dog"]))  # fmt: skip
+
+
+# --- what trains ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("names", [*TRAINABLE, "layernorm+projection", "lora+bias"])
+def test_only_what_was_declared_trainable_moves(load, kind, names):
+    one = load(kind)
+    chosen = set_trainable(one, names)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    optimizer_steps(one, chosen)
+    moved = {n for n, v in one.model.state_dict().items() if not torch.equal(v, before[n])}
+    assert moved <= {name for name, _ in chosen}
+    towers = {name.startswith("visual.") for name in moved}
+    one_sided = {"image-tower": {True}, "text-tower": {False}}
+    if kind == "resnet" and names == "lora":
+        one_sided["lora"] = {False}
+    assert towers == one_sided.get(names, {True, False})
+    assert not any(name.startswith(("text_decoder", "logit_scale")) for name in moved)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_pattern_finds_every_norm_layer_and_nothing_else(load, kind):
+    one = load(kind)
+    norms = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
+    expected = {
+        f"{module_name}.{name}"
+        for module_name, module in one.model.named_modules()
+        if isinstance(module, norms) and not module_name.startswith("text_decoder")
+        for name, _ in module.named_parameters()
+    }
+    assert {name for name, _ in set_trainable(one, "layernorm")} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count"), [("ViT-B-32", 65_536), ("ViT-B-16-quickgelu", 65_536), ("ViT-L-14", 140_800)]
+)
+def test_layernorms_of_real_towers_have_the_known_size(name, count):
+    cfg = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        model = open_clip.CLIP(**cfg)
+    one = student.Student.__new__(student.Student)
+    torch.nn.Module.__init__(one)
+    one.model, one.origin = model, student.Origin(name, cfg)
+    chosen = set_trainable(one, "layernorm")
+    assert sum(value.numel() for _, value in chosen) == count
+
+
+def test_last_block_is_the_highest_of_each_tower(load):
+    names = {name.rsplit("resblocks.")[1][0] for name, _ in set_trainable(load(), "last-block")}
+    assert names == {"1"}
+    resnet = [n for n, _ in set_trainable(load("resnet"), "last-block") if n.startswith("visual.")]
+    assert all(name.startswith("visual.layer4.0.") for name in resnet)
+
+
+def test_logit_scale_trains_only_when_asked(load):
+    one = load()
+    assert "logit_scale" not in dict(set_trainable(one, "all"))
+    chosen = set_trainable(one, "layernorm", train_scale=True)
+    before = one.scale.item()
+    optimizer_steps(one, chosen)
+    assert chosen[-1][0] == "logit_scale"
+    assert one.scale.item() != before
+
+
+def test_batchnorm_statistics_stay_when_the_rest_trains(load):
+    one = load("resnet").train()
+    assert one.training
+    assert not any(
+        module.training for module in one.modules() if isinstance(module, torch.nn.BatchNorm2d)
+    )
+
+
+def test_choosing_again_freezes_the_first_choice(load):
+    one = load()
+    set_trainable(one, "all", train_scale=True)
+    chosen = dict(set_trainable(one, "projection"))
+    assert set(chosen) == {"visual.proj", "text_projection"}
+    assert {n for n, p in one.model.named_parameters() if p.requires_grad} == set(chosen)
+
+
+def test_unknown_and_empty_sets_are_refused(load, folders):
+    with pytest.raises(
+        ValueError, match=r"unknown trainable 'layernrom'; did you mean 'layernorm'"
+    ):
+        set_trainable(load(), "layernrom")
+    one = load()
+    one.model.visual.proj = one.model.text_projection = None
+    with pytest.raises(ValueError, match="'projection' matches no parameter of students/vit"):
+        set_trainable(one, "projection")
+
+
+def test_every_set_of_the_config_is_known_here():
+    assert tuple(TRAINABLE) == config.TRAINABLE
+
+
+def test_trainable_table_counts_what_trains(load):
+    one = load()
+    set_trainable(one, "layernorm", train_scale=True)
+    bridge = Bridge(16, (4, 4, 4))
+    table = trainable_table(one, bridge).set_index("group")
+    assert table.loc["image tower", "parameters"] == 2 * 32 * 6  # pre, post, and two a block
+    assert table.loc["text tower", "parameters"] == 2 * 32 * 5
+    assert table.loc["bridge", "parameters"] == 16 * 64 + 64
+    assert table.loc["logit scale", "tensors"] == 1
+    assert table["share"].iloc[:-1].sum() == pytest.approx(1)
+    assert table["share"].iloc[-1] == 1
+
+
+# --- LoRA ----------------------------------------------------------------------------------------
+
+
+def test_lora_starts_as_the_identity_and_is_drawn_from_its_seed(load):
+    plain, first, again, other = load(), load(), load(), load()
+    for one, seed in ((first, 1), (again, 1), (other, 2)):
+        torch.manual_seed(99 + seed)  # the global generator must not matter
+        set_trainable(one, "lora", seed=seed)
+    assert torch.equal(first.encode_images(pixels()), plain.encode_images(pixels()))
+    draws = [dict(set_trainable(one, "lora")) for one in (first, again, other)]
+    name = "visual.transformer.resblocks.0.attn.lora_A.default.weight"
+    assert torch.equal(draws[0][name], draws[1][name])
+    assert not torch.equal(draws[0][name], draws[2][name])
+
+
+def test_lora_moves_attention_and_mlp_and_leaves_the_base_alone(load):
+    one = load()
+    chosen = set_trainable(one, "lora")
+    optimizer_steps(one, chosen, 3)
+    assert not torch.equal(one.encode_images(pixels()), load().encode_images(pixels()))
+    unmoved = [n for n, p in chosen if ".lora_B." in n and not p.any()]
+    assert unmoved == []
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+FRESH = """
+import sys, torch, open_clip
+from safetensors.torch import load_file, save_file
+source, given, out = f"local-dir:{sys.argv[1]}", load_file(sys.argv[2]), sys.argv[3]
+model, _ = open_clip.create_model_from_pretrained(source)
+model.eval()
+tokens = open_clip.get_tokenizer(source)(sys.argv[4:])
+with torch.no_grad():
+    image = model.encode_image(given["pixels"], normalize=True)
+    text = model.encode_text(tokens, normalize=True)
+save_file({"image": image, "text": text, "scores": image @ text.T}, out)
+assert "sdslib" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("vit", "layernorm"), ("vit", "lora+layernorm"), ("resnet", "all"), ("coca", "lora")],
+)
+def test_saved_student_is_the_same_to_open_clip_alone(load, tmp_path, kind, names):
+    one = load(kind)
+    optimizer_steps(one, set_trainable(one, names))
+    one.save(tmp_path / "saved")
+    save_file({"pixels": pixels()}, tmp_path / "in.safetensors")
+    paths = [str(tmp_path / name) for name in ("saved", "in.safetensors", "out.safetensors")]
+    subprocess.run([sys.executable, "-c", FRESH, *paths, *CAPTIONS], check=True, cwd=tmp_path)
+    fresh = load_file(tmp_path / "out.safetensors")
+    one.eval()
+    with torch.no_grad():
+        image, text = one.encode_images(pixels()), one.encode_texts(one.tokenize(CAPTIONS))
+    assert torch.equal(fresh["image"], image)
+    assert torch.equal(fresh["text"], text)
+    assert torch.equal(fresh["scores"], image @ text.T)
+
+
+def test_saving_leaves_the_student_as_it_was_and_can_be_repeated(load, tmp_path):
+    one = load()
+    chosen = set_trainable(one, "lora")
+    optimizer_steps(one, chosen)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    one.save(tmp_path / "saved")
+    one.save(tmp_path / "saved")
+    assert before.keys() == one.model.state_dict().keys()
+    assert all(torch.equal(v, before[n]) for n, v in one.model.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    weights = load_file(tmp_path / "saved" / student.WEIGHTS)
+    assert weights.keys() == load().model.state_dict().keys()
+    assert load_student(str(tmp_path / "saved"), None).width == 16
+
+
+def test_half_precision_weights_are_lifted_to_float32(tmp_path):
+    half = tiny.save_student(tmp_path / "half", dtype=torch.float16)
+    one = load_student(f"local-dir:{half}", None)
+    stored = load_file(half / student.WEIGHTS)
+    for name, value in one.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, stored[name].float())
+
+
+# --- strict loading ------------------------------------------------------------------------------
+
+
+def spoil(folder, change):
+    file = folder / student.WEIGHTS
+    weights = {name: value.clone() for name, value in load_file(file).items()}
+    change(weights)
+    save_file(weights, file)
+
+
+def remove(name):
+    return lambda folder: spoil(folder, lambda w: w.pop(name))
+
+
+def replace(name, value):
+    return lambda folder: spoil(folder, lambda w: w.update({name: value}))
+
+
+def as_bin(folder):
+    (folder / student.WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
+
+
+def cut(folder):
+    file = folder / student.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+NAN = torch.full((32, 16), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / student.WEIGHTS).unlink(), "spoilt has no weights"),
+        (as_bin, r"open_clip_pytorch_model.bin is a pickle.*convert it: python -c .*weights_only"),
+        (cut, r"open_clip_model.safetensors is cut: 0\.\d+ of 0\.\d+ MB"),
+        (lambda f: (f / student.WEIGHTS).write_bytes(POINTER), "is a Git-LFS pointer"),
+        (lambda f: (f / student.WEIGHTS).write_bytes(b""), "is not a safetensors file"),
+        (lambda f: (f / student.WEIGHTS).write_bytes(b"<html>" * 9), "is not a safetensors file"),
+        (replace("visual.proj", NAN), "weight 'visual.proj' holds NaN or infinity"),
+        (remove("visual.proj"), "do not fit the config.*Missing key.*visual.proj"),
+        (replace("extra", torch.ones(2)), "do not fit the config.*Unexpected key.*extra"),
+        (replace("visual.proj", torch.ones(32, 8)), "do not fit the config.*visual.proj"),
+        (replace("visual.positional_embedding", torch.ones(26, 32)), r"\(26, 32\), the config say"),
+        (replace("positional_embedding", torch.ones(8, 32)), r"is \(8, 32\), the config says \(16"),
+        (lambda f: (f / student.CONFIG).unlink(), "open_clip_config.json does not exist"),
+        (lambda f: (f / student.CONFIG).write_text("{"), "open_clip_config.json is not JSON"),
+        (lambda f: (f / student.CONFIG).write_text("{}"), "has no 'model_cfg'"),
+    ],
+)
+def test_spoilt_folders_are_refused_with_what_to_do(copied, break_it, message):
+    break_it(copied)
+    with pytest.raises(WeightsError, match=message):
+        load_student(str(copied), None)
+
+
+def test_a_pickle_is_refused_before_it_is_read(copied):
+    as_bin(copied)
+    (copied / "open_clip_pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(WeightsError, match="is a pickle"):
+        load_student(str(copied), None)
+
+
+def test_unknown_names_come_with_the_nearest_ones():
+    with pytest.raises(WeightsError, match=r"unknown model 'ViT-B32'; did you mean 'ViT-B-32' or "):
+        load_student("ViT-B32", "openai")
+    with pytest.raises(WeightsError, match="unknown weights 'laion2b' for ViT-B-32; did you mean"):
+        load_student("ViT-B-32", "laion2b")
+    with pytest.raises(WeightsError, match="folder 'no/such/folder' does not exist$"):
+        load_student("no/such/folder", None)
+    with pytest.raises(WeightsError, match="needs weights; clip_pretrained is one of openai, "):
+        load_student("ViT-B-32", None)
+
+
+def test_weights_of_the_other_activation_are_refused():
+    with pytest.raises(WeightsError, match="trained with QuickGELU .*; use ViT-B-32-quickgelu$"):
+        load_student("ViT-B-32", "openai")
+    with pytest.raises(WeightsError, match="trained with GELU .*; use ViT-B-32$"):
+        load_student("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "hf-hub:laion/CLIP-ViT-B-32-laion2B"])
+def test_weights_out_of_reach_are_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        load_student(name, "openai")
+    message = str(caught.value)
+    assert "are not in the local cache and could not be downloaded" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_named_model_takes_a_safetensors_file(tmp_path, monkeypatch, folders):
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, "tiny-vit", json.loads(
+            (folders["vit"] / student.CONFIG).read_text())["model_cfg"],
+    )  # fmt: skip
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda source: None)
+    one = load_student("tiny-vit", str(folders["vit"] / student.WEIGHTS))
+    expected = load_student(str(folders["vit"]), None)
+    assert torch.equal(one.encode_images(pixels()), expected.encode_images(pixels()))
