@@ -23,6 +23,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -400,7 +401,7 @@ def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
         "model": type(config).__name__,
         "params": kept,
         "data": data,
-        "code": code_digests(config.code),
+        "code": _loaded_code(config.code),
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return {"id": hashlib.sha256(text.encode()).hexdigest()[:10]} | identity
@@ -424,6 +425,12 @@ def code_digests(modules: Iterable[str], folder: Path | None = None) -> dict[str
         imported = _library_imports(tree)
         entries += [m for m in imported if m in named or m not in _NOT_COMPUTING]
     return dict(sorted(digests.items()))
+
+
+@cache
+def _loaded_code(modules: tuple[str, ...]) -> dict[str, str]:
+    """The code as it was when this process first asked, which is nearest to what it runs."""
+    return code_digests(modules)
 
 
 def _derive_seed_digest() -> str:
@@ -458,18 +465,30 @@ def _library_imports(tree: ast.Module) -> set[str]:
 def environment(config: Config) -> dict[str, Any]:
     """Versions, commit, device and threads of this process; no path and no name of the machine."""
     torch = sys.modules.get("torch")
-    device = config.device
-    if torch is not None and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: v for name in _PACKAGES if (v := _version(name))},
+        "packages": _versions(),
         "git": _git(),
-        "device": device,
+        "device": _device(config.device),
         "threads": torch.get_num_threads() if torch is not None else config.threads,
         "cpus": os.cpu_count(),
     }
+
+
+def _device(name: str) -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None if name == "auto" else name
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    found = "mps" if torch.backends.mps.is_available() else "cpu"
+    return found if name == "auto" else name
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def _version(package: str) -> str | None:
@@ -479,7 +498,10 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git() -> dict[str, Any] | None:
+    """The commit when this process first asked, as for `_loaded_code`."""
+
     def git(*words: str) -> str:
         command = ["git", "-C", str(project_root()), *words]
         return subprocess.run(
@@ -631,7 +653,7 @@ def list_runs(root: Path | str | None = None) -> pd.DataFrame:
     rows = []
     for folder in _run_folders(runs_root(root=root)):
         run = Run(folder)
-        rows.append({"run": run.name, "id": run.id} | run.params | run.status())
+        rows.append(run.params | run.status() | {"run": run.name, "id": run.id})
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -1,0 +1,93 @@
+"""Progress is one line that stays in the saved notebook, and plain log lines elsewhere."""
+
+import io
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import nbformat
+import pytest
+
+from sdslib import progress
+from sdslib.progress import Progress, clock, track
+
+
+@dataclass
+class Item:
+    loss: float
+    part: str = "vae"
+
+
+def test_items_pass_through_and_the_last_line_tells_the_end(capsys):
+    assert list(track("training")(iter([Item(0.5), Item(0.25)]), 2)) == [Item(0.5), Item(0.25)]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "training 2/2 · done in 0:00 · vae · loss 0.25\n"
+
+
+def test_a_line_is_logged_every_few_seconds(monkeypatch):
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(100, "job", stream) as shown:
+        for done in range(1, 41):
+            now[0] += 0.5
+            shown.update(done)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 20 // progress._LOG_S + 1
+    assert lines[0] == "job 10/100 · 0:45 left"
+    assert lines[-1] == "job 40/100 · stopped after 0:20"
+
+
+def test_the_first_item_is_left_out_of_the_pace(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress(11, "", io.StringIO())
+    now[0] = 60.0
+    shown.update(1)
+    assert "starting" in shown.text()
+    now[0] = 62.0
+    shown.update(2)
+    assert "0:18 left" in shown.text()
+
+
+def test_a_job_that_breaks_is_said_to_have_stopped(capsys):
+    with pytest.raises(ZeroDivisionError), Progress(4, "job") as shown:
+        shown.update(1 // 0)
+    assert "job 0/4 · stopped after 0:00" in capsys.readouterr().err
+
+
+def test_the_total_comes_from_the_length_or_must_be_given():
+    assert list(track()([1, 2])) == [1, 2]
+    with pytest.raises(ValueError, match="total is needed"):
+        list(track()(iter([1])))
+
+
+def test_labels_and_notes_are_escaped():
+    shown = Progress(1, '<b>"x', io.StringIO())
+    shown.update(1, "<script>")
+    assert "<b>" not in shown._html()
+    assert "<script>" not in shown._html()
+
+
+def test_times_read_like_a_clock():
+    assert [clock(s) for s in (0, 59.6, 61, 7384)] == ["0:00", "1:00", "1:01", "2:03:04"]
+
+
+def test_a_saved_notebook_holds_one_output_with_the_final_state_and_no_widget(tmp_path):
+    book = nbformat.v4.new_notebook()
+    source = (
+        "import time\nfrom sdslib.progress import track\n\n"
+        "for _ in track('fine-tuning')(range(8)):\n    time.sleep(0.06)"
+    )
+    book.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
+    book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}
+    nbformat.write(book, tmp_path / "in.ipynb")
+    words = ["-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar"]
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, capture_output=True)
+    saved = nbformat.read(tmp_path / "out.ipynb", 4)
+    (output,) = saved.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert '<progress value="8" max="8" aria-label="fine-tuning">' in output.data["text/html"]
+    assert re.search(r"fine-tuning 8/8 · done in 0:0\d", output.data["text/html"])
+    assert "widgets" not in saved.metadata
