@@ -30,7 +30,8 @@ from sdslib.teacher import Teacher, latent_shape, load_teacher
 from sdslib.train import TERMS, Loop, Parties, Step
 
 UNTOUCHED = "untouched"
-UNTOUCHED_KEEP = "untouched-zeroshot"
+CONTROL = "L_CLIP only"
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ class Data:
     validation: Benchmark | None
     keep: tuple[Benchmark, ...]
 
+    def scored(self) -> dict[str, Benchmark]:
+        """All sets to score under the names that their scores are kept by."""
+        found = {self.test.name: self.test} | {b.name: b for b in self.keep}
+        return found if self.validation is None else found | {VALIDATION: self.validation}
+
     def fingerprints(self) -> dict[str, str]:
         """Content hashes that go into the run's id."""
-        sets = {"pairs": self.pairs, "test": self.test, "validation": self.validation}
-        sets |= {f"keep-{b.name}": b for b in self.keep}
-        return {name: data.fingerprint for name, data in sets.items() if data is not None}
+        sets = {name: benchmark.fingerprint for name, benchmark in self.scored().items()}
+        return {"pairs": self.pairs.fingerprint} | sets
 
 
 def pick_device(name: str) -> torch.device:
@@ -61,15 +66,16 @@ def pick_device(name: str) -> torch.device:
 
 def load_data(config: FinetuneConfig) -> Data:
     """The sets of a run; the mini-world's are drawn first if they are not there yet."""
-    mini = config.train_data == "mini" or config.preset == "mini"
-    if mini:
+    mini = config.benchmark.partition(":")[0] == "mini"
+    if mini or config.train_data.partition(":")[0] == "mini":
         miniworld.ensure_world()
     pairs = load_pairs(config.train_data, config.train_pairs)
-    if mini and config.benchmark == "winoground":
-        sets = [benchmarks.mini("winoground", split) for split in ("test", "val")]
-        keep = tuple(benchmarks.mini(f"zeroshot-{task}", "test") for task in ("color", "shape"))
-        return Data(pairs, *sets, keep)
-    return Data(pairs, benchmarks.winoground(config.benchmark), None, ())
+    test = benchmarks.load_benchmark(config.benchmark).sample(config.eval_items)
+    if not mini:
+        return Data(pairs, test, None, ())
+    keep = [benchmarks.mini(f"zeroshot-{task}") for task in ("color", "shape")]
+    keep.append(benchmarks.retrieval(load_pairs("mini:val")))
+    return Data(pairs, test, benchmarks.mini("winoground", "val"), tuple(keep))
 
 
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
@@ -191,8 +197,8 @@ def finetune(
         return run
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
-        for benchmark in (data.test, *data.keep):
-            run.save_scores(f"{UNTOUCHED}-{benchmark.name}", score(parties.student, benchmark))
+        for name, benchmark in data.scored().items():
+            run.save_scores(f"{UNTOUCHED}-{name}", score(parties.student, benchmark))
         loop = Loop(config, parties, data.pairs, validator(data))
         _resume(loop, run)
         steps = progress(loop, loop.steps - loop.done) if progress else loop
@@ -204,9 +210,8 @@ def finetune(
             if stop.is_set() and not last:
                 raise KeyboardInterrupt(f"stopped after step {loop.done}; run again to go on")
         save_student(run, parties)
-        for benchmark in (data.test, data.validation, *data.keep):
-            if benchmark is not None:
-                run.save_scores(benchmark.name, score(parties.student, benchmark))
+        for name, benchmark in data.scored().items():
+            run.save_scores(name, score(parties.student, benchmark))
         run.finish()
     return run
 
@@ -232,9 +237,10 @@ def weights_fingerprints(config: FinetuneConfig) -> dict[str, str]:
 
 def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
     """What `train` measures on the way: the validation set's metrics, `text` first."""
-    if data.validation is None:
+    validation = data.validation
+    if validation is None:
         return None
-    return lambda student: shares(score(student, data.validation))
+    return lambda student: shares(score(student, validation))
 
 
 def score(student: Student, benchmark: Benchmark, limit: int | None = None) -> pd.DataFrame:
@@ -270,7 +276,7 @@ def stop_requested() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: object) -> None:
         stop.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for kind in kinds:
         signal.signal(kind, ask)
@@ -305,17 +311,20 @@ def control(config: FinetuneConfig) -> FinetuneConfig:
     return override(config, arm="clip-only", run=None)
 
 
-def models(finished: Run, control: Run) -> dict[str, pd.DataFrame]:
-    """Score tables of the untouched student, the L_CLIP-only one and this run's, in this order."""
-    name = reported(finished)
-    found = {UNTOUCHED: finished.scores(f"{UNTOUCHED}-{name}"), "L_CLIP only": control.scores(name)}
+def models(finished: Run, control: Run, name: str | None = None) -> dict[str, pd.DataFrame]:
+    """Score tables of the untouched student, the L_CLIP-only one and this run's, in this order.
+
+    `name` is that of a scored set; the reported benchmark by default.
+    """
+    name = name or reported(finished)
+    found = {UNTOUCHED: finished.scores(f"{UNTOUCHED}-{name}"), CONTROL: control.scores(name)}
     arm = finished.params["arm"]
     return found if arm == "clip-only" else found | {arm: finished.scores(name)}
 
 
 def reported(run: Run) -> str:
-    """The name of the benchmark that a run reports."""
-    return next(n for n in run.score_names() if n.startswith(f"{UNTOUCHED}-")).split("-", 1)[1]
+    """The name under which a run keeps the scores of the benchmark that it reports."""
+    return run.params["benchmark"].replace(":", "-")
 
 
 def before_after(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -343,16 +352,16 @@ def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def retention(finished: Run, control: Run) -> pd.DataFrame:
-    """Zero-shot accuracy on the sets that must not suffer: untouched, L_CLIP only, this run."""
-    rows = []
-    kept = [n for n in finished.score_names() if n.startswith(UNTOUCHED_KEEP)]
-    for before in kept:
-        name = before.removeprefix(f"{UNTOUCHED}-")
-        trio = {UNTOUCHED: finished.scores(before), "L_CLIP only": control.scores(name)}
-        trio |= {finished.params["arm"]: finished.scores(name)}
-        for model, table in trio.items():
-            rows.append(tables.tabulate(None, table, by=()).assign(set=name, model=model))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    """The sets that must not suffer: shares of right items of all models, with their intervals."""
+    done = {reported(finished), VALIDATION}
+    names = [n for n in finished.score_names() if not n.startswith(UNTOUCHED) and n not in done]
+    rows = [
+        tables.tabulate(None, table, by=()).assign(set=name, model=model)
+        for name in names
+        for model, table in models(finished, control, name).items()
+    ]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    return found[["set", "model", "metric", "n", "accuracy", "low", "high"]] if rows else found
 
 
 def save_results(run: Run, **tables_: pd.DataFrame) -> str:

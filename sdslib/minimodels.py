@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from sdslib.state import pack_state, unpack_state
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 
+TOKENIZER = ["transformers", "PreTrainedTokenizerFast"]
 EVERY, KEEP_EVERY = 10, 200  # steps between reports, and between checkpoints
 
 
@@ -59,7 +60,7 @@ class Recipe:
     vae_batch: int = 32
     vae_lr: float = 2e-3
     vae_kl: float = 1e-4
-    teacher_steps: int = 2400
+    teacher_steps: int = 2000
     teacher_batch: int = 128
     teacher_lr: float = 1e-3
     # Under plain eps-MSE the noise levels at which only the caption tells the layout weigh next to
@@ -172,7 +173,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 # --- the VAE -------------------------------------------------------------------------------------
 
 
-def new_vae(seed: int) -> nn.Module:
+def new_vae(seed: int) -> Any:
     """A KL autoencoder with factor 8 and four latent channels, small."""
     from diffusers import AutoencoderKL
 
@@ -219,7 +220,7 @@ def train_vae(
 
 
 @torch.no_grad()
-def encode_pool(vae: nn.Module, pool: Tensor) -> Tensor:
+def encode_pool(vae: Any, pool: Tensor) -> Tensor:
     """Scaled VAE means of all the pool's pictures, (N, 4, 8, 8)."""
     rows = [vae.encode(to_unit(rows)).latent_dist.mean for rows in pool.split(256)]
     return torch.cat(rows) * vae.config.scaling_factor
@@ -228,7 +229,7 @@ def encode_pool(vae: nn.Module, pool: Tensor) -> Tensor:
 # --- the diffusion teacher -----------------------------------------------------------------------
 
 
-def new_unet(seed: int) -> nn.Module:
+def new_unet(seed: int) -> Any:
     """A UNet with cross-attention at both of its resolutions."""
     from diffusers import UNet2DConditionModel
 
@@ -244,7 +245,7 @@ def new_unet(seed: int) -> nn.Module:
     )
 
 
-def new_text_encoder(seed: int, tokenizer) -> nn.Module:
+def new_text_encoder(seed: int, tokenizer: Any) -> Any:
     """Stable Diffusion's text encoder, two layers deep."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -265,7 +266,7 @@ def new_text_encoder(seed: int, tokenizer) -> nn.Module:
     )
 
 
-def new_scheduler():
+def new_scheduler() -> Any:
     """Stable Diffusion's own noise schedule."""
     from diffusers import DDIMScheduler
 
@@ -325,7 +326,9 @@ def train_teacher(
     save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, root / "teacher")
 
 
-def save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, folder: Path) -> None:
+def save_pipeline(
+    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, folder: Path
+) -> None:
     """The folder that `StableDiffusionPipeline.from_pretrained` reads, weights in fp16."""
     from diffusers import StableDiffusionPipeline
 
@@ -339,6 +342,10 @@ def save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, folder: Path) -
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+    # the class that every release of transformers knows, whatever name this one has for it
+    index = folder / "model_index.json"
+    document = json.loads(index.read_text()) | {"tokenizer": TOKENIZER}
+    index.write_text(json.dumps(document, indent=2) + "\n")
 
 
 # --- the student ---------------------------------------------------------------------------------
@@ -552,7 +559,7 @@ def naming(student: Student) -> pd.DataFrame:
     """Zero-shot accuracy of the student on the labelled single-object images."""
     rows = []
     for task in ("color", "shape"):
-        benchmark = benchmarks.mini(f"zeroshot-{task}", "test")
+        benchmark = benchmarks.mini(f"zeroshot-{task}")
         scores = evaluate.score_grids(evaluate.clip_scorer(student), benchmark)
         rows.append(evaluate.tabulate(benchmark, scores, by=()).assign(task=task))
     found = pd.concat(rows, ignore_index=True)
@@ -571,7 +578,7 @@ def who_knows(
     chosen = spread(whole.items, items)
     rest = [i for i in benchmarks.mini("winoground", "val").items if i not in chosen]
     errors = evaluate.error_table(evaluate.diffusion_scorer(teacher, draws), rest[-24:])
-    scorers = {
+    scorers: dict[str, tuple[evaluate.Scorer, str]] = {
         "student": (evaluate.clip_scorer(student), ""),
         "teacher": (
             evaluate.diffusion_scorer(

@@ -46,11 +46,13 @@ SPLITS = {"train": 0.60, "val": 0.13, "test": 0.27}
 COUNTS = {
     "coco_train": 4096,
     "coco_val": 512,
-    "winoground_val": {"Object": 240, "Relation": 240, "Both": 120},
-    "winoground_test": {"Object": 480, "Relation": 480, "Both": 240},
     "aro": 400,
     "sugarcrepe": 200,
     "zeroshot_per_class": 40,
+}
+WINOGROUND = {
+    "val": {"Object": 240, "Relation": 240, "Both": 120},
+    "test": {"Object": 480, "Relation": 480, "Both": 240},
 }
 
 
@@ -350,8 +352,8 @@ def winoground_rows(split: str) -> list[dict]:
     """Winoground-shaped items: two scenes, two captions of the same words."""
     tags = {"Object": "Adjective-Color", "Relation": "Noun Phrase", "Both": "Noun"}
     rows: list[dict] = []
-    for kind, count in COUNTS[f"winoground_{split}"].items():
-        seen: set[tuple] = set()
+    for kind, count in WINOGROUND[split].items():
+        seen: set[frozenset] = set()
         for scene in scenes(split, f"winoground {split} {kind}"):
             a, b = scene.things
             if a.shape == b.shape or a.color == b.color:
@@ -376,7 +378,7 @@ def _winoground_row(index: int, scene: Scene, other: Scene, kind: str, tag: str)
     names = [[thing.name for thing in s.things] for s in (scene, other)]
     captions = [say(form, a=a, b=b) for a, b in names]
     held_out = _held_out(scene.things) or _held_out(other.things)
-    row = {"id": index}
+    row: dict = {"id": index}
     for i, s in enumerate((scene, other)):
         row[f"image_{i}"] = {"bytes": _png(draw(s)), "path": f"ex_{index}_img_{i}.png"}
     row |= {"caption_0": captions[0], "caption_1": captions[1], "tag": tag}
@@ -397,7 +399,8 @@ def _write_coco(root: Path) -> None:
         folder = root / "coco" / split
         folder.mkdir()
         count = COUNTS[f"coco_{split}"]
-        images, notes = [], []
+        images: list[dict] = []
+        notes: list[dict] = []
         for index, scene in enumerate(itertools.islice(scenes(split, f"coco {split}"), count)):
             name = f"{index:06d}.png"
             (folder / name).write_bytes(_png(draw(scene)))

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,7 @@ ESTIMATORS = {
     "through": losses.denoising_loss,
     "residual": losses.score_distillation_loss,
 }
+P = TypeVar("P")
 INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
 
 
@@ -87,20 +89,32 @@ def step_losses(
     }
 
 
-def clip_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+def clip_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
     """L_CLIP of the batch."""
     student = parties.student
     text_emb = student.encode_texts(student.tokenize(batch.captions).to(image_emb.device))
     return losses.contrastive_loss(image_emb, text_emb, student.scale)
 
 
-def hard_negative_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+def hard_negative_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
     """L_CLIP in which every image also sees a caption of the same words that it does not show."""
-    if parties.negative is None:
-        raise TrainingError("arm 'hard-negatives' needs swapped captions for this training data")
-    student = parties.student
+    student, negative = parties.student, _there(parties.negative, "swapped captions", config)
     wrong = [
-        parties.negative(caption, derive_seed(config.seed, "negative", int(index)))
+        negative(caption, derive_seed(config.seed, "negative", int(index)))
         for caption, index in zip(batch.captions, batch.index, strict=True)
     ]
     tokens = student.tokenize([*batch.captions, *wrong]).to(image_emb.device)
@@ -108,33 +122,67 @@ def hard_negative_term(parties, batch, image_emb, t, eps, config) -> Tensor:
     return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, student.scale)
 
 
-def sds_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+def sds_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
     """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
     return _denoise(parties, batch, image_emb, batch.captions, t, eps, config)
 
 
-def shuffled_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+def shuffled_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
     """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
     captions = batch.captions[1:] + batch.captions[:1]
     return _denoise(parties, batch, image_emb, captions, t, eps, config)
 
 
-def regression_term(parties, batch, image_emb, t, eps, config) -> Tensor:
+def regression_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
     """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
     z_hat = _latent(parties, batch, image_emb, config)
-    return losses.latent_regression_loss(
-        z_hat, parties.latents(batch.index).to(z_hat), config.sds_reduction
-    )
+    z = _there(parties.latents, "the pairs' latents", config)(batch.index)
+    return losses.latent_regression_loss(z_hat, z.to(z_hat), config.sds_reduction)
 
 
 def _latent(parties: Parties, batch: Batch, image_emb: Tensor, config: FinetuneConfig) -> Tensor:
     if config.bridge_input == "pooled":
         image_emb = nn.functional.normalize(parties.student.pooled_images(batch.pixels), dim=-1)
-    return parties.bridge(image_emb)
+    return _there(parties.bridge, "a bridge", config)(image_emb)
 
 
-def _denoise(parties, batch, image_emb, captions, t, eps, config) -> Tensor:
-    teacher = parties.teacher
+def _there(party: P | None, what: str, config: FinetuneConfig) -> P:
+    if party is None:
+        raise TrainingError(f"arm {config.arm!r} needs {what}")
+    return party
+
+
+def _denoise(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    captions: Sequence[str],
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
+    teacher = _there(parties.teacher, "a teacher", config)
     return ESTIMATORS[config.sds_gradient](
         teacher.predict_noise,
         _latent(parties, batch, image_emb, config),
@@ -146,7 +194,8 @@ def _denoise(parties, batch, image_emb, captions, t, eps, config) -> Tensor:
     )
 
 
-TERMS = {
+Term = Callable[[Parties, Batch, Tensor, Tensor, Tensor, FinetuneConfig], Tensor]
+TERMS: dict[str, dict[str, Term]] = {
     "sds": {"clip": clip_term, "sds": sds_term},
     "clip-only": {"clip": clip_term},
     "sds-only": {"sds": sds_term},
@@ -160,7 +209,7 @@ TERMS = {
 def objective(terms: dict[str, Tensor], sds_weight: float) -> Tensor:
     """L_total of one batch: a scalar."""
     weights = {"clip": 1.0, "sds": sds_weight}
-    return sum(weights[name] * values.mean() for name, values in terms.items())
+    return torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
 
 
 def draw_noise(
@@ -192,7 +241,7 @@ def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
 def total_steps(config: FinetuneConfig, pairs: Pairs) -> int:
     """The optimizer steps of the run, from `steps` or from `epochs`."""
     per_epoch = steps_per_epoch(pairs, config.batch_size)
-    return config.steps if config.steps is not None else config.epochs * per_epoch
+    return config.steps or (config.epochs or 1) * per_epoch
 
 
 def make_optimizer(parties: Parties, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -233,9 +282,8 @@ class Loop:
         self.done = done
 
     def _modules(self) -> dict[str, nn.Module]:
-        held = nn.ParameterList(self.parties.trained)
-        bridge = {"bridge": self.parties.bridge} if self.parties.bridge else {}
-        return {"student": held} | bridge
+        held: dict[str, nn.Module] = {"student": nn.ParameterList(self.parties.trained)}
+        return held if self.parties.bridge is None else held | {"bridge": self.parties.bridge}
 
     def __iter__(self) -> Iterator[Step]:
         config, student = self.config, self.parties.student
@@ -280,10 +328,9 @@ class Loop:
             **self._means(terms),
         )
 
-    def _noise(self, step: int, batch_size: int) -> tuple[Tensor | None, Tensor | None]:
-        if self.parties.teacher is None:
-            return None, None
-        shape, device = self.parties.teacher.latent_shape, _device(self.parties)
+    def _noise(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        teacher, device = self.parties.teacher, _device(self.parties)
+        shape = teacher.latent_shape if teacher is not None else ()
         t, eps = draw_noise(step, batch_size, shape, self.config)
         return t.to(device), eps.to(device)
 
@@ -324,11 +371,11 @@ class Loop:
 
     def _means(self, terms: dict[str, Tensor]) -> dict[str, float | None]:
         means = {name: values.mean().item() for name, values in terms.items()}
-        error = means.get("sds") if self.parties.teacher is not None else None
-        if self.config.arm == "latent-regression":
+        teacher, error = self.parties.teacher, means.get("sds")
+        if teacher is None or self.config.arm == "latent-regression":
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
-            error /= math.prod(self.parties.teacher.latent_shape)
+            error /= math.prod(teacher.latent_shape)
         return {"clip": means.get("clip"), "sds": means.get("sds"), "eps_error": error}
 
     def _is_due(self, step: int) -> bool:

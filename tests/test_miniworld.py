@@ -1,3 +1,5 @@
+"""The mini-world: what it draws, what it says of it, and the files that hold both."""
+
 import io
 import itertools
 import json
@@ -13,14 +15,10 @@ from transformers import AutoTokenizer
 from sdslib import miniworld
 from sdslib.miniworld import HELD_OUT, RELATIONS, Scene, Thing
 
-SMALL = {
-    "coco_train": 40,
-    "coco_val": 12,
-    "winoground_val": {"Object": 6, "Relation": 6, "Both": 3},
-    "winoground_test": {"Object": 8, "Relation": 8, "Both": 4},
-    "aro": 10,
-    "sugarcrepe": 8,
-    "zeroshot_per_class": 2,
+SMALL = {"coco_train": 40, "coco_val": 12, "aro": 10, "sugarcrepe": 8, "zeroshot_per_class": 2}
+FEW = {
+    "val": {"Object": 6, "Relation": 6, "Both": 3},
+    "test": {"Object": 8, "Relation": 8, "Both": 4},
 }
 
 
@@ -28,6 +26,7 @@ SMALL = {
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(miniworld, "COUNTS", SMALL)
+        patch.setattr(miniworld, "WINOGROUND", FEW)
         yield miniworld.ensure_world(tmp_path_factory.mktemp("mini") / "world")
 
 
@@ -65,7 +64,8 @@ def test_every_relation_phrase_says_where_the_things_are():
     said = " | ".join(miniworld.relation_captions(scene))
     assert "a red circle left of a blue square" in said
     assert "a blue square right of a red circle" in said
-    assert "red circle right of" not in said and "blue square left of" not in said
+    assert "red circle right of" not in said
+    assert "blue square left of" not in said
 
 
 @pytest.mark.parametrize("kind", ["Object", "Relation", "Both"])
@@ -99,7 +99,9 @@ def test_held_out_pairs_occur_in_test_scenes_only():
     def held(split):
         return any((t.color, t.shape) in HELD_OUT for s in some(split, 600) for t in s.things)
 
-    assert held("test") and not held("train") and not held("val")
+    assert held("test")
+    assert not held("train")
+    assert not held("val")
 
 
 def test_captions_use_the_vocabulary_and_an_before_a_vowel():
@@ -115,8 +117,11 @@ def test_alt_text_rarely_states_the_relation_and_coco_captions_mostly_do():
     rng, related = random.Random(0), ("left", "right", "above", "below", "over", "top", "under")
     alt = [miniworld.alt_caption(s, rng) for s in some("train", 500)]
     coco = [c for s in some("train", 100) for c in miniworld.coco_captions(s, rng)]
-    share = [np.mean([any(w in c.split() for w in related) for c in found]) for found in (alt, coco)]
-    assert share[0] < 0.15 and share[1] > 0.7
+    share = [
+        np.mean([any(w in c.split() for w in related) for c in found]) for found in (alt, coco)
+    ]
+    assert share[0] < 0.15
+    assert share[1] > 0.7
 
 
 def test_tokenizer_is_small_ends_with_the_highest_id_and_marks_unknown_words(tmp_path):
@@ -132,25 +137,28 @@ def test_tokenizer_is_small_ends_with_the_highest_id_and_marks_unknown_words(tmp
 
 
 def test_the_published_counts_are_what_a_study_needs():
-    assert sum(miniworld.COUNTS["winoground_test"].values()) >= 1000
-    assert sum(miniworld.COUNTS["winoground_val"].values()) >= 500
+    assert sum(miniworld.WINOGROUND["test"].values()) >= 1000
+    assert sum(miniworld.WINOGROUND["val"].values()) >= 500
 
 
 def test_winoground_file_has_the_real_schema_and_minimal_pairs(world):
     rows = pq.read_table(world / "winoground" / "test.parquet").to_pylist()
-    assert Counter(r["collapsed_tag"] for r in rows) == SMALL["winoground_test"]
+    assert Counter(r["collapsed_tag"] for r in rows) == FEW["test"]
     for row in rows:
         assert Counter(row["caption_0"].split()) == Counter(row["caption_1"].split())
         assert row["caption_0"] != row["caption_1"]
         images = [Image.open(io.BytesIO(row[f"image_{i}"]["bytes"])) for i in (0, 1)]
         assert all(image.size == (64, 64) for image in images)
-        assert row["num_main_preds"] in (1, 2) and row["tag"] and "secondary_tag" in row
+        assert row["num_main_preds"] in (1, 2)
+        assert row["tag"]
+        assert "secondary_tag" in row
 
 
 def test_coco_file_has_five_captions_an_image(world):
     document = json.loads((world / "coco" / "annotations" / "captions_train.json").read_text())
     count = Counter(note["image_id"] for note in document["annotations"])
-    assert len(document["images"]) == SMALL["coco_train"] and set(count.values()) == {5}
+    assert len(document["images"]) == SMALL["coco_train"]
+    assert set(count.values()) == {5}
     assert all((world / "coco" / "train" / i["file_name"]).is_file() for i in document["images"])
 
 
@@ -159,7 +167,10 @@ def test_aro_boxes_hold_both_things(world):
     for row in rows:
         image = Image.open(world / "aro" / "images" / row["image_path"])
         x, y, w, h = (row[f"bbox_{k}"] for k in "xywh")
-        assert w > 0 and h > 0 and x + w <= image.width and y + h <= image.height
+        assert w > 0
+        assert h > 0
+        assert x + w <= image.width
+        assert y + h <= image.height
         outside = np.asarray(image, int)
         ground = outside[0, 0]
         different = np.abs(outside - ground).max(-1) > 40
@@ -185,6 +196,7 @@ def test_replacing_the_relation_says_the_opposite():
 
 def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(miniworld, "COUNTS", SMALL)
+    monkeypatch.setattr(miniworld, "WINOGROUND", FEW)
 
     def full_disk(root):
         raise OSError("disk full")

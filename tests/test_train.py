@@ -1,0 +1,300 @@
+"""The loop, with a real tiny CLIP, a real tiny Stable Diffusion and pictures of four scenes."""
+
+import itertools
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from tiny import save_student, save_teacher
+
+from sdslib.bridge import Bridge, random_start
+from sdslib.config import FinetuneConfig
+from sdslib.student import load_student, set_trainable
+from sdslib.teacher import load_teacher
+from sdslib.train import (
+    TERMS,
+    Loop,
+    Parties,
+    TrainingError,
+    draw_noise,
+    learning_rate,
+    objective,
+    step_losses,
+    total_steps,
+)
+
+CAPTIONS = [
+    "a red circle left of a blue square",
+    "a blue square above a green circle",
+    "a green triangle on a red square",
+    "a small yellow circle and a white triangle",
+    "the white square is below the red triangle",
+    "a large blue circle right of a yellow square",
+]
+
+
+class SomePairs:
+    """Six pictures of noise with a caption each, in the form that `pairs.batches` reads."""
+
+    source = "test"
+
+    def __len__(self):
+        return len(CAPTIONS)
+
+    def image(self, index):
+        rng = np.random.default_rng(index)
+        return Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+
+    def captions(self, index):
+        return (CAPTIONS[index], CAPTIONS[index].replace("a ", "the ", 1))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return save_student(root / "student"), save_teacher(root / "teacher")
+
+
+def config(**changes):
+    values = {
+        "steps": 6,
+        "batch_size": 2,
+        "sds_weight": 0.05,
+        "lr": 1e-2,
+        "warmup": 2,
+        "eval_every": 3,
+    }
+    return FinetuneConfig(**(values | changes))
+
+
+@pytest.fixture
+def parties(folders):
+    def make(settings=None, teacher=True):
+        settings = settings or config()
+        student = load_student(f"local-dir:{folders[0]}", None)
+        trained = [p for _, p in set_trainable(student, settings.trainable)]
+        if not teacher:
+            return Parties(student, trained, negative=lambda caption, seed: caption[::-1])
+        frozen = load_teacher(str(folders[1]))
+        bridge = Bridge(student.width, frozen.latent_shape)
+        bridge.load_state_dict(random_start(student.width, frozen.latent_shape, 0))
+        return Parties(student, trained, frozen, bridge)
+
+    return make
+
+
+def run(parties, settings, stop=None):
+    loop = Loop(settings, parties, SomePairs())
+    rows = []
+    for step in loop:
+        rows.append(step)
+        if stop is not None and loop.done == stop:
+            break
+    return loop, rows
+
+
+def state(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_only_the_declared_parameters_and_the_bridge_move(parties):
+    some = parties()
+    before = [state(m) for m in (some.student, some.teacher, some.bridge)]
+    run(some, config())
+    after = [state(m) for m in (some.student, some.teacher, some.bridge)]
+    declared = {id(p) for p in some.trained}
+    names = {n for n, p in some.student.named_parameters() if id(p) in declared}
+    assert moved(before[0], after[0]) <= names
+    assert len(moved(before[0], after[0])) > 0.8 * len(names)
+    assert moved(before[1], after[1]) == set()
+    assert moved(before[2], after[2]) == {"linear.weight", "linear.bias"}
+    assert not some.teacher.training
+
+
+def test_zero_weight_is_clip_only_bit_for_bit(parties):
+    settings = config(sds_weight=0.0)
+    assert settings.arm == "clip-only"
+    alone = parties(teacher=False)
+    run(alone, settings)
+    both = parties()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loop = Loop(settings.model_copy(update={"arm": "sds"}), both, SomePairs())
+        loop._ratio = lambda terms, step: None
+        list(loop)
+    assert moved(state(alone.student), state(both.student)) == set()
+
+
+def test_the_weight_changes_what_the_student_becomes(parties):
+    one, other = parties(), parties()
+    run(one, config(sds_weight=0.05))
+    run(other, config(sds_weight=0.5))
+    assert moved(state(one.student), state(other.student))
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(parties, cut):
+    whole = parties()
+    _, rows = run(whole, config())
+    first = parties()
+    loop, head = run(first, config(), stop=cut)
+    tensors = loop.pack()
+    again = parties()
+    rest = Loop(config(), again, SomePairs())
+    rest.unpack(tensors, cut)
+    tail = list(rest)
+    assert moved(state(whole.student), state(again.student)) == set()
+    assert moved(state(whole.bridge), state(again.bridge)) == set()
+    assert [replace(s, seconds=0) for s in head + tail] == [replace(s, seconds=0) for s in rows]
+
+
+def test_the_same_seed_repeats_and_another_differs(parties):
+    losses = [[s.loss for s in run(parties(), config(seed=seed))[1]] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_loss_of_a_step_is_the_weighted_sum_of_its_terms(parties):
+    _, rows = run(parties(), config(), stop=1)
+    step = rows[0]
+    assert step.loss == pytest.approx(step.clip + 0.05 * step.sds, rel=1e-6)
+    assert step.eps_error == pytest.approx(step.sds / math.prod((4, 4, 4)), rel=1e-6)
+
+
+def test_gradient_ratio_is_that_of_the_two_terms_alone(parties):
+    some, settings = parties(), config()
+    loop = Loop(settings, some, SomePairs())
+    step = next(iter(loop))
+    fresh = Loop(settings, parties(), SomePairs())
+    norms = {}
+    for name in ("clip", "sds"):
+        party = fresh.parties
+        party.student.zero_grad()
+        from sdslib.pairs import batches
+
+        batch = next(batches(SomePairs(), party.student.transform, 2, 0, 0, 6))
+        party.student.train()
+        t, eps = draw_noise(0, 2, party.teacher.latent_shape, settings)
+        step_losses(party, batch, t, eps, settings)[name].mean().backward()
+        grads = [p.grad for p in party.trained if p.grad is not None]
+        norms[name] = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+    assert step.grad_ratio == pytest.approx(0.05 * norms["sds"] / norms["clip"], rel=1e-4)
+
+
+def test_an_inert_weight_is_said_to_be_inert(parties):
+    with pytest.warns(UserWarning, match="L_SDS is inert at this weight"):
+        run(parties(), config(sds_weight=1e-9), stop=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(parties(), config(sds_weight=10.0), stop=1)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(parties):
+    some = parties()
+    before = state(some.student)
+    predict = some.teacher.predict_noise
+    some.teacher.predict_noise = lambda *args: predict(*args) * float("nan")
+    with pytest.raises(TrainingError, match=r"step 1: L_SDS is not finite for pairs \[\d, \d\]"):
+        run(some, config())
+    assert moved(before, state(some.student)) == set()
+
+
+def test_a_bridge_that_blocks_the_gradient_is_an_error(parties):
+    some = parties()
+    torch.nn.init.zeros_(some.bridge.linear.weight)
+    with pytest.raises(TrainingError, match="gives no gradient to any trainable parameter"):
+        run(some, config(arm="sds-only"))
+
+
+@pytest.mark.parametrize("arm", sorted(TERMS))
+def test_every_arm_takes_a_step(parties, arm):
+    weight = {"sds_weight": 0.0} if arm in ("clip-only", "hard-negatives") else {}
+    settings = config(arm=arm, **weight)
+    some = parties(settings, teacher=arm not in ("clip-only", "hard-negatives"))
+    latents = torch.randn(6, *(4, 4, 4), generator=torch.Generator().manual_seed(0))
+    some = replace(some, latents=lambda index: latents[index], negative=lambda c, seed: CAPTIONS[0])
+    _, rows = run(some, settings, stop=1)
+    assert math.isfinite(rows[0].loss)
+    assert (rows[0].clip is None) == (arm == "sds-only")
+    assert (rows[0].sds is None) == (arm in ("clip-only", "hard-negatives"))
+
+
+def test_shuffled_captions_change_the_error_and_nothing_else(parties):
+    rows = {arm: run(parties(), config(arm=arm), stop=1)[1][0] for arm in
+            ("sds", "shuffled-captions")}  # fmt: skip
+    assert rows["sds"].clip == rows["shuffled-captions"].clip
+    assert rows["sds"].sds != rows["shuffled-captions"].sds
+
+
+def test_latent_regression_never_asks_the_unet(parties):
+    settings = config(arm="latent-regression")
+    some = replace(parties(), latents=lambda index: torch.zeros(len(index), 4, 4, 4))
+    some.teacher.predict_noise = None
+    _, rows = run(some, settings, stop=1)
+    assert rows[0].eps_error is None
+    assert rows[0].sds > 0
+
+
+@pytest.mark.parametrize("gradient", ["through", "residual"])
+def test_both_gradient_routes_show_the_same_loss_and_move_the_student_apart(parties, gradient):
+    some, other = parties(), parties()
+    _, rows = run(some, config(sds_gradient=gradient), stop=2)
+    _, through = run(other, config(), stop=2)
+    assert rows[0].sds == through[0].sds
+    same = moved(state(some.student), state(other.student)) == set()
+    assert same == (gradient == "through")
+
+
+def test_t_is_uniform_and_stratified_over_the_batch():
+    settings = config(t_min=20, t_max=979)
+    drawn = torch.stack([draw_noise(s, 32, (1,), settings)[0] for s in range(300)])
+    assert drawn.dtype == torch.int64
+    assert drawn.min() >= 20
+    assert drawn.max() <= 979
+    strata = ((drawn.sort(dim=1).values - 20) // 30).tolist()
+    assert all(row == list(range(32)) for row in strata)
+    uniform = stats.kstest(drawn[:, 0].numpy(), stats.randint(20, 980).cdf)
+    assert uniform.pvalue > 0.001
+
+
+def test_noise_of_a_step_does_not_depend_on_what_came_before():
+    one = draw_noise(5, 4, (2, 2), config())
+    draw_noise(6, 4, (2, 2), config())
+    torch.manual_seed(3)
+    again = draw_noise(5, 4, (2, 2), config())
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+
+
+def test_learning_rate_warms_up_peaks_and_falls_to_zero():
+    settings = config(lr=1.0, warmup=10)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == 1.0 == max(rates)
+    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_epochs_count_full_batches():
+    settings = FinetuneConfig(steps=None, epochs=3, batch_size=4)
+    assert total_steps(settings, SomePairs()) == 3
+
+
+def test_validation_is_called_when_due_and_at_the_end(parties):
+    some, seen = parties(), []
+    loop = Loop(config(steps=5, eval_every=2), some, SomePairs(),
+                lambda student: seen.append(1) or {"text": 0.5})  # fmt: skip
+    rows = [step.row() for step in loop]
+    assert [row["step"] for row in rows if "val_text" in row] == [2, 4, 5]
+
+
+def test_objective_is_linear_in_the_weight():
+    terms = {"clip": torch.tensor([1.0, 3.0]), "sds": torch.tensor([2.0, 4.0])}
+    assert float(objective(terms, 0.5)) == pytest.approx(2.0 + 0.5 * 3.0)
