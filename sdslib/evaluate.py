@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -245,6 +245,13 @@ def shared_draws(
     return Draws(torch.tensor(t), torch.stack(eps), group)
 
 
+class Row(NamedTuple):
+    """One image with the captions of its item: the unit that is drawn for and settled."""
+
+    ref: ImageRef
+    captions: tuple[str, ...]
+
+
 class ErrorBank:
     """Denoising errors of (image, caption) pairs under shared draws, each computed once.
 
@@ -262,10 +269,10 @@ class ErrorBank:
         self._texts: dict[str, Tensor] = {}
         self._errors: dict[tuple[str, str], list[float]] = {}
 
-    def measure(self, items: Sequence[Item], count: int) -> None:
-        """Bring every distinct pair of the items to `count` errors, in full batches."""
-        self._encode(items)
-        pairs = dict.fromkeys(pair for item in items for pair in self._pairs(item))
+    def measure(self, rows: Sequence[Row], count: int) -> None:
+        """Bring every distinct pair of the rows to `count` errors, in full batches."""
+        self._encode(rows)
+        pairs = dict.fromkeys(pair for row in rows for pair in self._pairs(row))
         jobs = []
         for pair in pairs:
             jobs += [(pair, d) for d in range(len(self._errors.setdefault(pair, [])), count)]
@@ -273,40 +280,37 @@ class ErrorBank:
             for (pair, _), error in zip(batch, self._batch(batch), strict=True):
                 self._errors[pair].append(error)
 
-    def errors(self, item: Item, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The first `count` errors: [I, K, count], and [I, count] with the empty caption."""
-        captions = self.captions(item)
-        rows = [[self._errors[r.key, c][:count] for c in captions] for r in item.images]
-        if not self.empty:
-            return np.array(rows), None
-        return np.array(rows), np.array([self._errors[r.key, ""][:count] for r in item.images])
+    def errors(self, row: Row, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first `count` errors of the row's captions [K, count], and of the empty one."""
+        own = np.array([self._errors[row.ref.key, c][:count] for c in self.captions(row)])
+        return own, np.array(self._errors[row.ref.key, ""][:count]) if self.empty else None
 
-    def cost(self, item: Item) -> int:
-        """UNet evaluations of one draw of this item alone."""
-        return len(set(self._pairs(item)))
+    def cost(self, row: Row) -> int:
+        """UNet evaluations of one draw for this row alone."""
+        return len(set(self._pairs(row)))
 
-    def captions(self, item: Item) -> list[str]:
-        """The item's captions, one that reads the same to the teacher replaced by its twin."""
+    def captions(self, row: Row) -> list[str]:
+        """The row's captions, one that reads the same to the teacher replaced by its twin."""
         found: list[str] = []
-        for caption in item.captions:
+        for caption in row.captions:
             text = self._texts[caption]
             same = (c for c in found if torch.allclose(self._texts[c], text, 1e-4, 1e-5))
             found.append(next(same, caption))
         return found
 
-    def _pairs(self, item: Item) -> Iterator[tuple[str, str]]:
-        captions = [*self.captions(item), ""] if self.empty else self.captions(item)
-        return ((ref.key, caption) for ref in item.images for caption in captions)
+    def _pairs(self, row: Row) -> Iterator[tuple[str, str]]:
+        captions = [*self.captions(row), ""] if self.empty else self.captions(row)
+        return ((row.ref.key, caption) for caption in captions)
 
-    def _encode(self, items: Sequence[Item]) -> None:
-        refs = {ref.key: ref for item in items for ref in item.images}
+    def _encode(self, rows: Sequence[Row]) -> None:
+        refs = {row.ref.key: row.ref for row in rows}
         new = [ref for key, ref in refs.items() if key not in self._latents]
         for batch in _chunks(new, self.batch_size):
             pixels = torch.stack([self.transform(ref.load()) for ref in batch])
             with _scoring(self.teacher) as device:
                 latents = self.teacher.encode_images(pixels.to(device))
             self._latents |= {ref.key: z for ref, z in zip(batch, latents, strict=True)}
-        captions = dict.fromkeys(c for item in items for c in item.captions)
+        captions = dict.fromkeys(c for row in rows for c in row.captions)
         captions |= {"": None} if self.empty else {}
         fresh = [c for c in captions if c not in self._texts]
         for batch in _chunks(fresh, self.batch_size):
@@ -331,10 +335,10 @@ class ErrorBank:
 
 
 class DiffusionScorer:
-    """Negative mean denoising error over shared draws, until an item is settled.
+    """Negative mean denoising error over shared draws, each image until its choice is settled.
 
-    `looks` are the numbers of draws after which `is_settled` is asked; none means the whole
-    budget for every item.
+    `looks` are the numbers of draws after which `is_settled` is asked about the errors [K, P] of
+    an image; none means the whole budget for every image.
     """
 
     name = "diffusion"
@@ -355,39 +359,54 @@ class DiffusionScorer:
         return self.bank.counts
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
-        """Score the items in blocks; within one, those not yet settled draw on together."""
+        """Score the items in blocks; within one, images not yet settled draw on together."""
+        total = len(self.bank.draws.t)
         for block in _chunks(items, 128):
-            for item, (count, settled) in zip(block, self._draw(block), strict=True):
-                values, captions = self._values(item, count), self.bank.captions(item)
+            rows = [[Row(ref, item.captions) for ref in item.images] for item in block]
+            drawn = iter(self._draw([row for some in rows for row in some]))
+            for some in rows:
+                counts, captions = list(islice(drawn, len(some))), self.bank.captions(some[0])
+                cost = sum(self.bank.cost(row) * n for row, n in zip(some, counts, strict=True))
                 notes = {
                     "equal_captions": len(set(captions)) < len(captions),
-                    "draws": count,
-                    "settled": settled,
-                    "unet_evaluations": self.bank.cost(item) * count,
+                    "draws": max(counts),
+                    "settled": max(counts) < total,
+                    "unet_evaluations": cost,
                 }
-                yield Scored({rule: -v.mean(-1) for rule, v in values.items()}, notes)
+                yield Scored(self._grids(some, counts), notes)
 
-    def _values(self, item: Item, count: int) -> dict[str, np.ndarray]:
-        errors, empty = self.bank.errors(item, count)
+    def _grids(self, rows: Sequence[Row], counts: Sequence[int]) -> dict[str, np.ndarray]:
+        """Scores [I, K] by rule: an image's level from the draws that all images of the item have,
+        so that images compare, and its captions' differences from all its own draws."""
+        grids: dict[str, list[np.ndarray]] = {}
+        for row, count in zip(rows, counts, strict=True):
+            for rule, values in self._values(row, count).items():
+                own, common = values.mean(-1), values[:, : min(counts)].mean(-1)
+                same = count == min(counts)
+                score = own if same else own - own.mean() + common.mean()
+                grids.setdefault(rule, []).append(-score)
+        return {rule: np.array(grid) for rule, grid in grids.items()}
+
+    def _values(self, row: Row, count: int) -> dict[str, np.ndarray]:
+        errors, empty = self.bank.errors(row, count)
         return weighted_errors(
             errors, empty, None if self.weights is None else self.weights[:count]
         )
 
-    def _draw(self, items: Sequence[Item]) -> list[tuple[int, bool]]:
-        """Draws taken, and whether the decision was settled before the end, for every item."""
+    def _draw(self, rows: Sequence[Row]) -> list[int]:
+        """Draws taken for every row: the look that settled its choice, or the whole budget."""
         total, group = len(self.bank.draws.t), self.bank.draws.group
-        result, active = {}, dict(enumerate(items))
-        for count in (*self.looks, total):
+        result, active = [total] * len(rows), dict(enumerate(rows))
+        for count in self.looks:
             self.bank.measure(list(active.values()), count)
-            for index, item in list(active.items()):
-                values = self._values(item, count)
+            for index, row in list(active.items()):
+                values = self._values(row, count)
                 decides = values.get("relative", values[""])
-                means = decides.reshape(*decides.shape[:2], -1, group).mean(-1)
-                settled = count < total and self.is_settled(means)
-                if settled or count == total:
-                    result[index] = (count, settled)
+                if self.is_settled(decides.reshape(len(decides), -1, group).mean(-1)):
+                    result[index] = count
                     del active[index]
-        return [result[index] for index in range(len(items))]
+        self.bank.measure(list(active.values()), total)
+        return result
 
 
 def diffusion_scorer(
@@ -421,12 +440,12 @@ def sequential_diffusion_scorer(
     batch_size: int = 64,
     transform: Callable | None = None,
 ) -> DiffusionScorer:
-    """The same, which stops an item when no image's best caption is likely to change any more.
+    """The same, which stops drawing for an image when its best caption is settled.
 
     `error_rate` bounds, for normal errors, the chance that an image's choice of caption differs
     from the choice after all `draws`; see `choice_is_settled`. Decides by the relative rule where
-    a profile is given. All cells of an item stop together, so they keep the same noise. The
-    column `unet_evaluations` says what each item cost.
+    a profile is given. Made for the text score: see `DiffusionScorer` for what the image score
+    then rests on. The column `unet_evaluations` says what each item cost.
     """
     shared = _as_draws(teacher, draws, seed)
     bank = ErrorBank(teacher, shared, False, batch_size, transform or teacher.transform)
@@ -442,7 +461,7 @@ def sequential_diffusion_scorer(
 
 
 def choice_is_settled(errors: np.ndarray, total: int, level: float) -> bool:
-    """Whether every image's best caption of errors [I, K, P] will stay best after `total` draws.
+    """Whether the best caption of one image's errors [K, P] will stay best after `total` draws.
 
     A paired t test of the best against each other caption with the finite-population factor
     1 - P / total. For normal draws, S the sum at the end and s its part so far, s - S P / total
@@ -450,22 +469,24 @@ def choice_is_settled(errors: np.ndarray, total: int, level: float) -> bool:
     `level` whatever the true difference; a union bound covers the captions and, by the caller,
     the looks. Exactly equal errors never settle.
     """
-    _, captions, count = errors.shape
+    captions, count = errors.shape
     threshold = stats.t.ppf(1 - level / max(1, captions - 1), count - 1)
-    best = errors.mean(-1).argmin(axis=1)
-    lead = errors - np.take_along_axis(errors, best[:, None, None], axis=1)
-    rest = np.arange(captions)[None, :] != best[:, None]
+    best = errors.mean(-1).argmin()
+    lead = np.delete(errors - errors[best], best, axis=0)
     error = lead.std(-1, ddof=1) * np.sqrt((1 / count) * (1 - count / total))
-    return bool((lead.mean(-1) > threshold * error)[rest].all())
+    return bool((lead.mean(-1) > threshold * error).all())
 
 
 def weighted_errors(
     errors: np.ndarray, empty: np.ndarray | None, weights: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Errors [I, K, D] under every rule that the inputs allow; "" is the plain mean's."""
+    """Errors [..., K, D] under every rule that the inputs allow; "" is the plain mean's.
+
+    empty [..., D] are the errors under the empty caption, weights [D].
+    """
     values = {"": errors}
     if empty is not None:
-        values["normalized"] = errors - empty[:, None]
+        values["normalized"] = errors - empty[..., None, :]
     if weights is not None:
         values |= {f"relative_{rule}".rstrip("_"): v * weights for rule, v in values.items()}
     return values
@@ -492,17 +513,18 @@ def error_table(scorer: DiffusionScorer, items: Sequence[Item]) -> pd.DataFrame:
 
     Any weighting follows from it without another UNet call: see `scores_from_errors`.
     """
-    bank, rows = scorer.bank, []
-    t = bank.draws.t.numpy()
-    bank.measure(items, len(t))
-    for item in items:
-        errors, empty = bank.errors(item, len(t))
-        cells = [(i, k, errors[i, k]) for i, k in np.ndindex(errors.shape[:2])]
-        cells += [(i, -1, row) for i, row in enumerate(empty if empty is not None else ())]
-        for i, k, row in cells:
-            cell = {"id": item.id, "image": i, "caption": k, "draw": np.arange(len(t))}
-            rows.append(pd.DataFrame(cell | {"t": t, "error": row}))
-    return pd.concat(rows, ignore_index=True)
+    bank, t, parts = scorer.bank, scorer.bank.draws.t.numpy(), []
+    rows = [
+        (item.id, i, Row(r, item.captions)) for item in items for i, r in enumerate(item.images)
+    ]
+    bank.measure([row for *_, row in rows], len(t))
+    for name, image, row in rows:
+        errors, empty = bank.errors(row, len(t))
+        cells = dict(enumerate(errors)) | ({} if empty is None else {-1: empty})
+        for caption, values in cells.items():
+            place = {"id": name, "image": image, "caption": caption, "draw": np.arange(len(t))}
+            parts.append(pd.DataFrame(place | {"t": t, "error": values}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def scores_from_errors(errors: pd.DataFrame, profile: pd.DataFrame | None = None) -> pd.DataFrame:

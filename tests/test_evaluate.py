@@ -320,7 +320,7 @@ def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
         for noise in (rng.normal(size=(500, total)), rng.standard_t(4, size=(500, total))):
             wrong = settled = 0
             for row in noise + effect:
-                errors = np.stack([np.zeros(total), row])[None]
+                errors = np.stack([np.zeros(total), row])
                 for count in looks:
                     if evaluate.choice_is_settled(errors[..., :count], total, rate / len(looks)):
                         settled += 1
@@ -334,7 +334,7 @@ def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
 def test_the_union_over_captions_keeps_the_stated_rate():
     rng, rate, wrong = np.random.default_rng(1), 0.1, 0
     for _ in range(1500):
-        errors = rng.normal(size=(1, 5, 24))
+        errors = rng.normal(size=(5, 24))
         for count in (6, 12):
             if evaluate.choice_is_settled(errors[..., :count], 24, rate / 2):
                 wrong += errors[..., :count].mean(-1).argmin() != errors.mean(-1).argmin()
@@ -342,22 +342,22 @@ def test_the_union_over_captions_keeps_the_stated_rate():
     assert wrong / 1500 <= rate
 
 
-def test_every_image_of_an_item_has_to_be_settled():
-    clear = np.stack([np.zeros(8), np.linspace(0.9, 1.1, 8)])
-    unclear = np.stack([np.zeros(8), np.linspace(-1.0, 1.1, 8)])
-    assert evaluate.choice_is_settled(np.stack([clear, clear]), 32, 0.01)
-    assert not evaluate.choice_is_settled(np.stack([clear, unclear]), 32, 0.01)
+def test_every_other_caption_has_to_be_beaten():
+    own, worse, rival = np.zeros(8), np.linspace(0.9, 1.1, 8), np.linspace(-1.0, 1.1, 8)
+    assert evaluate.choice_is_settled(np.stack([own, worse]), 32, 0.01)
+    assert evaluate.choice_is_settled(np.stack([worse, own, worse]), 32, 0.01)
+    assert not evaluate.choice_is_settled(np.stack([own, worse, rival]), 32, 0.01)
 
 
 def test_a_null_runs_to_the_cap_and_ties():
-    equal = np.ones((2, 2, 8)) * np.linspace(1, 2, 8)
+    equal = np.ones((2, 8)) * np.linspace(1, 2, 8)
     assert not evaluate.choice_is_settled(equal, 32, 0.49)
 
 
 def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_budget(
     teacher, unet_batches, monkeypatch
 ):
-    """A teacher that is sure to reject one caption, and has no opinion on the others."""
+    """A teacher that is sure to reject one caption, and has no opinion on equal ones."""
     rejected, counted = teacher.embed_texts([CAPTIONS[1]])[0], teacher.predict_noise
 
     def sure(z_t, t, text):
@@ -382,6 +382,24 @@ def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_b
     for early, late in zip(tables.grids_of(table), tables.grids_of(whole), strict=True):
         assert (early.argmax(1) == late.argmax(1)).all()
     np.testing.assert_allclose(table.loc["same", "s_0_0"], whole.loc["same", "s_0_0"], rtol=1e-5)
+
+
+def test_images_settled_at_different_draws_keep_levels_that_compare(teacher):
+    """Only the first image's choice is settled early; its level comes from the common draws."""
+    one = item("i", [noise(1), noise(2)], CAPTIONS[:2])
+    draws = evaluate.shared_draws(teacher.latent_shape, 16, seed=0)
+    full = evaluate.diffusion_scorer(teacher, draws, empty=False)
+    errors = evaluate.error_table(full, [one]).pivot(
+        index=["image", "caption"], columns="draw", values="error"
+    )
+    first = errors.loc[[(0, 0), (0, 1)]].to_numpy()[:, :8].reshape(2, 4, 2).mean(-1)
+    part = evaluate.DiffusionScorer(full.bank, None, [8], lambda e: np.allclose(e, first))
+    (scored,) = part([one])
+    grid, early, late = scored.grids[""], errors.to_numpy()[:, :8].mean(1), errors.mean(axis=1)
+    np.testing.assert_allclose(grid[0], -early[:2])
+    assert grid[1, 0] - grid[1, 1] == pytest.approx(late[1, 1] - late[1, 0])
+    assert grid[1].mean() == pytest.approx(-early[2:].mean())
+    assert scored.notes["unet_evaluations"] == 2 * 8 + 2 * 16
 
 
 def test_a_partial_run_is_labelled_partial_and_the_table_keeps_its_origin(student, tmp_path):
