@@ -16,6 +16,7 @@ floor 0, arithmetic and tools
 floor 0.5, materials drawn from a seed
     miniworld   draws the mini-world in the file formats of the real sets
     shuffles    ARO's order negatives, made once and frozen
+    shards      samples of WebDataset tar files, here or behind http
 floor 1, parties
     student     CLIP behind `encode_images`, `encode_texts` and `scale`; what trains is data
     teacher     Stable Diffusion, frozen, behind `embed_texts`, `encode_images`, `predict_noise`
@@ -32,6 +33,10 @@ floor 2, verbs
 floor 3, whole jobs, as the notebooks call them
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison
+floor 4, studies of models as they are
+    baseline    student and teacher on every benchmark at hand
+floor 5, press
+    atlas       every item of a set with what each model does to it, as a page and as a widget
 """
 
 __version__ = "0.1.0"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -27,9 +26,9 @@ from sdslib.images import Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
     Tagger,
-    clean_caption,
+    freeze,
     lexicon_tagger,
-    shuffles_of,
+    read_frozen,
     spacy_tagger,
 )
 from sdslib.sources import (
@@ -360,13 +359,6 @@ class OrderRow(BaseModel):
     caption: Annotated[list[Caption], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
-class FrozenRow(BaseModel):
-    """The five captions of one item, the true one first."""
-
-    id: str
-    captions: Annotated[list[Caption], Field(min_length=5, max_length=5)]
-
-
 def coco_order(
     annotations: str | Path,
     images: str | Path | None = None,
@@ -410,8 +402,8 @@ def _order(
     truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
     kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
     if not kept.exists():
-        freeze_order(truths, tagger or spacy_tagger(), kept)
-    options = read_order(kept, truths)
+        freeze(truths, tagger or spacy_tagger(), kept)
+    options = read_frozen(kept, truths)
     refs = [_file_ref(root, r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)]
     items = tuple(
         Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
@@ -422,54 +414,6 @@ def _order(
 
 def _same(captions: Sequence[str]) -> str:
     return "|".join(p for p, c in zip(SHUFFLES, captions[1:], strict=True) if c == captions[0])
-
-
-def freeze_order(truths: Mapping[str, str], tagger: Tagger, path: Path, seed: int = 0) -> None:
-    """Make the negatives of all captions, item by item from (seed, "order negatives", number), and
-    write them with their hash; an existing file is never replaced."""
-    rows = []
-    for number, (key, text) in enumerate(truths.items()):
-        rng = np.random.default_rng(derive_seed(seed, "order negatives", number))
-        captions = [text, *shuffles_of(text, tagger, rng)]
-        rows.append({"id": key, "captions": [clean_caption(c) for c in captions]})
-    head = {"seed": seed, "tagger": tagger.name, "perturbations": SHUFFLES}
-    document = head | {"sha256": _rows_hash(rows), "rows": rows}
-    stage = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with stage.open("w") as file:
-            json.dump(document, file, indent=0)
-            file.flush()
-            os.fsync(file.fileno())
-        if not path.exists():
-            os.replace(stage, path)
-    except OSError as reason:
-        raise DataError(f"{path} cannot be written ({reason.strerror}); name another file in "
-                        "`negatives`") from None  # fmt: skip
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-def read_order(path: Path, truths: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Frozen options by item id; raises `DataError` if they were changed or of other captions."""
-    document = read_json(path)
-    rows = document.get("rows") if isinstance(document, dict) else None
-    checked = check_rows(rows, FrozenRow, f"{path.name}.rows")
-    if document.get("sha256") != _rows_hash(rows):
-        raise DataError(
-            f"{path.name}: the rows do not have the hash on file; delete it or restore it"
-        )
-    found = {row.id: tuple(row.captions) for row in checked}
-    wrong = [k for k, text in truths.items() if found.get(k, ("",))[0] != clean_caption(text)]
-    if wrong or len(found) != len(truths):
-        raise DataError(
-            f"{path.name}: frozen for other captions (first difference: item "
-            f"{(wrong or sorted(found.keys() - truths.keys()))[0]}); give the file made of these"
-        )
-    return found
-
-
-def _rows_hash(rows: Any) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 # --- SugarCrepe ----------------------------------------------------------------------------------

@@ -7,20 +7,16 @@ from nothing, by any number of workers. Letters: B pairs a batch, S image side.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import io
 import json
-import tarfile
 import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import braceexpand
 import ijson  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
@@ -31,13 +27,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
 from sdslib.images import ImageRef
+from sdslib.shards import index_shards, read_sample
 from sdslib.sources import (
     REPO_ID,
     Caption,
     DataError,
     Root,
+    caption_at,
     cell_bytes,
-    check_caption,
     check_row,
     hub_dataset,
     image_columns,
@@ -48,8 +45,6 @@ Transform = Callable[[Image.Image], torch.Tensor]
 Row = dict[str, Any]
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "raw", "en", "sentence")
 ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid", "id", "__key__")
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
-MEMBER_LIMIT = 256 * 2**20
 
 
 class Pairs:
@@ -113,8 +108,9 @@ def load_pairs(source: str, limit: int | None = None) -> Pairs:
 
     `source` is `mini` or `mini:val`; a COCO folder (`annotations/captions_*.json` beside the image
     folders); `captions.json::image_folder`; WebDataset shards (`shards/{000..099}.tar`, a pattern
-    with `*`, or a folder of them); or a Hub id, `owner/name` or `owner/name:split`. `limit` takes a
-    random subset, the same every time, the smaller inside the larger. Raises `DataError`.
+    with `*`, a folder of them, or http addresses); or a Hub id, `owner/name` or `owner/name:split`.
+    `limit` takes a random subset, the same every time, the smaller inside the larger. Raises
+    `DataError`.
     """
     pairs = _open(source)
     if limit is None:
@@ -134,11 +130,11 @@ def _open(source: str) -> Pairs:
         annotations, _, images = source.partition("::")
         return coco_pairs(project_path(annotations), project_path(images))
     if source.endswith(".tar"):
-        return shard_pairs(source)
+        return Pairs(index_shards(source), read_sample, source)
     folder = project_path(source)
     if folder.is_dir():
-        shards = sorted(folder.glob("*.tar"))
-        return shard_pairs(str(folder / "*.tar")) if shards else _coco_folder(folder)
+        shards = any(folder.glob("*.tar"))
+        return _open(f"{folder}/*.tar") if shards else _coco_folder(folder)
     repo, _, split = source.partition(":")
     if REPO_ID.match(repo):
         return hub_pairs(repo, split or "train")
@@ -192,12 +188,12 @@ def coco_pairs(annotations: Path, images: Path) -> Pairs:
             stacklevel=2,
         )
     ids, files, root = list(names), list(names.values()), Root(images)
-    paths = [root.path(files[i], f"{annotations.name}, image {ids[i]}") for i in has]
+    sizes = (root.path(files[i], f"{annotations.name}, image {ids[i]}").stat().st_size for i in has)
     columns = {
-        "id": [str(ids[i]) for i in has],
-        "name": [files[i] for i in has],
+        "id": pa.array((str(ids[i]) for i in has), pa.string()),
+        "name": pa.array((files[i] for i in has), pa.string()),
         "captions": lists,
-        "size": [path.stat().st_size for path in paths],
+        "size": pa.array(sizes, pa.int64()),
     }
     return Pairs(pa.table(columns), partial(_read_file, images), f"{annotations}::{images}")
 
@@ -294,7 +290,7 @@ def dataset_pairs(found: Any, name: str) -> Pairs:
     rows, captions = array("q"), []
     for row, cell in enumerate(found[texts[0]]):
         for text in [cell] if isinstance(cell, str) else cell or [None]:
-            captions.append(_caption(text, f"{name}[{row}].{texts[0]}"))
+            captions.append(caption_at(text, f"{name}[{row}].{texts[0]}"))
             rows.append(row)
     ids = [column for column in ID_COLUMNS if column in found.column_names]
     ids = [str(value) for value in found[ids[0]]] if ids else [str(i) for i in range(len(found))]
@@ -308,94 +304,6 @@ def dataset_pairs(found: Any, name: str) -> Pairs:
 
 def _read_cell(found: Any, column: str, row: Row) -> bytes:
     return cell_bytes(found, row["row"], column)
-
-
-def _caption(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        raise DataError(f"{where}: expected text, got {text!r}")
-    try:
-        return check_caption(text)
-    except ValueError as reason:
-        raise DataError(f"{where}: {reason}") from None
-
-
-# --- WebDataset ----------------------------------------------------------------------------------
-
-
-def shard_pairs(pattern: str) -> Pairs:
-    """Pairs in local WebDataset shards: members KEY.jpg with KEY.txt or KEY.json ("caption").
-
-    The shards are indexed once and then read at random places. Raises `DataError` for a member
-    that is a link, leads out of its folder, or is larger than 256 MB.
-    """
-    paths = [p for part in braceexpand.braceexpand(pattern) for p in _shards(part)]
-    rows: list[Row] = []
-    for path in paths:
-        rows += _index_shard(path)
-    return Pairs(pa.Table.from_pylist(rows), _read_member, pattern)
-
-
-def _shards(part: str) -> list[str]:
-    path = str(project_path(part))
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
-    if not found or not Path(found[0]).is_file():
-        raise DataError(f"no shard {path}; give shards/{{000..099}}.tar or a pattern with *")
-    return found
-
-
-def _index_shard(path: str) -> list[Row]:
-    samples: dict[str, Row] = {}
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                _index_member(shard, member, samples, Path(path).name)
-    except (tarfile.ReadError, EOFError) as reason:
-        raise DataError(f"{path} is not a whole, uncompressed tar file ({reason})") from None
-    for key, sample in samples.items():
-        absent = [part for part in ("offset", "captions") if part not in sample]
-        if absent:
-            what = "image" if absent == ["offset"] else "caption (.txt or .json)"
-            raise DataError(f"{Path(path).name}: sample {key!r} has no {what}")
-        sample["shard"] = path
-    return list(samples.values())
-
-
-def _index_member(
-    shard: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
-) -> None:
-    pure = PurePosixPath(member.name)
-    if member.isdir():
-        return
-    if not member.isreg() or pure.is_absolute() or ".." in pure.parts:
-        raise DataError(f"{name}: member {member.name!r} is a link or leads out of its folder")
-    if member.size > MEMBER_LIMIT:
-        raise DataError(f"{name}: member {member.name!r} has {member.size} bytes; too many")
-    stem, _, ending = pure.name.partition(".")
-    key = str(pure.parent / stem)
-    if ending.lower() in IMAGE_ENDINGS:
-        row = {"id": key, "name": f"{name}:{member.name}"}
-        samples.setdefault(key, {}).update(row, offset=member.offset_data, size=member.size)
-    elif ending in ("txt", "json"):
-        file = shard.extractfile(member)
-        text = file.read() if file else b""
-        captions = samples.setdefault(key, {})
-        if ending == "txt" or "captions" not in captions:
-            captions["captions"] = _member_captions(text, ending, f"{name}:{member.name}")
-
-
-def _member_captions(data: bytes, ending: str, where: str) -> list[str]:
-    try:
-        text: Any = data.decode("utf-8")
-        found = text.strip() if ending == "txt" else json.load(io.BytesIO(data)).get("caption")
-    except (ValueError, AttributeError) as reason:
-        raise DataError(f"{where}: not a caption ({reason})") from None
-    return [_caption(text, where) for text in (found if isinstance(found, list) else [found])]
-
-
-def _read_member(row: Row) -> bytes:
-    with open(row["shard"], "rb") as file:
-        file.seek(row["offset"])
-        return file.read(row["size"])
 
 
 # --- batches -------------------------------------------------------------------------------------

@@ -6,22 +6,27 @@ was expected, and what to do next. The only door to `datasets`.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     import datasets
+    import httpx2
 
 CAPTION_LIMIT = 10_000
 DRIVE = re.compile("^[A-Za-z]:")
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
 HUB_TIMEOUT_S = 5.0
+HTTP_TIMEOUT_S = 30.0
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -43,12 +48,22 @@ def check_caption(text: str) -> str:
         raise ValueError("is empty")
     if len(text) > CAPTION_LIMIT:
         raise ValueError(f"has {len(text)} characters; the limit is {CAPTION_LIMIT}")
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if UNREADABLE.search(text):
         raise ValueError("has a NUL character or half a surrogate pair")
     return text
 
 
 Caption = Annotated[str, AfterValidator(check_caption)]
+
+
+def caption_at(text: Any, where: str) -> str:
+    """A checked caption; `where` says in the `DataError` which one is at fault."""
+    if not isinstance(text, str):
+        raise DataError(f"{where}: expected text, got {_kind(text)}")
+    try:
+        return check_caption(text)
+    except ValueError as reason:
+        raise DataError(f"{where}: {reason}") from None
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -250,6 +265,69 @@ def unique_ids(ids: Iterable[Any], name: str) -> None:
         if item in seen:
             raise DataError(f"{name}[{index}]: id {item!r} appears twice; remove one of the rows")
         seen.add(item)
+
+
+# --- http ----------------------------------------------------------------------------------------
+
+
+def http_tag(url: str) -> str:
+    """What tells one version of a remote file from another: ETag, date and length."""
+    headers = _http("HEAD", url, {}).headers
+    return " ".join(headers.get(k, "") for k in ("etag", "last-modified", "content-length"))
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """`size` bytes of a remote file from byte `start`; raises `DataError` where it gives others."""
+    found = _http("GET", url, {"range": f"bytes={start}-{start + size - 1}"})
+    if found.status_code != 206 or len(found.content) != size:
+        raise DataError(f"{url}: the server does not read parts of a file; fetch the shards")
+    return found.content
+
+
+@contextmanager
+def http_stream(url: str) -> Iterator[IO[bytes]]:
+    """A remote file from its beginning, chunk by chunk."""
+    import httpx2
+
+    try:
+        with _client(os.getpid()).stream("GET", url) as answer:
+            answer.raise_for_status()
+            yield io.BufferedReader(_Chunks(answer.iter_bytes()), 2**20)
+    except httpx2.HTTPError as reason:
+        raise DataError(f"{url} cannot be read ({reason})") from None
+
+
+class _Chunks(io.RawIOBase):
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.rest and (chunk := next(self.chunks, None)) is not None:
+            self.rest = chunk
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+
+@lru_cache(maxsize=1)
+def _client(process: int) -> httpx2.Client:
+    # one a process: a forked worker must not share its parent's connections
+    import httpx2
+
+    transport = httpx2.HTTPTransport(retries=2)
+    return httpx2.Client(transport=transport, follow_redirects=True, timeout=HTTP_TIMEOUT_S)
+
+
+def _http(method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+    import httpx2
+
+    try:
+        return _client(os.getpid()).request(method, url, headers=headers).raise_for_status()
+    except httpx2.HTTPError as reason:
+        raise DataError(f"{url} cannot be read ({reason})") from None
 
 
 # --- the Hub -------------------------------------------------------------------------------------

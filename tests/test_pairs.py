@@ -5,7 +5,7 @@ import json
 import tarfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import datasets
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from sdslib import pairs as module
+from sdslib import shards
 from sdslib.images import ImageError
-from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs, shard_pairs
+from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
 from sdslib.sources import DataError, Root, hub_dataset
 
 
@@ -274,6 +275,7 @@ def hub(monkeypatch, tmp_path):
     server = HTTPServer(("127.0.0.1", 0), Gate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
@@ -306,6 +308,7 @@ def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(
 def test_without_a_network_the_answer_comes_at_once(monkeypatch):
     from huggingface_hub import constants
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     started = time.monotonic()
     with pytest.raises(DataError, match="cannot be reached") as caught:
@@ -345,7 +348,79 @@ def test_shards_are_read_at_random_places(tmp_path):
     assert pairs.captions(1) == ("a 1", "b 1")
     assert pairs.captions(4) == ("text 1 1",)
     assert np.array_equal(pairs.image(5), shade(12))
-    assert shard_pairs(str(tmp_path / "{00000..00001}.tar")).ids == pairs.ids
+    assert load_pairs(str(tmp_path / "{00000..00001}.tar")).ids == pairs.ids
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves one file, whole or in parts, as object stores do."""
+
+    data, asked, parts = b"", [], True
+
+    def do_HEAD(self):
+        self._answer(200, b"", len(self.data))
+
+    def do_GET(self):
+        wanted = self.headers.get("range")
+        self.asked.append(wanted)
+        if wanted and self.parts:
+            start, end = map(int, wanted.removeprefix("bytes=").split("-"))
+            self._answer(206, self.data[start : end + 1])
+        else:
+            self._answer(200, self.data)
+
+    def _answer(self, status, body, length=None):
+        self.send_response(status)
+        self.send_header("ETag", str(hash(self.data)))
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """Address of a served shard of six pairs; the index cache is below the test's own folder."""
+    samples = []
+    for i in range(6):
+        samples += [(f"{i}.png", png(shade(i))), (f"{i}.txt", f"text {i}".encode())]
+    write_shard(tmp_path / "0.tar", samples)
+    handler = type("Handler", (Ranges,), {"data": (tmp_path / "0.tar").read_bytes(), "asked": []})
+    monkeypatch.setattr(shards, "project_root", lambda: tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/0.tar", handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_remote_shard_gives_the_batches_of_a_local_one(remote, tmp_path, workers):
+    url, handler = remote
+    there, here = load_pairs(url), load_pairs(str(tmp_path / "0.tar"))
+    assert there.ids == here.ids
+    assert same(seen(there, workers=workers), seen(here))
+    assert handler.asked.count(None) == 1  # read through once, for the index
+    assert load_pairs(url).fingerprint == there.fingerprint
+    assert handler.asked.count(None) == 1
+
+
+def test_a_changed_remote_shard_is_indexed_anew(remote):
+    url, handler = remote
+    before = load_pairs(url).fingerprint
+    handler.data = handler.data.replace(b"text 3", b"TEXT 3")
+    assert load_pairs(url).fingerprint != before
+
+
+def test_a_remote_shard_that_cannot_be_read_is_named(remote):
+    url, handler = remote
+    pairs = load_pairs(url)
+    handler.parts = False
+    with pytest.raises(DataError, match=r"0\.tar: the server does not read parts of a file"):
+        pairs.image(1)
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/x\.tar cannot be read"):
+        load_pairs("http://127.0.0.1:9/x.tar")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +437,7 @@ def test_a_shard_with_a_bad_member_is_refused(tmp_path, name, kind, message):
     extra.type, extra.linkname = kind, "/etc/passwd"
     write_shard(tmp_path / "0.tar", [("a.png", png(shade(1))), ("a.txt", b"text")], extra)
     with pytest.raises(DataError, match=message):
-        shard_pairs(str(tmp_path / "0.tar"))
+        load_pairs(str(tmp_path / "0.tar"))
 
 
 def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
@@ -370,9 +445,9 @@ def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
     data = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(data[:700])
     with pytest.raises(DataError, match=r"0\.tar"):
-        shard_pairs(str(tmp_path / "0.tar"))
+        load_pairs(str(tmp_path / "0.tar"))
     with pytest.raises(DataError, match="no shard"):
-        shard_pairs(str(tmp_path / "{1..2}.tar"))
+        load_pairs(str(tmp_path / "{1..2}.tar"))
 
 
 # --- batches -------------------------------------------------------------------------------------
