@@ -10,6 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,25 +90,57 @@ class Student(nn.Module):
     def __init__(self, model: nn.Module, tokenizer: Any, origin: Origin) -> None:
         super().__init__()
         self.model, self.tokenizer, self.origin = model, tokenizer, origin
-        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        preprocess = PreprocessCfg(**self.model.visual.preprocess_cfg)
         self._transform = image_transform_v2(preprocess, is_train=False)
         self.width: int = origin.model_cfg["embed_dim"]
+        # With LoRA: the model before it was wrapped, in a list so that it is no submodule.
+        self._plain_model: list[tuple[nn.Module, int]] = []
 
     def train(self, mode: bool = True) -> Student:
         """As any module's, except that BatchNorms stay in evaluation mode."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        _hold_statistics(self)
         return self
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Unit embeddings [B, D], float32, of transformed images [B, 3, S, S]."""
-        return _unit(self.model.encode_image(pixels, normalize=False))
+        with self._as_saved() as model:
+            return F.normalize(model.encode_image(pixels, normalize=False).float(), dim=-1)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
         """Unit embeddings [B, D], float32, of token ids [B, M]."""
-        return _unit(self.model.encode_text(tokens, normalize=False))
+        with self._as_saved() as model:
+            return F.normalize(model.encode_text(tokens, normalize=False).float(), dim=-1)
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[Any]:
+        """The model; without gradients in the very form in which `save` would write it.
+
+        matmul picks its kernel by `requires_grad` even where no gradient is asked for, so a frozen
+        model differs in the last bit from the fresh one that open_clip makes of the folder.
+        """
+        if torch.is_grad_enabled():
+            yield self.model
+            return
+        model = self._merged_model() if self._plain_model else self.model
+        frozen = [value for value in model.parameters() if not value.requires_grad]
+        for value in frozen:
+            value.requires_grad_(True)
+        try:
+            yield model
+        finally:
+            for value in frozen:
+                value.requires_grad_(False)
+
+    def _merged_model(self) -> nn.Module:
+        """The plain architecture with LoRA merged in, brought up to date when a weight moved."""
+        moves = sum(value._version for value in self.model.parameters())
+        plain, known = self._plain_model[0]
+        if moves != known:
+            plain.load_state_dict(_merged(self.model))
+            device = next(self.model.parameters()).device
+            self._plain_model[0] = (plain.to(device), moves)
+        return _hold_statistics(plain.train(self.training))
 
     def pooled_images(self, pixels: Tensor) -> Tensor:
         """The image tower's pooled output [B, P] before projection, not normalized.
@@ -174,8 +207,11 @@ class Student(nn.Module):
                 self.tokenizer.save_pretrained(stage)
 
 
-def _unit(emb: Tensor) -> Tensor:
-    return F.normalize(emb.float(), dim=-1)
+def _hold_statistics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
 
 
 def _merged(model: nn.Module) -> dict[str, Tensor]:
@@ -255,7 +291,9 @@ def _check_tag(model: str, tag: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tag:
         raise WeightsError(f"{model} needs weights; clip_pretrained is one of {', '.join(tags)}")
-    cfg = open_clip.get_pretrained_cfg(model, tag)
+    cfg, base = open_clip.get_pretrained_cfg(model, tag), model.removesuffix("-quickgelu")
+    if not cfg and tag in open_clip.list_pretrained_tags_by_model(base):
+        cfg = open_clip.get_pretrained_cfg(base, tag)
     if not cfg:
         if not Path(tag).is_file():
             raise WeightsError(f"unknown weights {tag!r} for {model}{_nearest(tag, tags)}")
@@ -264,7 +302,6 @@ def _check_tag(model: str, tag: str | None) -> None:
         return
     quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
     if bool(cfg.get("quick_gelu", False)) != quick:
-        base = model.removesuffix("-quickgelu")
         raise WeightsError(
             f"weights {tag!r} were trained with {'GELU' if quick else 'QuickGELU'} and {model} has "
             f"the other activation; use {base if quick else base + '-quickgelu'}"
@@ -313,7 +350,9 @@ def set_trainable(
         if name not in TRAINABLE:
             raise ValueError(f"unknown trainable {name!r}{_nearest(name, TRAINABLE)}")
     if "lora" in sets and not _has_lora(student.model):
+        plain = copy.deepcopy(student.model)
         _add_lora(student.model, seed)
+        student._plain_model = [(plain, -1)]
     student.requires_grad_(False)
     candidates = {n: p for n, p in student.model.named_parameters() if not _APART.match(_plain(n))}
     chosen: set[str] = set()

@@ -131,7 +131,7 @@ def test_words_outside_the_vocabulary_are_named(load):
     message = str(caught.value)
     assert message.startswith("caption 'a purple Dog left of a red dog' has words outside ")
     assert message.endswith("'s vocabulary: 'purple', 'Dog', 'dog'")
-    assert "students/vit" in message
+    assert "/vit's vocabulary" in message
 
 
 def test_a_word_after_the_cut_is_named_too(load):
@@ -239,7 +239,7 @@ def test_unknown_and_empty_sets_are_refused(load, folders):
         set_trainable(load(), "layernrom")
     one = load()
     one.model.visual.proj = one.model.text_projection = None
-    with pytest.raises(ValueError, match="'projection' matches no parameter of students/vit"):
+    with pytest.raises(ValueError, match=r"'projection' matches no parameter of .*/vit"):
         set_trainable(one, "projection")
 
 
@@ -268,7 +268,9 @@ def test_lora_starts_as_the_identity_and_is_drawn_from_its_seed(load):
     for one, seed in ((first, 1), (again, 1), (other, 2)):
         torch.manual_seed(99 + seed)  # the global generator must not matter
         set_trainable(one, "lora", seed=seed)
-    assert torch.equal(first.encode_images(pixels()), plain.encode_images(pixels()))
+    with torch.no_grad():
+        assert torch.equal(first.encode_images(pixels()), plain.encode_images(pixels()))
+    torch.testing.assert_close(first.encode_images(pixels()), plain.encode_images(pixels()))
     draws = [dict(set_trainable(one, "lora")) for one in (first, again, other)]
     name = "visual.transformer.resblocks.0.attn.lora_A.default.weight"
     assert torch.equal(draws[0][name], draws[1][name])
@@ -279,7 +281,10 @@ def test_lora_moves_attention_and_mlp_and_leaves_the_base_alone(load):
     one = load()
     chosen = set_trainable(one, "lora")
     optimizer_steps(one, chosen, 3)
-    assert not torch.equal(one.encode_images(pixels()), load().encode_images(pixels()))
+    live = one.eval().encode_images(pixels())
+    assert (live - load().encode_images(pixels())).abs().max() > 1e-3
+    with torch.no_grad():  # the merged copy follows the weights
+        torch.testing.assert_close(one.encode_images(pixels()), live)
     unmoved = [n for n, p in chosen if ".lora_B." in n and not p.any()]
     assert unmoved == []
 
@@ -289,37 +294,40 @@ def test_lora_moves_attention_and_mlp_and_leaves_the_base_alone(load):
 FRESH = """
 import sys, torch, open_clip
 from safetensors.torch import load_file, save_file
-source, given, out = f"local-dir:{sys.argv[1]}", load_file(sys.argv[2]), sys.argv[3]
-model, _ = open_clip.create_model_from_pretrained(source)
-model.eval()
-tokens = open_clip.get_tokenizer(source)(sys.argv[4:])
-with torch.no_grad():
-    image = model.encode_image(given["pixels"], normalize=True)
-    text = model.encode_text(tokens, normalize=True)
-save_file({"image": image, "text": text, "scores": image @ text.T}, out)
+folder, *captions = sys.argv[1:]
+pixels, found = load_file(folder + "/pixels.safetensors")["pixels"], {}
+for name in ("vit-layernorm", "vit-lora+layernorm", "resnet-all", "coca-lora"):
+    source = f"local-dir:{folder}/{name}"
+    model, _ = open_clip.create_model_from_pretrained(source)
+    model.eval()
+    tokens = open_clip.get_tokenizer(source)(captions)
+    with torch.no_grad():
+        image = model.encode_image(pixels, normalize=True)
+        text = model.encode_text(tokens, normalize=True)
+    found |= {f"{name}.image": image, f"{name}.text": text, f"{name}.scores": image @ text.T}
+save_file(found, folder + "/fresh.safetensors")
 assert "sdslib" not in sys.modules
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [("vit", "layernorm"), ("vit", "lora+layernorm"), ("resnet", "all"), ("coca", "lora")],
-)
-def test_saved_student_is_the_same_to_open_clip_alone(load, tmp_path, kind, names):
-    one = load(kind)
-    optimizer_steps(one, set_trainable(one, names))
-    one.save(tmp_path / "saved")
-    save_file({"pixels": pixels()}, tmp_path / "in.safetensors")
-    paths = [str(tmp_path / name) for name in ("saved", "in.safetensors", "out.safetensors")]
-    subprocess.run([sys.executable, "-c", FRESH, *paths, *CAPTIONS], check=True, cwd=tmp_path)
-    fresh = load_file(tmp_path / "out.safetensors")
-    one.eval()
-    with torch.no_grad():
-        image, text = one.encode_images(pixels()), one.encode_texts(one.tokenize(CAPTIONS))
-    assert torch.equal(fresh["image"], image)
-    assert torch.equal(fresh["text"], text)
-    assert torch.equal(fresh["scores"], image @ text.T)
+def test_saved_students_are_the_same_to_open_clip_alone_bit_for_bit(load, tmp_path):
+    expected = {}
+    for name in ("vit-layernorm", "vit-lora+layernorm", "resnet-all", "coca-lora"):
+        kind, names = name.split("-")
+        one = load(kind)
+        optimizer_steps(one, set_trainable(one, names))
+        one.save(tmp_path / name)
+        with torch.no_grad():
+            one.eval()
+            image, text = one.encode_images(pixels()), one.encode_texts(one.tokenize(CAPTIONS))
+        expected |= {f"{name}.image": image, f"{name}.text": text, f"{name}.scores": image @ text.T}
+    save_file({"pixels": pixels()}, tmp_path / "pixels.safetensors")
+    command = [sys.executable, "-c", FRESH, str(tmp_path), *CAPTIONS]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    fresh = load_file(tmp_path / "fresh.safetensors")
+    assert fresh.keys() == expected.keys()
+    assert [name for name in fresh if not torch.equal(fresh[name], expected[name])] == []
 
 
 def test_saving_leaves_the_student_as_it_was_and_can_be_repeated(load, tmp_path):
@@ -415,16 +423,16 @@ def test_unknown_names_come_with_the_nearest_ones():
         load_student("ViT-B32", "openai")
     with pytest.raises(WeightsError, match="unknown weights 'laion2b' for ViT-B-32; did you mean"):
         load_student("ViT-B-32", "laion2b")
-    with pytest.raises(WeightsError, match="folder 'no/such/folder' does not exist$"):
+    with pytest.raises(WeightsError, match=r"folder 'no/such/folder' does not exist$"):
         load_student("no/such/folder", None)
     with pytest.raises(WeightsError, match="needs weights; clip_pretrained is one of openai, "):
         load_student("ViT-B-32", None)
 
 
 def test_weights_of_the_other_activation_are_refused():
-    with pytest.raises(WeightsError, match="trained with QuickGELU .*; use ViT-B-32-quickgelu$"):
+    with pytest.raises(WeightsError, match=r"trained with QuickGELU .*; use ViT-B-32-quickgelu$"):
         load_student("ViT-B-32", "openai")
-    with pytest.raises(WeightsError, match="trained with GELU .*; use ViT-B-32$"):
+    with pytest.raises(WeightsError, match=r"trained with GELU .*; use ViT-B-32$"):
         load_student("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
 
 
