@@ -289,10 +289,12 @@ class MiniworldConfig(Config):
 class BaselineConfig(ModelsConfig):
     """`01_baseline`: where CLIP and the diffusion score stand."""
 
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "baseline")
+
     benchmark: Source = "all"
     batch_size: Count = 64
     teacher_items: Whole = 100
-    draws: Count = 64
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # antithetic pairs
     image_mode: Literal["crop", "squash", "pad"] = "crop"
 
 
@@ -320,14 +322,15 @@ class AblateTrainableConfig(SweepConfig):
     sets: str | None = None
 
 
-class FailuresConfig(Config):
-    """`05_winoground_failures`: from `runs` (folders, comma-separated) or bare `scores` (a CSV)."""
+class FailuresConfig(ModelsConfig):
+    """`05_winoground_failures`: from `runs` or bare `scores` (a CSV), each a list with commas."""
+
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "page", "atlas", "baseline")
 
     runs: str | None = None
     scores: str | None = None
-    benchmark: Source = "winoground"
-    eval_items: Count | None = None
     teacher_items: Whole = 100
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # antithetic pairs
 
 
 class DemoConfig(ModelsConfig):

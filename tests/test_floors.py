@@ -39,7 +39,7 @@ DOORS = {
     "scipy": {"metrics", "tables", "evaluate"},
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
-    "ipywidgets": {"demo"},
+    "ipywidgets": {"demo", "atlas"},
     "papermill": {"sweep"},
     "ray": {"sweep"},
     "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles"},

@@ -1,0 +1,76 @@
+"""Pieces of self-contained HTML: escaped text, pictures with alternative text, grids as heat maps.
+
+Nothing here refers to a resource outside the page, so it reads the same offline, through nbconvert,
+and in a screen reader.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL = 160  # pixels of the longer side
+_FULL = (0, 114, 178)  # Okabe and Ito's blue
+
+
+def text(value: object) -> str:
+    """The value as text of a page: nothing in it can be markup or end an attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
+    """An `<img>` that holds the picture itself, shrunk to `side` pixels, with its description.
+
+    Small pictures are kept exactly (PNG), larger ones as JPEG.
+    """
+    small = image.copy()
+    small.thumbnail((side, side))
+    data, kind = io.BytesIO(), "png" if max(image.size) <= side else "jpeg"
+    options = {"optimize": True} if kind == "png" else {"quality": 82}
+    small.convert("RGB").save(data, format=kind, **options)
+    coded = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/{kind};base64,{coded}" alt="{text(alt)}">'
+
+
+def number(value: float, sign: bool = False) -> str:
+    """A score or a lead in few characters; a lead that would round to zero keeps its power."""
+    mark = "+" if sign else ""
+    tiny = value != 0 and abs(value) < 5e-5
+    shown = f"{value:{mark}.1e}" if tiny else f"{value:{mark}.4f}"
+    return shown.replace("-", "\u2212")
+
+
+def shade(values: Sequence[float] | np.ndarray) -> list[tuple[str, str]]:
+    """Background and ink of each value, from white (the lowest) to blue (the highest)."""
+    array = np.asarray(values, dtype=float)
+    spread = array.max() - array.min()
+    depth = (array - array.min()) / spread * 0.85 if spread > 0 else np.zeros(len(array))
+    colors = [tuple(round(255 + (full - 255) * d) for full in _FULL) for d in depth]
+    return [(f"#{r:02x}{g:02x}{b:02x}", "#fff" if d > 0.6 else "#000")
+            for (r, g, b), d in zip(colors, depth, strict=True)]  # fmt: skip
+
+
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page around a body; `script` runs at its end."""
+    code = f"<script>{script}</script>" if script else ""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>'
+        f"<body>{body}{code}</body></html>\n"
+    )
+
+
+def is_live() -> bool:
+    """Whether a person's notebook front end runs this cell.
+
+    papermill and nbconvert run cells too, but forbid input; a widget they show would stay empty.
+    """
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
