@@ -175,7 +175,9 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _settle_arm(cls, values: Any) -> Any:
-        return _settle_arm(values) if isinstance(values, dict) and "arm" in values else values
+        if not isinstance(values, dict) or "arm" not in cls.model_fields:
+            return values
+        return _settle_arm({"arm": cls.model_fields["arm"].default} | values)
 
     @model_validator(mode="after")
     def _no_conflict(self) -> "Config":
@@ -325,7 +327,7 @@ class AblateTrainableConfig(SweepConfig):
 class FailuresConfig(ModelsConfig):
     """`05_winoground_failures`: from `runs` or bare `scores` (a CSV), each a list with commas."""
 
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "page", "atlas", "baseline")
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "page", "atlas", "casebook")
 
     runs: str | None = None
     scores: str | None = None

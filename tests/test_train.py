@@ -278,7 +278,7 @@ def test_learning_rate_warms_up_peaks_and_falls_to_zero():
     rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == 1.0 == max(rates)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 1e-3
 
 
