@@ -40,6 +40,8 @@ from sdslib.tables import (
 )
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sdslib.benchmarks import Benchmark, Item
     from sdslib.images import ImageRef
     from sdslib.student import Student
@@ -93,8 +95,8 @@ class ClipScorer:
 
     name = "clip"
 
-    def __init__(self, student: Student, batch_size: int, workers: int) -> None:
-        self.student, self.batch_size, self.workers = student, batch_size, workers
+    def __init__(self, student: Student, batch_size: int, workers: int, mode: str | None) -> None:
+        self.student, self.batch_size, self.workers, self.mode = student, batch_size, workers, mode
         self.counts = {"images": 0, "captions": 0}
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
@@ -117,11 +119,15 @@ class ClipScorer:
         row = {key: number for number, key in enumerate(distinct)}
         with ThreadPoolExecutor(self.workers) as pool, _scoring(self.student) as device:
             for batch in _chunks(list(distinct.values()), self.batch_size):
-                pixels = pool.map(lambda ref: self.student.transform(ref.load()), batch)
+                pixels = pool.map(self._pixels, batch)
                 emb = self.student.encode_images(torch.stack(list(pixels)).to(device))
                 found.append(emb.double().cpu().numpy())
         self.counts["images"] += len(distinct)
         return np.concatenate(found), np.array([row[ref.key] for ref in refs])
+
+    def _pixels(self, ref: ImageRef) -> Tensor:
+        image = ref.load()
+        return self.student.transform(image if self.mode is None else squared(image, self.mode))
 
     def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit embeddings [R, D] in float64 of the distinct token rows, and the row [N] of each.
@@ -141,12 +147,26 @@ class ClipScorer:
         return np.concatenate(found)[np.argsort(order)], row.reshape(-1)[place]
 
 
-def clip_scorer(student: Student, batch_size: int = 64, workers: int = 2) -> ClipScorer:
+def clip_scorer(
+    student: Student, batch_size: int = 64, workers: int = 2, mode: str | None = None
+) -> ClipScorer:
     """A scorer by cosine similarity that embeds each distinct image and caption once a benchmark.
 
-    `counts` says how many of each went through the towers.
+    `mode` crops, squashes or pads images to a square first (see `squared`); None leaves that to
+    the model's own preprocessing. `counts` says how many images and captions went through.
     """
-    return ClipScorer(student, batch_size, workers)
+    return ClipScorer(student, batch_size, workers, mode)
+
+
+def squared(image: Image, mode: str) -> Image:
+    """The image as a square: its center ("crop"), distorted ("squash") or on black ("pad")."""
+    if mode not in ("crop", "squash", "pad"):
+        raise TableError(f"mode must be 'crop', 'squash' or 'pad', not {mode!r}")
+    side = min(image.size) if mode == "crop" else max(image.size)
+    if mode == "squash":
+        return image.resize((side, side))
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 class LengthScorer:
@@ -260,10 +280,10 @@ class ErrorBank:
     """
 
     def __init__(
-        self, teacher: Teacher, draws: Draws, empty: bool, batch_size: int, transform: Callable
+        self, teacher: Teacher, draws: Draws, empty: bool, batch_size: int, mode: str
     ) -> None:
         self.teacher, self.draws, self.empty = teacher, draws, empty
-        self.batch_size, self.transform = batch_size, transform
+        self.batch_size, self.mode = batch_size, mode
         self.counts = {"images": 0, "captions": 0, "unet_evaluations": 0}
         self._latents: dict[str, Tensor] = {}
         self._texts: dict[str, Tensor] = {}
@@ -306,7 +326,7 @@ class ErrorBank:
         refs = {row.ref.key: row.ref for row in rows}
         new = [ref for key, ref in refs.items() if key not in self._latents]
         for batch in _chunks(new, self.batch_size):
-            pixels = torch.stack([self.transform(ref.load()) for ref in batch])
+            pixels = torch.stack([self.teacher.transform(ref.load(), self.mode) for ref in batch])
             with _scoring(self.teacher) as device:
                 latents = self.teacher.encode_images(pixels.to(device))
             self._latents |= {ref.key: z for ref, z in zip(batch, latents, strict=True)}
@@ -416,18 +436,17 @@ def diffusion_scorer(
     profile: pd.DataFrame | None = None,
     empty: bool = True,
     batch_size: int = 64,
-    transform: Callable | None = None,
+    mode: str = "crop",
 ) -> DiffusionScorer:
     """A scorer by the teacher's denoising error over draws shared by all cells of all items.
 
     Columns: `s_i_k`, minus the mean squared eps error over t uniform on 20...980 (give `Draws`
     for another range); with `empty`, `normalized.s_i_k`, the same less the error under the empty
     caption (Krojer et al. 2023, DiffusionITM); with a `profile` of `error_profile`, `relative.`
-    and `relative_normalized.`, each error divided by the profile's mean error at its t.
+    and `relative_normalized.`, each error divided by the profile's mean error at its t. `mode` is
+    the teacher's preprocessing: crop, squash or pad.
     """
-    bank = ErrorBank(
-        teacher, _as_draws(teacher, draws, seed), empty, batch_size, transform or teacher.transform
-    )
+    bank = ErrorBank(teacher, _as_draws(teacher, draws, seed), empty, batch_size, mode)
     return DiffusionScorer(bank, profile)
 
 
@@ -438,7 +457,7 @@ def sequential_diffusion_scorer(
     error_rate: float = 0.05,
     profile: pd.DataFrame | None = None,
     batch_size: int = 64,
-    transform: Callable | None = None,
+    mode: str = "crop",
 ) -> DiffusionScorer:
     """The same, which stops drawing for an image when its best caption is settled.
 
@@ -448,7 +467,7 @@ def sequential_diffusion_scorer(
     then rests on. The column `unet_evaluations` says what each item cost.
     """
     shared = _as_draws(teacher, draws, seed)
-    bank = ErrorBank(teacher, shared, False, batch_size, transform or teacher.transform)
+    bank = ErrorBank(teacher, shared, False, batch_size, mode)
     total = len(shared.t) // shared.group
     looks = [
         n for n in sorted({max(3, total * part // 16) for part in (2, 3, 4, 6, 8, 12)}) if n < total
@@ -642,7 +661,8 @@ def _row(item: Item, scored: Scored) -> dict:
 
 
 def _as_draws(teacher: Teacher, draws: int | Draws, seed: int) -> Draws:
-    return draws if isinstance(draws, Draws) else shared_draws(teacher.latent_shape, draws, seed)
+    shape: Any = teacher.latent_shape
+    return draws if isinstance(draws, Draws) else shared_draws(shape, draws, seed)
 
 
 def _chunks(values: Sequence | np.ndarray, size: int) -> Iterator:

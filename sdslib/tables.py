@@ -23,6 +23,7 @@ NOTES = (
     *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),
     *("rank", "n_true", "predicted", "margin"),
 )
+MACRO_TAGS = ("relation", "attributes", "subset")
 WINOGROUND_TAGS = ("collapsed_tag", "num_main_preds", "diwan_tags")
 _CELL = re.compile(r"^(?:(?P<rule>\w+)\.)?s_(?P<image>\d+)_(?P<caption>\d+)$")
 _AUTHORS_CELL = re.compile(r"^c(?P<caption>\d+)_i(?P<image>\d+)$")
@@ -125,12 +126,13 @@ def tabulate(
     convention: str = "strict",
     by: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Shares of right items: all, by every label of the tags, and macro averages over labels.
+    """Shares of right items: all, by every label of the tags, and ARO's macro averages.
 
     Columns tag, label, metric, n, accuracy, low, high (95%: Wilson; macro rows bootstrap), ties,
-    chance, partial. A tag `relation` adds the figures without ARO's symmetric relations, a tag
-    `attributes` the macro average over labels with enough items. An item with several labels,
-    joined by "|", counts in each. Without a benchmark the table is taken to be whole.
+    chance, partial. `MACRO_TAGS` add the average over their labels, `relation` also the figures
+    without ARO's symmetric relations, `attributes` the one over labels with enough items. An item
+    with several labels, joined by "|", counts in each. Without a benchmark the table is taken to
+    be whole.
     """
     tied, rows = ties_of(scores, rule), []
     for metric, correct in outcomes(scores, rule, convention).items():
@@ -153,7 +155,9 @@ def tabulate(
 def _averages(
     tag: str, metric: str, correct: np.ndarray, cells: pd.Series, tied: np.ndarray
 ) -> list[dict]:
-    """Macro rows of a tag, and micro without the symmetric relations."""
+    """Macro rows of a tag that has them, and micro without the symmetric relations."""
+    if tag not in MACRO_TAGS:
+        return []
     rules: dict[str, dict] = {"macro": {}}
     if tag == "relation":
         rules["macro, asymmetric"] = {"exclude": metrics.ARO_SYMMETRIC_RELATIONS}

@@ -10,12 +10,12 @@ import reference
 import tiny
 import torch
 from PIL import Image
-from sdslib.teacher import load_teacher
 
 from sdslib import evaluate, metrics, tables
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.images import ImageRef
 from sdslib.student import load_student
+from sdslib.teacher import load_teacher
 
 CAPTIONS = (
     "a red circle left of a blue square",
@@ -141,6 +141,30 @@ def test_batch_size_and_order_change_no_score(student):
 def test_caption_lengths_end_at_the_first_padding_token():
     tokens = np.array([[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3]])
     assert evaluate.caption_lengths(tokens).tolist() == [4, 5, 2, 1]
+
+
+def test_preprocessing_modes_keep_the_middle_the_whole_or_the_shape(student, teacher):
+    """A wide image, red left, green middle, blue right."""
+    wide = Image.new("RGB", (90, 30))
+    for n, color in enumerate(("red", "lime", "blue")):
+        wide.paste(color, (30 * n, 0, 30 * n + 30, 30))
+    crop, squash, pad = (evaluate.squared(wide, mode) for mode in ("crop", "squash", "pad"))
+    assert crop.getcolors() == [(900, (0, 255, 0))]
+    assert squash.size == pad.size == (90, 90)
+    assert squash.getpixel((2, 2)) == (255, 0, 0)
+    assert pad.getpixel((2, 2)) == (0, 0, 0)
+    assert pad.getpixel((87, 45)) == (0, 0, 255)
+    with pytest.raises(tables.TableError, match="mode must be"):
+        evaluate.squared(wide, "stretch")
+    for make in (
+        lambda mode: evaluate.clip_scorer(student, mode=mode),
+        lambda mode: evaluate.diffusion_scorer(teacher, 2, mode=mode),
+    ):
+        found = [
+            tables.grids_of(evaluate.score_grids(make(m), benchmark(grid_items(1))))
+            for m in ("crop", "squash", "pad")
+        ]
+        assert len({grid.tobytes() for grid in found}) == 3
 
 
 def widths_of(student, monkeypatch) -> list[int]:
