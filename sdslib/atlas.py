@@ -515,12 +515,3 @@ def _widgets(atlas: Atlas) -> dict[str, Any]:
 
 def _first(options: Sequence) -> str:
     return options[0][1] if isinstance(options[0], tuple) else options[0]
-
-
-def show(atlas: Atlas) -> Any:
-    """The live widget where somebody can use it, else the static page, for a saved notebook."""
-    if page.is_live():
-        return Browser(atlas).view
-    from IPython.display import HTML
-
-    return HTML(html(atlas))

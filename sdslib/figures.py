@@ -259,6 +259,35 @@ def scores_by_tag(
 
 
 @style()
+def scores_by_set(
+    table: pd.DataFrame, note: str = "", title: str = "Right items by set"
+) -> Picture:
+    """Shares with their intervals, one row a set; the gray mark of a row is its chance.
+
+    Columns set, metric, model, n, accuracy, low, high, chance.
+    """
+    sets = {("set", s): f"{s}\n({m})" for s, m in zip(table["set"], table["metric"], strict=True)}
+    kinds = looks(table["model"])
+    figure, axes = _canvas(title, note, FULL * 0.75, 0.75 + 0.36 * len(sets), 1, 1)
+    ax = axes[0, 0]
+    rows = table.assign(tag="set", label=table["set"])
+    for model, place, row in _dodged(rows, sets, kinds):
+        _interval(ax, row["accuracy"], row["low"], row["high"], place, kinds[model])
+    for place, (_, name) in enumerate(sets):
+        chance = table.loc[table["set"] == name, "chance"].iloc[0]
+        ax.plot([chance] * 2, [place - 0.42, place + 0.42], color="#888888", lw=2.5, zorder=0)
+        if place == 0:
+            ax.annotate("chance", (chance, place - 0.5), ha="center", va="bottom", fontsize=6.5,
+                        color="#444444", annotation_clip=False)  # fmt: skip
+    _share_axis(ax, sets)
+    ax.set_xlabel("right items (%)")
+    _legend(figure, kinds, "marker")
+    words = (f"{r.set}: {r.model} {r.accuracy:.1%}" for r in table.itertuples())
+    figure.alt = _alt(title, note, words)
+    return figure
+
+
+@style()
 def before_after(table: pd.DataFrame, note: str = "", title: str = "Change of score") -> Picture:
     """Paired differences with their intervals; the gray band is too small for this set to show.
 

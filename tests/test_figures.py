@@ -35,6 +35,11 @@ def shares():
     return table[~table["label"].str.startswith("macro")]
 
 
+def sets():
+    table = shares().query("label == 'all' and metric == 'text'")
+    return pd.concat([table.assign(set="winoground"), table.assign(set="aro-relation", chance=0.5)])
+
+
 def differences():
     return tables.compare(scores(), scores(2, 1.0))
 
@@ -101,6 +106,7 @@ def some_pictures(note=""):
 DRAWN = {
     "history": lambda note: figures.history(run_history(), note),
     "scores_by_tag": lambda note: figures.scores_by_tag(shares(), note),
+    "scores_by_set": lambda note: figures.scores_by_set(sets(), note),
     "before_after": lambda note: figures.before_after(differences(), note),
     "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
     "confusion": lambda note: figures.confusion(counts(), note),
@@ -149,6 +155,12 @@ def test_scores_stand_where_the_table_says_beside_its_chance():
         }
         assert part["chance"].iloc[0] in upright
         assert figures.HUMAN_WINOGROUND[metric] in upright
+
+
+def test_each_set_has_its_own_chance():
+    ax = figures.scores_by_set(sets()).axes[0]
+    upright = [line.get_xdata() for line in ax.lines if line.get_linewidth() == 2.5]
+    assert [x[0] for x in upright] == [0.25, 0.5]
 
 
 def test_a_set_without_human_scores_gets_no_human_line():

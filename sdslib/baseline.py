@@ -1,0 +1,268 @@
+"""Where student and teacher stand, untouched, on every benchmark at hand.
+
+Each set is scored once and kept in a run: `<set>.<model>` holds one row an item. The teacher scores
+a random part of a set, which is then labelled partial. A blind baseline that only measures the
+length of captions stands beside the sets whose false captions are written, not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sdslib import benchmarks, evaluate, failures, miniworld, tables
+from sdslib.benchmarks import Benchmark
+from sdslib.config import BaselineConfig, ModelsConfig, project_path
+from sdslib.experiment import pick_device
+from sdslib.runs import Run, open_run
+from sdslib.sources import DataError
+from sdslib.storage import file_sha256
+from sdslib.student import load_student
+from sdslib.teacher import Teacher, load_teacher
+
+STUDENT, TEACHER, BLIND = "student", "teacher", "shorter caption"
+MODELS = (STUDENT, TEACHER, BLIND)
+PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
+
+
+def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
+    """The benchmarks of `benchmark`, and a table (set, why) of those that are not here.
+
+    "all" is every set of the mini-world, or under another preset every benchmark by its usual name.
+    """
+    if config.preset == "mini" or config.benchmark.startswith("mini:"):
+        miniworld.ensure_world()
+    known = [f"mini:{name}" for name in benchmarks.MINI] if config.preset == "mini" else []
+    names = [config.benchmark] if config.benchmark != "all" else known or [*benchmarks.LOADERS]
+    found, absent = [], []
+    for name in names:
+        try:
+            found.append(benchmarks.load_benchmark(name).sample(config.eval_items, config.seed))
+        except DataError as reason:
+            absent.append({"set": name, "why": str(reason)})
+    if not found:
+        raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
+    return found, pd.DataFrame(absent, columns=["set", "why"])
+
+
+def contents(sets: Sequence[Benchmark]) -> pd.DataFrame:
+    """One row a set: its kind, how many of its items are here, and where they come from."""
+    rows = [
+        {"set": b.name, "kind": b.kind, "items": len(b.items), "of": b.total, "partial": b.partial,
+         "captions an item": len(b.items[0].captions)}
+        for b in sets
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = iter) -> Run:
+    """Score every benchmark at hand by student, teacher and blind baseline, or give back the run.
+
+    `progress` wraps the list of benchmarks to show how far it is.
+    """
+    sets, _ = at_hand(config)
+    prints = {b.name: b.fingerprint for b in sets} | weights_fingerprints(config)
+    run = open_run(config, prints, config.runs)
+    if run.finished:
+        return run
+    with run:
+        student = load_student(
+            config.clip_model, config.clip_pretrained, pick_device(config.device)
+        )
+        # "crop" is what CLIP's own preprocessing does
+        mode = None if config.image_mode == "crop" else config.image_mode
+        clip = evaluate.clip_scorer(student, config.batch_size, mode=mode)
+        judge = load_judge(config) if config.teacher_items else None
+        for benchmark in progress(sets):
+            run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
+            if judge is not None and benchmark.kind != "retrieval":
+                part = benchmark.sample(config.teacher_items, config.seed)
+                found = teacher_scores(*judge, part, config)
+                run.save_scores(f"{benchmark.name}.{TEACHER}", found)
+            if benchmark.kind == "choice":
+                blind = evaluate.score_grids(evaluate.LengthScorer(), benchmark)
+                run.save_scores(f"{benchmark.name}.{BLIND.replace(' ', '-')}", blind)
+        run.save_results(results(run, sets))
+        run.finish()
+    return run
+
+
+def weights_fingerprints(config: ModelsConfig) -> dict[str, str]:
+    """Hashes of local weights, so that a rebuilt model is not taken for the old one."""
+    found = {}
+    for name, source in (("student", config.clip_model), ("teacher", config.teacher)):
+        folder = project_path(source.removeprefix("local-dir:"))
+        if folder.is_dir():
+            hashes = [file_sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
+            found[name] = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    return found
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFrame:
+    """The student's score table of a set of any kind; `attrs` says what it cost."""
+    before, start = dict(scorer.counts), time.perf_counter()
+    if benchmark.kind == "classes":
+        table = evaluate.rank_classes(scorer, benchmark.items, benchmark.prompts)
+    elif benchmark.kind == "retrieval":
+        table = evaluate.rank_retrieval(scorer, benchmark.items)
+    else:
+        return evaluate.score_grids(scorer, benchmark)
+    seconds = time.perf_counter() - start
+    counts = {key: value - before[key] for key, value in scorer.counts.items()}
+    table.attrs = {"benchmark": benchmark.name, "scorer": scorer.name, "total": benchmark.total,
+                   "seconds": seconds, "counts": counts}  # fmt: skip
+    return table
+
+
+def load_judge(config: ModelsConfig) -> tuple[Teacher, pd.DataFrame | None]:
+    """The teacher and its mean error at each t in the mini-world.
+
+    The means come from validation items, by which nothing is scored; without them (a real set
+    has no such split here) the teacher's plain errors decide.
+    """
+    device = pick_device(config.device)
+    teacher = load_teacher(config.teacher, config.teacher_revision, device, config.precision)
+    if config.preset != "mini":
+        return teacher, None
+    known = benchmarks.mini("winoground", "val").sample(PROFILE_ITEMS, config.seed)
+    scorer = evaluate.diffusion_scorer(teacher, 32, config.seed, empty=False, batch_size=128)
+    return teacher, evaluate.error_profile(evaluate.error_table(scorer, known.items))
+
+
+def teacher_scores(
+    teacher: Teacher,
+    profile: pd.DataFrame | None,
+    benchmark: Benchmark,
+    config: ModelsConfig,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> pd.DataFrame:
+    """The teacher's score table; an item stops drawing once its decision is settled.
+
+    `progress(items, total)` wraps the iterator over items.
+    """
+    scorer = evaluate.sequential_diffusion_scorer(
+        teacher,
+        getattr(config, "draws", 64),
+        config.seed,
+        profile=profile,
+        batch_size=128,
+        mode=getattr(config, "image_mode", "crop"),
+    )
+    total = len(benchmark.items)
+    return evaluate.score_grids(scorer, benchmark, progress=lambda items: progress(items, total))
+
+
+def rule_of(table: pd.DataFrame) -> str:
+    """The rule that decides: the teacher's errors relative to their means where it has them."""
+    return "relative" if any(c.startswith("relative.") for c in table.columns) else ""
+
+
+# --- what the notebook shows ---------------------------------------------------------------------
+
+
+def scored(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
+    """(set, model) -> score table of everything the run keeps."""
+    pairs = (name.rpartition(".") for name in run.score_names())
+    found = {(s, m.replace("-", " ")): run.scores(f"{s}.{m}") for s, _, m in pairs}
+    return dict(sorted(found.items(), key=lambda pair: (pair[0][0], MODELS.index(pair[0][1]))))
+
+
+def results(run: Run, sets: Sequence[Benchmark]) -> pd.DataFrame:
+    """`tables.tabulate` of every set and model, with columns set and model in front."""
+    known, rows = {b.name: b for b in sets}, []
+    for (name, model), table in scored(run).items():
+        tags = [t for t in _told(table) if t in table]
+        found = tables.tabulate(known[name], table, rule=rule_of(table), by=tags)
+        rows.append(found.assign(set=name, model=model))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["set", "model", *(c for c in found if c not in ("set", "model"))]]
+
+
+def _told(table: pd.DataFrame) -> list[str]:
+    """The tags by which a set's authors tell its results."""
+    return [*tables.WINOGROUND_TAGS, "relation", "attributes", "subset", "way"]
+
+
+def overview(run: Run) -> pd.DataFrame:
+    """One row a set, model and metric: all items, and macro averages as the authors take them."""
+    table = run.results()
+    kept = table["label"].isin(["all", "macro, asymmetric", "macro, frequent"])
+    kept |= table["label"].eq("macro") & table["tag"].isin(["relation", "attributes", "subset"])
+    table = table[kept | table["tag"].eq("way") & ~table["label"].eq("macro")]
+    return table.drop(columns=["tag"]).rename(columns={"label": "over"}).reset_index(drop=True)
+
+
+def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
+    """The rows of one set (Winoground by default) for `figures.scores_by_tag`."""
+    table = run.results()
+    name = name or next(s for s in table["set"] if s.endswith("winoground"))
+    return table[(table["set"] == name) & ~table["label"].str.startswith(("macro", "micro"))]
+
+
+def by_set(run: Run) -> pd.DataFrame:
+    """All items of every set by its first metric, for `figures.scores_by_set`."""
+    table = run.results()
+    table = table[table["label"].eq("all")]
+    first = table.groupby("set", sort=False)["metric"].transform("first")
+    teacher = table["model"].eq(TEACHER) & table["metric"].eq("accuracy")
+    return table[table["metric"].eq(first) | teacher].reset_index(drop=True)
+
+
+def agreements(run: Run) -> dict[str, pd.DataFrame]:
+    """Set -> counts of items by whether student and teacher are right, on the teacher's items."""
+    return {name: failures.agreement(*both) for name, both in _paired(run)}
+
+
+def agreement_table(run: Run) -> pd.DataFrame:
+    """One row a set: shares of items that both, one or none gets right, and Cohen's kappa."""
+    rows = []
+    for name, counts in agreements(run).items():
+        n, c = int(counts.to_numpy().sum()), counts / counts.to_numpy().sum()
+        rows.append({
+            "set": name, "n": n, "both right": c.iloc[0, 0], "student alone": c.iloc[0, 1],
+            "teacher alone": c.iloc[1, 0], "none": c.iloc[1, 1], "kappa": failures.kappa(counts),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _paired(run: Run) -> Iterator[tuple[str, tuple]]:
+    """(set, (student right [N], teacher right [N])) on the items that both scored."""
+    found = scored(run)
+    for (name, model), table in found.items():
+        if model == TEACHER:
+            student = found[name, STUDENT].set_index("id").loc[table["id"]].reset_index()
+            yield name, (first_metric(student), first_metric(table, rule_of(table)))
+
+
+def first_metric(table: pd.DataFrame, rule: str = "") -> pd.Series:
+    """Right or wrong by a set's first metric: text, accuracy or top1."""
+    return next(iter(tables.outcomes(table, rule).values()))
+
+
+def costs(run: Run) -> pd.DataFrame:
+    """What each score table cost: forward passes of each kind, UNet evaluations and ms an item."""
+    rows = []
+    for (name, model), table in scored(run).items():
+        if model == BLIND:
+            continue
+        counts, n = table.attrs["counts"], len(table)
+        rows.append({
+            "set": name, "model": model, "items": n, "images": counts["images"],
+            "captions": counts["captions"],
+            "UNet evaluations": counts.get("unet_evaluations", 0),
+            "UNet an item": counts.get("unet_evaluations", 0) / n,
+            "ms an item": 1000 * table.attrs["seconds"] / n,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def note(config: ModelsConfig) -> str:
+    """What a figure of these numbers has to say about where they come from."""
+    return "mini-world" if config.preset == "mini" else Path(config.clip_model).name

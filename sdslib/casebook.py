@@ -1,0 +1,241 @@
+"""The study of failures: from score files, runs or the untouched student to an atlas and figures.
+
+What it computes (scores of the untouched student, the teacher's verdict) is kept in a run, whose
+folder `atlas` holds the page and the figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from sdslib import baseline, failures, figures, miniworld, page
+from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
+from sdslib.benchmarks import Benchmark, load_benchmark
+from sdslib.config import FailuresConfig, project_path
+from sdslib.evaluate import clip_scorer, score_grids
+from sdslib.experiment import pick_device
+from sdslib.runs import Run, find_run, list_runs, open_run
+from sdslib.sources import DataError
+from sdslib.student import load_student
+from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
+
+Follow = Callable[[Iterable, int], Iterable]
+UNTOUCHED, CONTROL, TEACHER = "untouched", "L_CLIP only", "teacher"
+
+
+@dataclass(frozen=True)
+class Study:
+    """An atlas and the run that keeps what it took to make it."""
+
+    atlas: Atlas
+    run: Run
+
+
+def collect(config: FailuresConfig, progress: Follow = lambda items, total: items) -> Study:
+    """The atlas that the parameters ask for: of score files, of runs, or of the untouched student.
+
+    Without `scores` and `runs` it takes the newest finished run of the benchmark and its
+    L_CLIP-only control. The teacher's verdict is added on `teacher_items` items where there are
+    images. What is computed here is kept in the run.
+    """
+    benchmark, absent = _benchmark(config)
+    found = _given(config) if config.scores else _of_runs(config)
+    if config.scores and not (benchmark and _is_of(found, benchmark)):
+        benchmark, absent = None, absent or HOW_TO_GET
+    prints = {"scores": _digest(found)} | baseline.weights_fingerprints(config)
+    prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
+    run = open_run(config, prints, "reports/runs")
+    with run if not run.finished else nullcontext():
+        if not found and benchmark is not None:
+            found = {UNTOUCHED: _kept(run, UNTOUCHED, lambda: _untouched(config, benchmark))}
+        found = {name: table.head(config.eval_items or len(table)) for name, table in found.items()}
+        if benchmark is not None and config.teacher_items:
+            verdict = _kept(run, TEACHER, lambda: _verdict(config, benchmark, found, progress))
+            found[TEACHER] = verdict
+    rules = {name: baseline.rule_of(table) for name, table in found.items()}
+    return Study(build(found, benchmark, rules, note=_note(config, found), absent=absent), run)
+
+
+def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
+    """The set with its images, or why it is not here; without `scores` it has to be."""
+    try:
+        if config.benchmark.startswith("mini:") and not config.scores:
+            miniworld.ensure_world()
+        return load_benchmark(config.benchmark), ""
+    except DataError as reason:
+        if not config.scores:
+            raise
+        return None, f"{page.text(reason)}. {HOW_TO_GET}"
+
+
+def _given(config: FailuresConfig) -> dict[str, pd.DataFrame]:
+    """The tables of the score files, by the files' names."""
+    paths = [project_path(name.strip()) for name in str(config.scores).split(",")]
+    return {path.stem: read_scores(path) for path in paths}
+
+
+def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
+    """Whether the score file is of this benchmark: its ids are there and carry the same tags.
+
+    Ids alone prove nothing, since every set counts from 0.
+    """
+    table, items = next(iter(found.values())), {str(i.id): i for i in benchmark.items}
+    rows = table.to_dict("records")
+    if not all(str(row["id"]) in items for row in rows):
+        return False
+    tags = {str(row["id"]): items[str(row["id"])].tags for row in rows}
+    shared = set(tags_of(table)) & {tag for found in tags.values() for tag in found}
+    return bool(shared) and all(
+        str(row[tag]) == tags[str(row["id"])].get(tag, "") for row in rows for tag in shared
+    )
+
+
+def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
+    """Score tables of the runs named, or of the newest finished ones; the untouched first."""
+    named = [find_run(name.strip()) for name in (config.runs or "").split(",") if name.strip()]
+    chosen = named or _newest(config)
+    found: dict[str, pd.DataFrame] = {}
+    for run in chosen:
+        params, name = run.params, run.params["benchmark"].replace(":", "-")
+        found.setdefault(UNTOUCHED, run.scores(f"{UNTOUCHED}-{name}"))
+        arm = CONTROL if params["arm"] == "clip-only" else params["arm"]
+        found[arm if arm not in found else f"{arm} {run.id}"] = run.scores(name)
+    return found
+
+
+def _newest(config: FailuresConfig) -> list[Run]:
+    """The newest finished fine-tuning of this benchmark and student, its control before it."""
+    table = list_runs()
+    finished = table[table["state"].eq("finished") & table["arm"].notna()]
+    runs = [find_run(name) for name in finished.sort_values("updated")["run"][::-1]]
+    same = ("benchmark", "clip_model")
+    runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
+    if not runs:
+        return []
+    shared = ("seed", "trainable", "steps", "epochs", "batch_size", "lr", "train_pairs")
+    control = [
+        r
+        for r in runs
+        if r.params["arm"] == "clip-only" and r.params["arm"] != runs[0].params["arm"]
+        if all(r.params[k] == runs[0].params[k] for k in shared)
+    ]
+    return [*control[:1], runs[0]]
+
+
+def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The score table that the run keeps under a name, made first if it is not there yet."""
+    if name not in run.score_names():
+        run.save_scores(name, make())
+    return run.scores(name)
+
+
+def _untouched(config: FailuresConfig, benchmark: Benchmark) -> pd.DataFrame:
+    device = pick_device(config.device)
+    student = load_student(config.clip_model, config.clip_pretrained, device)
+    return score_grids(clip_scorer(student), benchmark, config.eval_items)
+
+
+def _verdict(
+    config: FailuresConfig, benchmark: Benchmark, found: Mapping, progress: Follow
+) -> pd.DataFrame:
+    """The teacher's scores of items drawn at random among those of the atlas."""
+    known = set(next(iter(found.values()))["id"].astype(str))
+    items = tuple(item for item in benchmark.items if str(item.id) in known)
+    part = replace(benchmark, items=items).sample(config.teacher_items, config.seed)
+    return baseline.teacher_scores(*baseline.load_judge(config), part, config, progress)
+
+
+def _digest(found: Mapping[str, pd.DataFrame]) -> str:
+    text = "".join(f"{name}\n{table.to_csv(index=False)}" for name, table in found.items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _note(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> str:
+    mini = config.benchmark.startswith("mini:") and not config.scores
+    count = f"{len(next(iter(found.values())))} items"
+    return f"mini-world, {count}" if mini else count
+
+
+def scores(study: Study) -> pd.DataFrame:
+    """`tables.tabulate` of every model by the tags that have few labels, with a column `model`."""
+    atlas, rows = study.atlas, []
+    for name, table in atlas.tables.items():
+        by = [tag for tag in WINOGROUND_TAGS if tag in table and table[tag].nunique() > 1]
+        found = tabulate(None, table, rule=atlas.rules.get(name, ""), by=by)
+        rows.append(found[~found["label"].str.startswith("macro")].assign(model=name))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["model", *(c for c in found if c not in ("model", "partial"))]]
+
+
+def draw(study: Study) -> dict[str, Any]:
+    """The figures of the atlas by name; a sentence where one would need a second model."""
+    atlas, note = study.atlas, study.atlas.note
+    students = [name for name in atlas.tables if name != TEACHER]
+    last, parts = students[-1], atlas.parts
+    by = [t for t in WINOGROUND_TAGS if t in atlas.first and atlas.first[t].nunique() > 1]
+    shares = failures.mode_shares(atlas.tables[last], parts[last], by)
+    alone = "One model only: give two score files, or runs, to see what changes between them."
+    drawn = {
+        "scores": figures.scores_by_tag(scores(study), note),
+        "modes": figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
+        "choices": figures.confusion(
+            failures.choice_counts(parts[last]), note, f"Text against image, {last}"
+        ),
+        "calibration": figures.calibration(_calibration(atlas), note),
+        "margins": alone,
+        "flips": alone,
+        "agreement": "No teacher's verdict: it needs images, and teacher_items above 0.",
+    }
+    if len(students) > 1:
+        pairs = failures.margin_pairs(parts[students[0]], parts[last])
+        drawn["margins"] = figures.margins(pairs, note, (students[0], last), "Text margins")
+        drawn["flips"] = figures.flips(failures.flows({s: parts[s] for s in students}), note)
+    if TEACHER in atlas.tables:
+        drawn["agreement"] = figures.agreement(_agreements(atlas, students), note)
+    return drawn
+
+
+def _calibration(atlas: Atlas) -> pd.DataFrame:
+    rows = [
+        failures.calibration({name: table}, atlas.rules.get(name, ""))
+        for name, table in atlas.tables.items()
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _agreements(atlas: Atlas, students: Sequence[str]) -> dict[str, pd.DataFrame]:
+    teacher = atlas.parts[TEACHER].set_index("id")["text"]
+    found = {}
+    for name in students:
+        student = atlas.parts[name].set_index("id").loc[teacher.index, "text"]
+        found[name] = failures.agreement(student, teacher, (name, TEACHER))
+    return found
+
+
+def save(study: Study, drawn: Mapping[str, Any]) -> str:
+    """Write the page and the figures into the run's folder `atlas`; says where the page is."""
+    run = study.run
+    if not run.finished:
+        with run, run.staged("atlas") as folder:
+            (folder / "atlas.html").write_text(document(study.atlas), "utf-8")
+            for name, figure in drawn.items():
+                if not isinstance(figure, str):
+                    figures.save(figure, folder, name)
+        run.save_results(scores(study))
+        run.finish()
+    return f"{run.shown_path}/atlas/atlas.html"
+
+
+def show(study: Study) -> Any:
+    """The live widget where somebody can use it, else the static page, for a saved notebook."""
+    if page.is_live():
+        return Browser(study.atlas).view
+    from IPython.display import HTML
+
+    return HTML(html(study.atlas))
