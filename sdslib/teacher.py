@@ -1,0 +1,368 @@
+"""A frozen Stable Diffusion behind `embed_texts`, `encode_images` and `predict_noise`.
+
+B pairs, C,H,W latent, L tokens, E text width, T timesteps, S pixels a side.
+The only door to diffusers and transformers, besides the making of the mini-world's models.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from PIL import Image
+from torch import Tensor, nn
+
+from sdslib import checks
+from sdslib.checks import WeightsError, shown
+from sdslib.config import derive_seed, project_path
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+CONFIGS = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+CACHE_BYTES = 2**29  # of caption embeddings: 2,000 captions of Stable Diffusion 1
+
+
+class Teacher(nn.Module):
+    """A Stable Diffusion that stays frozen and in evaluation mode whatever its parent does.
+
+    The UNet computes in `precision`; VAE, text encoder, schedule and everything that goes in or
+    comes out are float32.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    alpha_bar: Tensor
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Mapping[str, Any],
+        name: str = "teacher",
+    ) -> None:
+        super().__init__()
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.tokenizer, self.scheduler, self.name = tokenizer, dict(scheduler), name
+        self.register_buffer("alpha_bar", alpha_bar(scheduler).float(), persistent=False)
+        self.is_velocity = _is_velocity(scheduler)
+        size = unet.config.sample_size
+        self.latent_shape = (unet.config.in_channels, *_pair(size))
+        self.image_size = _pair(size)[0] * 2 ** (len(vae.config.block_out_channels) - 1)
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self.requires_grad_(False).train()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Always evaluation mode: a teacher does not learn."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return next(self.unet.parameters()).device
+
+    def transform(self, image: Image.Image, mode: str = "crop") -> Tensor:
+        """Pixels [3, S, S] in [-1, 1] at the teacher's size S.
+
+        "crop" takes the central square after a resize of the shorter side, "squash" distorts,
+        "pad" fits the longer side and fills with black.
+        """
+        size, image = self.image_size, image.convert("RGB")
+        if mode == "squash":
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        elif mode in ("crop", "pad"):
+            side = min(image.size) if mode == "crop" else max(image.size)
+            width, height = (max(1, round(length * size / side)) for length in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            left, top = (width - size) // 2, (height - size) // 2
+            image = image.crop((left, top, left + size, top + size))
+        else:
+            raise ValueError(f"mode must be 'crop', 'squash' or 'pad', got {mode!r}")
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.float() / 127.5 - 1
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """The VAE's mean latents, scaled: pixels [B, 3, S, S] in [-1, 1] -> [B, C, H, W].
+
+        The mean, not a sample of the posterior: the same image always has the same latent.
+        """
+        with self._own_precision():
+            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
+        return mean.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """The text encoder's last hidden states [B, L, E], each caption computed once.
+
+        VocabularyError names words outside a closed vocabulary. Longer captions are cut at L
+        tokens, as Stable Diffusion does.
+        """
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._texts]
+        if new:
+            checks.check_words(self.tokenizer, new, self.name)
+            self._texts.update(zip(new, self._encode_texts(new), strict=True))
+        for caption in captions:
+            self._texts.move_to_end(caption)
+        found = torch.stack([self._texts[caption] for caption in captions]).to(self.device)
+        while len(self._texts) * found[0].nbytes > CACHE_BYTES:
+            self._texts.popitem(last=False)
+        return found
+
+    def _encode_texts(self, captions: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            captions,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.device)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask if masked else None
+        with self._own_precision():
+            out = self.text_encoder(tokens.input_ids, attention_mask=mask)
+        return out.last_hidden_state.float()
+
+    def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """eps_hat [B, C, H, W] for noisy latents [B, C, H, W], t [B] int64, text [B, L, E].
+
+        The gradient passes through the UNet to `z_t`. A v-prediction UNet's output is turned into
+        noise: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) z_t (Salimans & Ho 2022, section 4).
+        float32 in and out; float64 stays float64 for a teacher made double.
+        """
+        if z_t.shape[1:] != self.latent_shape or len(t) != len(z_t) or len(text) != len(z_t):
+            raise ValueError(
+                f"z_t {tuple(z_t.shape)}, t {tuple(t.shape)} and text {tuple(text.shape)} do not "
+                f"fit each other and latents of {self.latent_shape}"
+            )
+        dtype = self.unet.dtype
+        with self._own_precision():
+            out = self.unet(z_t.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample
+        out = out.to(z_t.dtype)
+        if not self.is_velocity:
+            return out
+        signal = self.alpha_bar[t].to(z_t.dtype).view(-1, 1, 1, 1)
+        return signal.sqrt() * out + (1 - signal).sqrt() * z_t
+
+    def predict_latent(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """z_0 = (z_t - sqrt(1 - alpha_bar) eps_hat) / sqrt(alpha_bar): what the UNet sees in z_t.
+
+        Shapes as `predict_noise` (DDIM, Song et al. 2021, equation 9).
+        """
+        signal = self.alpha_bar[t].to(z_t.dtype).view(-1, 1, 1, 1)
+        return (z_t - (1 - signal).sqrt() * self.predict_noise(z_t, t, text)) / signal.sqrt()
+
+    def sample(
+        self, captions: Sequence[str], steps: int = 50, guidance: float = 7.5, seed: int = 0
+    ) -> list[Image.Image]:
+        """Pictures of the captions by deterministic DDIM with classifier-free guidance.
+
+        Each picture's noise derives from (seed, its place), so that it does not depend on the
+        others. Runs through diffusers' own StableDiffusionPipeline.
+        """
+        checks.check_words(self.tokenizer, captions, self.name)
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=diffusers.DDIMScheduler.from_config(self.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [
+            torch.Generator().manual_seed(derive_seed(seed, "sample", i))
+            for i in range(len(captions))
+        ]
+        half = self.unet.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.device.type, self.unet.dtype if half else None, enabled=half):
+            return pipeline(
+                list(captions),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+            ).images
+
+    def _own_precision(self) -> torch.autocast:
+        """A surrounding autocast must not decide how the teacher computes."""
+        return torch.autocast(self.device.type, enabled=False)
+
+
+# --- the schedule --------------------------------------------------------------------------------
+
+
+def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    """The share of signal at each timestep, float64 [T], from a scheduler's config.
+
+    alpha_bar_t = prod_{s <= t} (1 - beta_s) (DDPM, Ho et al. 2020, equation 4). In float32 the
+    product's error reaches 1e-4 of 1 - alpha_bar at small t.
+    """
+    count, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule")
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise WeightsError("scheduler with rescale_betas_zero_snr: at t = T - 1 there is no signal")
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.tensor(scheduler["trained_betas"], dtype=torch.float64)
+    elif kind in ("linear", None):  # diffusers' own default
+        betas = torch.linspace(start, end, count, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    else:
+        raise WeightsError(f"unknown beta_schedule {kind!r}; known are linear and scaled_linear")
+    return (1 - betas).cumprod(0)
+
+
+def _is_velocity(scheduler: Mapping[str, Any]) -> bool:
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise WeightsError(f"prediction_type {kind!r}; known are epsilon and v_prediction")
+    return kind == "v_prediction"
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def load_teacher(
+    source: str,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    random_weights_seed: int | None = None,
+    checkpointing: bool = False,
+) -> Teacher:
+    """Load a Stable Diffusion 1 or 2 pipeline from a folder, or from the Hub by id and revision.
+
+    `precision` is the UNet's: fp32, bf16 or fp16. `random_weights_seed` draws the UNet's weights
+    anew (the control without knowledge): the same architecture, schedule, VAE and text encoder.
+    `checkpointing` recomputes the UNet's activations in the backward pass. WeightsError (what,
+    where, what to do) for a folder that is not complete, not safetensors, or does not fit itself.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
+    folder = _folder(source, revision)
+    configs = check_folder(folder)
+    unet = _load(diffusers.UNet2DConditionModel, folder, "unet")
+    if random_weights_seed is not None:
+        unet = _drawn_anew(unet, random_weights_seed)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    teacher = Teacher(
+        nn.Module.to(unet, PRECISIONS[precision]),  # diffusers' own `to` warns of nothing
+        _load(diffusers.AutoencoderKL, folder, "vae"),
+        _load(transformers.CLIPTextModel, folder, "text_encoder"),
+        transformers.AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        configs["scheduler/scheduler_config.json"],
+        shown(source),
+    )
+    return teacher.to(device)
+
+
+def latent_shape(source: str, revision: str | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of a teacher's latents, from its UNet's config alone."""
+    folder = project_path(source)
+    if not folder.is_dir():
+        folder = _download(source, revision, ["unet/config.json"])
+    config = checks.read_config(folder / "unet" / "config.json")
+    return (config["in_channels"], *_pair(config["sample_size"]))
+
+
+def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The folder's configs by file name, once they fit each other and all weights are whole."""
+    configs = {name: checks.read_config(folder / name) for name in CONFIGS}
+    index, unet, vae, text, scheduler, _ = configs.values()
+    where = shown(folder)
+    if not str(index.get("_class_name", "")).startswith("StableDiffusionPipeline"):
+        raise WeightsError(
+            f"{where} is a {index.get('_class_name')}; a teacher is a StableDiffusionPipeline"
+        )
+    width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
+    if width != text_width:
+        raise WeightsError(
+            f"{where}: the UNet attends to text of width {width}, the text encoder gives "
+            f"{text_width}; they belong to different models"
+        )
+    if unet.get("in_channels") != vae.get("latent_channels"):
+        raise WeightsError(
+            f"{where}: the UNet takes {unet.get('in_channels')} channels, the VAE gives "
+            f"{vae.get('latent_channels')}; inpainting and upscaling models are no teachers"
+        )
+    _is_velocity(scheduler)
+    alpha_bar(scheduler)
+    for part, name in WEIGHTS.items():
+        checks.find_weights(folder / part, (name,))
+    return configs
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    folder = project_path(source)
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or folder.parent.is_dir():
+        raise WeightsError(f"teacher folder {source!r} does not exist")
+    weights = [f"{part}/{name}" for part, name in WEIGHTS.items()]
+    return _download(source, revision, [*CONFIGS, "tokenizer/*", *weights])
+
+
+def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
+    """A snapshot of the named files only: no pickles, no second copy in another precision."""
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        at = f" at revision {revision!r}" if revision else ""
+        raise WeightsError(
+            f"teacher {source!r}{at} is not in the local cache and could not be downloaded "
+            f"({type(error).__name__}); load it once where there is a network, or give a folder"
+        ) from error
+
+
+def _load(kind: Any, folder: Path, part: str) -> Any:
+    """One part in float32, every weight present and finite."""
+    where = f"{shown(folder)}/{part}"
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    try:
+        module, info = kind.from_pretrained(
+            folder / part,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise WeightsError(f"{where}: {' '.join(str(error).split())[:400]}") from error
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith("position_ids")]
+    checks.check_loaded(sorted(info["missing_keys"]), sorted(unexpected), where)
+    checks.check_finite(module.state_dict().items(), where)
+    return module
+
+
+def _drawn_anew(unet: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(unet).from_config(unet.config)
