@@ -32,7 +32,7 @@ DOORS = {
     "transformers": {"teacher", "minimodels", "miniworld"},
     "tokenizers": {"miniworld"},
     "datasets": {"sources"},
-    "huggingface_hub": {"sources"},
+    "huggingface_hub": {"sources", "teacher"},
     "httpx2": {"sources"},
     "accelerate": {"train"},
     "statsmodels": {"metrics", "failures"},
