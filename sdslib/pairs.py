@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ijson  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
@@ -36,6 +36,7 @@ from sdslib.sources import (
     caption_at,
     cell_bytes,
     check_row,
+    coco_id,
     hub_dataset,
     image_columns,
     undecoded,
@@ -44,6 +45,7 @@ from sdslib.sources import (
 Transform = Callable[[Image.Image], torch.Tensor]
 Row = dict[str, Any]
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "raw", "en", "sentence")
+BLANK = b"\xef\xbb\xbf \r\n\t"
 ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid", "id", "__key__")
 
 
@@ -107,10 +109,10 @@ def load_pairs(source: str, limit: int | None = None) -> Pairs:
     """Open a set of image-caption pairs.
 
     `source` is `mini` or `mini:val`; a COCO folder (`annotations/captions_*.json` beside the image
-    folders); `captions.json::image_folder`; WebDataset shards (`shards/{000..099}.tar`, a pattern
-    with `*`, a folder of them, or http addresses); or a Hub id, `owner/name` or `owner/name:split`.
-    `limit` takes a random subset, the same every time, the smaller inside the larger. Raises
-    `DataError`.
+    folders); `captions.json::image_folder`, of COCO or a Karpathy split; WebDataset shards
+    (`shards/{000..099}.tar`, a pattern with `*`, a folder of them, or http addresses); or a Hub id,
+    `owner/name` or `owner/name:split`. `limit` takes a random subset, the same every time, the
+    smaller inside the larger. Raises `DataError`.
     """
     pairs = _open(source)
     if limit is None:
@@ -127,8 +129,8 @@ def _open(source: str) -> Pairs:
     if source == "mini" or source.startswith("mini:"):
         return _mini_pairs(source.partition(":")[2] or "train")
     if "::" in source:
-        annotations, _, images = source.partition("::")
-        return coco_pairs(project_path(annotations), project_path(images))
+        annotations, images = (project_path(part) for part in source.split("::", 1))
+        return (karpathy_pairs if _is_list(annotations) else coco_pairs)(annotations, images)
     if source.endswith(".tar"):
         return Pairs(index_shards(source), read_sample, source)
     folder = project_path(source)
@@ -142,6 +144,13 @@ def _open(source: str) -> Pairs:
         f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "
         "captions.json::image_folder, shards/*.tar or owner/name"
     )
+
+
+def _is_list(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip(BLANK).startswith(b"[")
 
 
 def _mini_pairs(split: str) -> Pairs:
@@ -161,6 +170,13 @@ class CocoImage(BaseModel):
 
     id: int
     file_name: str
+
+
+class KarpathyRow(BaseModel):
+    """One row of coco_karpathy_*.json or flickr30k_*.json: all captions of an image, or one."""
+
+    image: str
+    caption: Annotated[list[Caption], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 class CocoAnnotation(BaseModel):
@@ -187,11 +203,34 @@ def coco_pairs(annotations: Path, images: Path) -> Pairs:
             f"{annotations.name}: {len(names) - len(has)} images have no caption; left out",
             stacklevel=2,
         )
-    ids, files, root = list(names), list(names.values()), Root(images)
-    sizes = (root.path(files[i], f"{annotations.name}, image {ids[i]}").stat().st_size for i in has)
+    ids, files = list(names), list(names.values())
+    return _file_pairs(annotations, images, ((str(ids[i]), files[i]) for i in has), lists)
+
+
+def karpathy_pairs(annotations: Path, images: Path) -> Pairs:
+    """Pairs of a Karpathy split file, as retrieval takes them; rows of one image are joined.
+
+    `images` is the folder that the file's paths start from. The id is COCO's where the name tells.
+    """
+    row_of: dict[str, int] = {}
+    rows, texts = array("q"), list[str]()
+    for _, entry in _stream(annotations, "", KarpathyRow):
+        row = row_of.setdefault(entry.image, len(row_of))
+        rows.extend([row] * len(entry.caption))
+        texts.extend(entry.caption)
+    _, lists = _grouped(np.frombuffer(rows, np.int64), pa.chunked_array([texts], pa.string()))
+    return _file_pairs(annotations, images, ((coco_id(n) or n, n) for n in row_of), lists)
+
+
+def _file_pairs(
+    annotations: Path, images: Path, named: Iterator[tuple[str, str]], lists: pa.ListArray
+) -> Pairs:
+    root, found, sizes = Root(images), list(named), array("q")
+    for own, name in found:
+        sizes.append(root.path(name, f"{annotations.name}, image {own}").stat().st_size)
     columns = {
-        "id": pa.array((str(ids[i]) for i in has), pa.string()),
-        "name": pa.array((files[i] for i in has), pa.string()),
+        "id": pa.array((own for own, _ in found), pa.string()),
+        "name": pa.array((name for _, name in found), pa.string()),
         "captions": lists,
         "size": pa.array(sizes, pa.int64()),
     }
@@ -230,14 +269,15 @@ def _coco_folder(folder: Path) -> Pairs:
 
 
 def _stream(path: Path, key: str, model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """The entries of one top-level list, each with its place, without the whole file in memory."""
-    index = -1
+    """The entries of one top-level list, or of the list that the file is (`key` ""), each with its
+    place, without the whole file in memory."""
+    index, prefix = -1, f"{key}.item" if key else "item"
     try:
         with path.open("rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
-            for index, entry in enumerate(ijson.items(file, f"{key}.item", use_float=True)):
-                where = f"{path.name}.{key}[{index}]"
+            for index, entry in enumerate(ijson.items(file, prefix, use_float=True)):
+                where = f"{path.name}.{key}[{index}]" if key else f"{path.name}[{index}]"
                 yield where, check_row(entry, model, where)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None

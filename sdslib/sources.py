@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CAPTION_LIMIT = 10_000
+COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
 DRIVE = re.compile("^[A-Za-z]:")
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 HUB_TIMEOUT_S = 5.0
@@ -256,6 +257,12 @@ def _kind(value: Any) -> str:
         return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     kinds: dict[type, str] = {dict: "an object", list: "a list"}
     return kinds.get(type(value), type(value).__name__)
+
+
+def coco_id(name: str) -> str | None:
+    """The COCO image id that a file name tells: `val2014/COCO_val2014_000000391895.jpg`."""
+    found = COCO_NAME.search(name)
+    return str(int(found[1])) if found else None
 
 
 def unique_ids(ids: Iterable[Any], name: str) -> None:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -201,6 +203,20 @@ def test_an_absent_mini_world_says_how_to_draw_it(monkeypatch, tmp_path):
     assert len(load_pairs("mini:val")) == 10
 
 
+def test_a_karpathy_split_is_told_by_its_list_and_joins_the_rows_of_an_image(coco, tmp_path):
+    rows = [{"image": f"train2017/{i:012d}.png", "caption": [f"a {i}", f"b {i}"]} for i in (3, 1)]
+    rows.append({"image": rows[0]["image"], "caption": "c 3", "image_id": "coco_3"})
+    path = tmp_path / "coco_karpathy_test.json"
+    path.write_text("\n " + json.dumps(rows))
+    pairs = load_pairs(f"{path}::{tmp_path}")
+    assert pairs.ids == ["3", "1"]
+    assert pairs.captions(0) == ("a 3", "b 3", "c 3")
+    assert np.array_equal(pairs.image(1), shade(1))
+    path.write_text(json.dumps([rows[0] | {"caption": []}, {"image": 1, "caption": "x"}]))
+    with pytest.raises(DataError, match=r"coco_karpathy_test\.json\[1\]\.image: expected text"):
+        load_pairs(f"{path}::{tmp_path}")
+
+
 # --- Hub -----------------------------------------------------------------------------------------
 
 
@@ -315,6 +331,26 @@ def test_without_a_network_the_answer_comes_at_once(monkeypatch):
         load_pairs("who/nothing")
     assert caught.value.reason == "offline"
     assert time.monotonic() - started < 20  # the bare library retries for longer
+
+
+def test_without_a_network_the_local_cache_is_used(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    rows = [{"image": encoded(i), "caption": f"text {i}"} for i in range(3)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    made = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=tmp_path / "made"
+    )["train"]
+    source = Path(made.cache_files[0]["filename"])
+    kept = tmp_path / "who___what" / "default" / "0.0.0" / source.parent.name
+    shutil.copytree(source.parent, kept)
+    (kept / source.name).rename(kept / "what-train.arrow")
+    info = json.loads((kept / "dataset_info.json").read_text())
+    info |= {"dataset_name": "what", "config_name": "default", "builder_name": "parquet"}
+    info["splits"]["train"]["dataset_name"] = "what"
+    (kept / "dataset_info.json").write_text(json.dumps(info))
+    found = hub_dataset("who/what", "train")
+    assert found["caption"][:] == ["text 0", "text 1", "text 2"]
 
 
 # --- WebDataset ----------------------------------------------------------------------------------
@@ -453,8 +489,8 @@ def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
 # --- batches -------------------------------------------------------------------------------------
 
 
-def seen(pairs, start=0, steps=7, workers=0, seed=1, batch_size=3):
-    made = batches(pairs, to_pixels, batch_size, seed, start, steps, workers)
+def seen(pairs, start=0, steps=7, workers=0, seed=1, batch_size=3, transform=to_pixels):
+    made = batches(pairs, transform, batch_size, seed, start, steps, workers)
     return [(b.index.tolist(), b.pixels, b.captions) for b in made]
 
 
@@ -497,7 +533,8 @@ def test_a_batch_holds_each_images_pixels_with_one_of_its_own_captions(coco):
 
 def test_every_caption_of_an_image_is_drawn_about_equally_often(coco):
     pairs = coco_pairs(*coco)
-    drawn = [c for _, _, captions in seen(pairs, steps=300, batch_size=10) for c in captions]
+    made = seen(pairs, steps=300, batch_size=10, transform=lambda image: torch.zeros(1))
+    drawn = [caption for _, _, captions in made for caption in captions]
     share = [sum(c.startswith(f"caption {k}") for c in drawn) / len(drawn) for k in range(3)]
     assert np.abs(np.array(share) - 1 / 3).max() < 0.035  # four standard errors of 3,000 draws
 
