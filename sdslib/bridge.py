@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
+
+from sdslib.storage import write_bytes
 
 RIDGES = tuple(10.0**k for k in range(-5, 3))
 
@@ -43,16 +44,9 @@ class Bridge(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write weights and latent shape as one safetensors file, atomically."""
-        path = Path(path)
-        staged = path.with_name(f".{path.name}.{os.getpid()}")
         shape = {"latent_shape": json.dumps(self.latent_shape)}
-        tensors = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        save_file(tensors, staged, metadata=shape)
-        with open(staged, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staged, path)
+        tensors = {name: value.detach().cpu() for name, value in self.state_dict().items()}
+        write_bytes(Path(path), serialize(tensors, shape))
 
 
 def load_bridge(path: str | Path) -> Bridge:
