@@ -676,10 +676,12 @@ def describe(run: Run) -> str:
 def main(words: list[str] | None = None) -> int:
     """`list` all runs, or `show` one; exit status 2 when there is none of that name."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.runs", description=main.__doc__)
-    parser.add_argument("--runs", help="the folder of runs (default: reports/runs)")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--runs", help="the folder of runs (default: reports/runs)")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list", help="one line a run")
-    verbs.add_parser("show", help="one run in full").add_argument("run", help="id, name or path")
+    verbs.add_parser("list", help="one line a run", parents=[where])
+    show = verbs.add_parser("show", help="one run in full", parents=[where])
+    show.add_argument("run", help="id, name or path")
     options = parser.parse_args(words)
     try:
         if options.verb == "show":

@@ -74,6 +74,7 @@ def test_times_read_like_a_clock():
     assert [clock(s) for s in (0, 59.6, 61, 7384)] == ["0:00", "1:00", "1:01", "2:03:04"]
 
 
+@pytest.mark.slow
 def test_a_saved_notebook_holds_one_output_with_the_final_state_and_no_widget(tmp_path):
     book = nbformat.v4.new_notebook()
     source = (
