@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import benchmarks, evaluate, miniworld, tables
+from sdslib import benchmarks, evaluate, figures, miniworld, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override, project_path
@@ -293,6 +293,11 @@ def stop_requested() -> Iterator[threading.Event]:
 def note(config: FinetuneConfig) -> str:
     """The label under every figure: mini-world figures are no evidence about real CLIP."""
     return "mini-world" if config.preset == "mini" else f"{config.clip_model}, {config.benchmark}"
+
+
+def human(config: FinetuneConfig) -> dict[str, float] | None:
+    """What people reach on the benchmark, where somebody measured it."""
+    return figures.HUMAN_WINOGROUND if config.benchmark.startswith("winoground") else None
 
 
 def parameter_table(config: FinetuneConfig) -> pd.DataFrame:

@@ -60,14 +60,18 @@ class Recipe:
     vae_batch: int = 32
     vae_lr: float = 2e-3
     vae_kl: float = 1e-4
-    teacher_steps: int = 2000
+    teacher_steps: int = 2500
     teacher_batch: int = 128
     teacher_lr: float = 1e-3
-    # Under plain eps-MSE the noise levels at which only the caption tells the layout weigh next to
-    # nothing, so the error is weighted by 1/SNR, clipped, and most t are drawn from them.
+    # First the caption's words, from the noise levels at which the picture tells nothing: the
+    # error is weighted by 1/SNR, clipped, and most t are drawn high. That alone teaches neither
+    # which color belongs to which shape nor what stands where. So from `layout_from` on all t
+    # count, by 1/sqrt(SNR), and the captions say of each thing where it stands.
+    layout_from: int = 1000
     snr_clip: float = 100.0
     high_noise: float = 0.8
     high_range: tuple[int, int] = (400, 980)
+    layout_range: tuple[int, int] = (50, 980)
     student_steps: int = 700
     student_batch: int = 256
     student_lr: float = 1e-3
@@ -128,6 +132,7 @@ def _fit(
     Yields every `EVERY` steps. All draws derive from (seed, name, step).
     """
     steps, lr = getattr(recipe, f"{name}_steps"), getattr(recipe, f"{name}_lr")
+    turn = recipe.layout_from if name == "teacher" else 0
     trained = nn.ModuleDict({k: v for k, v in modules.items() if not k.startswith("ema")})
     optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     saved = root / "cache" / f"{name}.safetensors"
@@ -142,7 +147,9 @@ def _fit(
     start = time.perf_counter()
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, steps, lr, recipe.warmup)
+            # a stage that is cut short ends at half its learning rate, and the next warms up
+            place = (step, 2 * turn) if step < turn else (step - turn, steps - turn)
+            group["lr"] = cosine_lr(*place, lr, recipe.warmup)
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, step))
         value = loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -280,13 +287,24 @@ def new_scheduler() -> Any:
     )
 
 
-def draw_t(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps, most of them from the range at which the caption alone knows the layout."""
-    low, high = recipe.high_range
+def draw_t(recipe: Recipe, step: int, count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [count] of the stage that `step` is in."""
+    if step >= recipe.layout_from:
+        return torch.randint(*recipe.layout_range, (count,), generator=generator)
     wide = torch.randint(0, 1000, (count,), generator=generator)
-    noisy = torch.randint(low, high, (count,), generator=generator)
+    noisy = torch.randint(*recipe.high_range, (count,), generator=generator)
     chosen = torch.rand(count, generator=generator) < recipe.high_noise
     return torch.where(chosen, noisy, wide)
+
+
+def error_weights(recipe: Recipe, step: int, alpha_bar: Tensor) -> Tensor:
+    """Weight of the eps error at each t [T], of mean one over the t that the stage draws."""
+    noise_to_signal = (1 - alpha_bar) / alpha_bar
+    if step >= recipe.layout_from:
+        weight, drawn = noise_to_signal.sqrt(), recipe.layout_range
+    else:
+        weight, drawn = noise_to_signal.clamp(1.0, recipe.snr_clip), recipe.high_range
+    return weight / weight[slice(*drawn)].mean()
 
 
 def train_teacher(
@@ -303,7 +321,6 @@ def train_teacher(
     text_encoder = new_text_encoder(recipe.seed, tokenizer)
     scheduler = new_scheduler()
     alpha_bar = scheduler.alphas_cumprod.float()
-    weight = ((1 - alpha_bar) / alpha_bar).clamp(1.0, recipe.snr_clip)
     latents = encode_pool(vae, pool)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     ema = Ema(both, recipe.ema)
@@ -311,15 +328,16 @@ def train_teacher(
     def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool), (recipe.teacher_batch,), generator=generator)
         rng = random.Random(derive_seed(recipe.seed, "teacher caption", step))
-        captions = [miniworld.teacher_caption(found[i], rng) for i in index.tolist()]
-        t = draw_t(recipe, len(index), generator)
+        say = miniworld.teacher_caption if step < recipe.layout_from else miniworld.layout_caption
+        captions = [say(found[i], rng) for i in index.tolist()]
+        t = draw_t(recipe, step, len(index), generator)
         z = latents[index]
         eps = torch.randn(z.shape, generator=generator)
         z_t = add_noise(z, eps, alpha_bar[t])
         ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         eps_hat = unet(z_t, t, text_encoder(ids).last_hidden_state).sample
         error = (eps_hat - eps).square().mean(dim=(1, 2, 3))
-        return (weight[t] * error).mean() / weight[list(range(*recipe.high_range))].mean()
+        return (error_weights(recipe, step, alpha_bar)[t] * error).mean()
 
     yield from _fit("teacher", {"both": both, "ema_both": ema}, loss, recipe, root)
     ema.copy_to(both)
@@ -424,7 +442,7 @@ def scaled(scale: float) -> Recipe:
     """The recipe with a share of its steps and pictures, for trying it out."""
     full = Recipe()
     counts = {name: max(2, round(scale * getattr(full, name))) for name in
-              ("vae_steps", "teacher_steps", "student_steps")}  # fmt: skip
+              ("vae_steps", "teacher_steps", "layout_from", "student_steps")}  # fmt: skip
     return replace(full, **counts, pool=max(512, round(scale * full.pool)))
 
 

@@ -253,6 +253,23 @@ def teacher_caption(scene: Scene, rng: random.Random) -> str:
     return rng.choice(relation_captions(scene))
 
 
+def layout_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption that mostly says of each thing where it stands, next to its name."""
+    kind = rng.random()
+    if kind < 0.08:
+        return ""
+    if len(scene.things) == 1 or kind < 0.20:
+        return alt_caption(scene, rng)
+    i = rng.randrange(2)
+    one, other = (
+        say("a {x} {place}", x=scene.things[j].name, place=PLACES[scene.axis][j])
+        for j in (i, 1 - i)
+    )
+    if kind < 0.67:
+        return one if kind < 0.32 else f"{one} and {other}"
+    return rng.choice(relation_captions(scene))
+
+
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption of the mini-world can hold, sorted."""
