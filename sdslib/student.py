@@ -38,7 +38,11 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # What trains, by regular expressions over open_clip's parameter names. A group named `last` keeps
 # the highest number that occurs. BatchNorm counts as a norm (its running statistics never move).
 TRAINABLE: dict[str, tuple[str, ...]] = {
-    "layernorm": (r"(^|\.)(ln_\w+|ln|norm\d?|bn\d|downsample\.1|\w*LayerNorm|\w+_norm)\.\w+$",),
+    "layernorm": (
+        r"(^|\.)(ln|ln_\w+|norm\d?|norm_\w+|\w+_norm|\w*LayerNorm|bn\d?)\.\w+$",
+        r"^visual\.layer\d\.\d+\.downsample\.1\.",
+        r"^visual\.trunk\.(stem\.1|stages\.\d\.downsample\.0)\.",  # ConvNeXt
+    ),
     "bias": (r"bias$",),
     "projection": (
         r"^visual\.(proj$|attnpool\.c_proj\.|head\.)",
@@ -64,9 +68,13 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
 # Never in a set: the temperature has its own switch, and CoCa's decoder is in neither loss.
 _APART = re.compile(r"^(logit_scale|logit_bias|text_decoder\.)")
 # Rank 8 on the attention's input projections and on both MLP layers of every transformer block.
-# Adapted as parameters, so that the merged weights give the very same embeddings.
+# A ModifiedResNet has none and is not adapted. Weights are adapted as parameters, not as layers:
+# the sum W + BA is formed before use, so that the merged weights give the very same embeddings.
 LORA_RANK, LORA_ALPHA = 8, 16
-LORA_WEIGHTS = ("attn.in_proj_weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+LORA_WEIGHTS = (
+    *("attn.in_proj_weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),  # open_clip's own blocks
+    *("attn.qkv.weight", "mlp.fc1.weight", "mlp.fc2.weight"),  # timm's
+)
 # The matrix after pooling, and the axis of its input.
 _PROJECTIONS = {"proj": 0, "attnpool.c_proj.weight": 1, "head.proj.weight": 1}
 
@@ -411,8 +419,8 @@ def _has_lora(model: nn.Module) -> bool:
 
 def _add_lora(model: nn.Module, seed: int) -> None:
     """Wrap the weights of `LORA_WEIGHTS`; A is drawn from `seed`, B is zero."""
-    names = [name for name, _ in model.named_parameters() if not _APART.match(name)]
-    targets = [name for name in names if name.endswith(LORA_WEIGHTS)]
+    matrices = [n for n, v in model.named_parameters() if v.ndim == 2 and not _APART.match(n)]
+    targets = [name for name in matrices if name.endswith(LORA_WEIGHTS)]
     if not targets:
         raise ValueError("trainable 'lora' matches no parameter: it needs transformer blocks")
     config = peft.LoraConfig(
