@@ -1,0 +1,201 @@
+"""Whole small experiments with the committed student and teacher: cut off, resumed, read again."""
+
+import hashlib
+import json
+import os
+import signal
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+
+from sdslib import benchmarks, experiment, miniworld
+from sdslib.config import FinetuneConfig, ParameterError, override
+from sdslib.pairs import load_pairs
+from sdslib.runs import find_run
+from sdslib.teacher import load_teacher
+from sdslib.train import Loop
+
+SETTINGS = {
+    "steps": 4,
+    "batch_size": 8,
+    "warmup": 1,
+    "eval_every": 2,
+    "checkpoint_every": 2,
+    "bridge_pairs": 64,
+    "eval_items": 30,
+    "sds_weight": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return FinetuneConfig(**SETTINGS, runs=str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    return experiment.finetune(config)
+
+
+@pytest.fixture(scope="module")
+def control(config):
+    return experiment.finetune(experiment.control(config))
+
+
+def digest(run):
+    """Hash of the weights that a run ended with."""
+    files = sorted((run.path / "weights").glob("*.safetensors"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def losses(run):
+    return run.history().drop(columns="seconds").to_json()
+
+
+def test_a_finished_run_is_read_and_never_computed_again(config, finished, monkeypatch):
+    monkeypatch.setattr(Loop, "__iter__", lambda self: pytest.fail("computed again"))
+    again = experiment.finetune(config)
+    assert again.path == finished.path
+    assert again.finished
+
+
+def test_a_run_cut_off_by_a_signal_goes_on_to_the_same_end(config, finished, tmp_path):
+    elsewhere = override(config, runs=str(tmp_path))
+
+    def cut(steps, total):
+        for step in steps:
+            if step.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3; run again to go on"):
+        experiment.finetune(elsewhere, cut)
+    folder = next(tmp_path.iterdir())
+    assert find_run(folder).status()["state"] == "interrupted"
+    again = experiment.finetune(elsewhere)
+    assert again.finished
+    assert digest(again) == digest(finished)
+    assert losses(again) == losses(finished)
+
+
+def test_signals_are_put_back_after_training(finished):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_seed_is_another_run_with_other_weights(config, finished):
+    other = experiment.finetune(override(config, seed=1))
+    assert other.id != finished.id
+    assert digest(other) != digest(finished)
+
+
+def test_open_clip_alone_gives_the_scores_of_the_run_bit_for_bit(finished):
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{finished.weights}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{finished.weights}")
+    item = benchmarks.load_benchmark("mini:winoground").sample(30).items[0]
+    pixels = torch.stack([transform(ref.load()) for ref in item.images])
+    with torch.no_grad():
+        image = model.eval().encode_image(pixels, normalize=True).double().numpy()
+        text = model.encode_text(tokenizer(list(item.captions)), normalize=True).double().numpy()
+    row = finished.scores("mini-winoground").set_index("id").loc[item.id]
+    kept = np.array([[row[f"s_{i}_{k}"] for k in (0, 1)] for i in (0, 1)])
+    np.testing.assert_allclose(image @ text.T, kept, atol=1e-6)
+
+
+def test_the_control_is_one_run_for_all_weights(config):
+    controls = [experiment.control(override(config, sds_weight=w)) for w in (0.01, 10.0)]
+    assert controls[0].identity() == controls[1].identity()
+    assert controls[0].arm == "clip-only"
+
+
+def test_the_control_has_neither_bridge_nor_teacher(control):
+    assert not (control.path / "weights" / "bridge.safetensors").exists()
+    assert control.history()["sds"].isna().all()
+
+
+def test_untouched_scores_are_those_before_training(config, finished):
+    student = experiment.load_student(config.clip_model, config.clip_pretrained)
+    benchmark = benchmarks.load_benchmark("mini:winoground").sample(30)
+    before = experiment.score(student, benchmark)
+    kept = finished.scores("untouched-mini-winoground")
+    pd.testing.assert_frame_equal(before, kept, check_dtype=False)
+
+
+def test_tables_hold_all_models_with_intervals_and_paired_tests(finished, control):
+    scores = experiment.models(finished, control)
+    assert list(scores) == ["untouched", "L_CLIP only", "sds"]
+    table = experiment.before_after(scores)
+    assert set(table["model"]) == set(scores)
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+    paired = experiment.paired(scores)
+    assert set(paired["comparison"]) == {"sds against untouched", "sds against L_CLIP only"}
+    assert {"p", "p_holm", "mdd", "up", "down"} <= set(paired)
+
+
+def test_retention_covers_zero_shot_and_retrieval(finished, control):
+    kept = experiment.retention(finished, control)
+    assert set(kept["set"]) == {"mini-zeroshot-color", "mini-zeroshot-shape", "retrieval"}
+    assert len(kept) == len(kept.drop_duplicates(["set", "model", "metric"]))
+
+
+def test_results_are_kept_in_the_run(finished, control):
+    scores = experiment.models(finished, control)
+    table = experiment.before_after(scores)
+    shown = experiment.save_results(finished, before_after=table)
+    assert shown.endswith(finished.name)
+    assert len(finished.results()) == len(table)
+
+
+def test_parameters_and_environment_are_recorded(finished):
+    assert finished.params["sds_weight"] == 0.01
+    env = json.loads((finished.path / "env.json").read_text())
+    assert {"packages", "threads", "device"} <= env.keys()
+
+
+def test_the_parameter_table_counts_layernorms_and_bridge(config):
+    table = experiment.parameter_table(config).set_index("group")
+    assert table.loc["bridge", "parameters"] == (128 + 1) * 4 * 8 * 8
+    assert table.loc["image tower", "parameters"] == 2 * 128 * (2 * 4 + 2)
+
+
+def test_every_latent_is_encoded_once(config):
+    pairs = load_pairs("mini", 6)
+    teacher = load_teacher(config.teacher)
+    seen = []
+    encode = teacher.encode_images
+    teacher.encode_images = lambda pixels: seen.append(len(pixels)) or encode(pixels)
+    cache = experiment.LatentCache(teacher, pairs)
+    first, again = cache([0, 1, 1, 2]), cache([2, 0])
+    assert seen == [3]
+    assert torch.equal(first[[3, 0]], again)
+
+
+def test_pooled_embeddings_can_enter_the_bridge(config):
+    settings = override(config, bridge_input="pooled", steps=1)
+    assert experiment.finetune(settings).finished
+
+
+def test_swapped_captions_use_the_same_words_and_say_something_else():
+    caption = "a red circle left of a blue square"
+    found = {experiment.swapped_caption(caption, seed) for seed in range(20)}
+    assert found == {
+        "a blue circle left of a red square",
+        "a red square left of a blue circle",
+        "a blue square left of a red circle",
+    }
+    assert experiment.swapped_caption("a red circle", 3) == "a red circle"
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ParameterError, match="device 'cuda' is not available here"):
+        experiment.pick_device("cuda")
+    assert experiment.pick_device("cpu").type == "cpu"
+
+
+def test_figures_of_the_mini_world_say_so(config):
+    assert experiment.note(config) == "mini-world"
+    assert experiment.human(config) is None
+    assert miniworld.ensure_world().is_dir()
