@@ -272,12 +272,11 @@ def _pictures(atlas: Atlas, item: str) -> str:
 
 def _grid(name: str, verdict: Verdict) -> str:
     """A grid as a heat map, with each inequality's lead between the two cells that it compares."""
+    values = verdict.scores.ravel()
     cells = [
-        f'<td class="cell{" own" * (n in (0, 3))}" style="background:{back};color:{ink}">'
+        f'<td class="cell{" own" * (n in (0, 3))}" style="background:{back}">'
         f"{page.number(value)}</td>"
-        for n, (value, (back, ink)) in enumerate(
-            zip(verdict.scores.ravel(), page.shade(verdict.scores.ravel()), strict=True)
-        )
+        for n, (value, back) in enumerate(zip(values, page.shade(values), strict=True))
     ]
     marks = [_mark(*pair) for pair in zip(failures.INEQUALITIES, verdict.leads, strict=True)]
     margins = ", ".join(

@@ -18,6 +18,7 @@ from sdslib import benchmarks, evaluate, failures, miniworld, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.config import BaselineConfig, ModelsConfig, project_path
 from sdslib.experiment import pick_device
+from sdslib.pairs import load_pairs
 from sdslib.runs import Run, open_run
 from sdslib.sources import DataError
 from sdslib.storage import file_sha256
@@ -26,6 +27,8 @@ from sdslib.teacher import Teacher, load_teacher
 
 STUDENT, TEACHER, BLIND = "student", "teacher", "shorter caption"
 MODELS = (STUDENT, TEACHER, BLIND)
+# The tags by which a set's authors tell its results.
+TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way")
 PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
 
 
@@ -36,14 +39,17 @@ def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     """
     if config.preset == "mini" or config.benchmark.startswith("mini:"):
         miniworld.ensure_world()
-    known = [f"mini:{name}" for name in benchmarks.MINI] if config.preset == "mini" else []
-    names = [config.benchmark] if config.benchmark != "all" else known or [*benchmarks.LOADERS]
+    whole, mini = config.benchmark == "all", config.preset == "mini"
+    known = [f"mini:{name}" for name in benchmarks.MINI] if mini else [*benchmarks.LOADERS]
     found, absent = [], []
-    for name in names:
+    for name in known if whole else [config.benchmark]:
         try:
-            found.append(benchmarks.load_benchmark(name).sample(config.eval_items, config.seed))
+            found.append(benchmarks.load_benchmark(name))
         except DataError as reason:
             absent.append({"set": name, "why": str(reason)})
+    if whole and mini:
+        found.append(benchmarks.retrieval(load_pairs("mini:val")))
+    found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
     if not found:
         raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
     return found, pd.DataFrame(absent, columns=["set", "why"])
@@ -171,32 +177,35 @@ def scored(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
     """(set, model) -> score table of everything the run keeps."""
     pairs = (name.rpartition(".") for name in run.score_names())
     found = {(s, m.replace("-", " ")): run.scores(f"{s}.{m}") for s, _, m in pairs}
-    return dict(sorted(found.items(), key=lambda pair: (pair[0][0], MODELS.index(pair[0][1]))))
+    return dict(sorted(found.items(), key=lambda pair: _place(*pair[0])))
+
+
+def _place(name: str, model: str) -> tuple[int, str, int]:
+    """Winoground first, then as the loaders are listed, retrieval and others last."""
+    known = [*benchmarks.LOADERS]
+    bare = name.removeprefix("mini-")
+    place = next((n for n, other in enumerate(known) if bare.startswith(other)), len(known))
+    return place, name, MODELS.index(model)
 
 
 def results(run: Run, sets: Sequence[Benchmark]) -> pd.DataFrame:
     """`tables.tabulate` of every set and model, with columns set and model in front."""
     known, rows = {b.name: b for b in sets}, []
     for (name, model), table in scored(run).items():
-        tags = [t for t in _told(table) if t in table]
+        tags = [t for t in TOLD if t in table]
         found = tables.tabulate(known[name], table, rule=rule_of(table), by=tags)
         rows.append(found.assign(set=name, model=model))
     found = pd.concat(rows, ignore_index=True)
     return found[["set", "model", *(c for c in found if c not in ("set", "model"))]]
 
 
-def _told(table: pd.DataFrame) -> list[str]:
-    """The tags by which a set's authors tell its results."""
-    return [*tables.WINOGROUND_TAGS, "relation", "attributes", "subset", "way"]
-
-
 def overview(run: Run) -> pd.DataFrame:
     """One row a set, model and metric: all items, and macro averages as the authors take them."""
     table = run.results()
-    kept = table["label"].isin(["all", "macro, asymmetric", "macro, frequent"])
-    kept |= table["label"].eq("macro") & table["tag"].isin(["relation", "attributes", "subset"])
-    table = table[kept | table["tag"].eq("way") & ~table["label"].eq("macro")]
-    return table.drop(columns=["tag"]).rename(columns={"label": "over"}).reset_index(drop=True)
+    averages = table["label"].str.startswith(("macro", "micro")) & table["n"].gt(0)
+    table = table[averages | table["label"].eq("all") | table["tag"].eq("way")]
+    table = table.drop(columns=["tag"]).rename(columns={"label": "over"})
+    return table.astype({"ties": "Int64"}).round(4).reset_index(drop=True)
 
 
 def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
@@ -229,7 +238,7 @@ def agreement_table(run: Run) -> pd.DataFrame:
             "set": name, "n": n, "both right": c.iloc[0, 0], "student alone": c.iloc[0, 1],
             "teacher alone": c.iloc[1, 0], "none": c.iloc[1, 1], "kappa": failures.kappa(counts),
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).round(3)
 
 
 def _paired(run: Run) -> Iterator[tuple[str, tuple]]:
@@ -260,7 +269,12 @@ def costs(run: Run) -> pd.DataFrame:
             "UNet an item": counts.get("unet_evaluations", 0) / n,
             "ms an item": 1000 * table.attrs["seconds"] / n,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).round(1)
+
+
+def human_label(config: ModelsConfig) -> str:
+    """What to call the line of people's scores, which were measured on the real Winoground."""
+    return "human, real set" if config.preset == "mini" else "human"
 
 
 def note(config: ModelsConfig) -> str:

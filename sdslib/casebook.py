@@ -26,6 +26,7 @@ from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
+RUNS = "reports/runs"  # the parameter `runs` says here which, not where
 UNTOUCHED, CONTROL, TEACHER = "untouched", "L_CLIP only", "teacher"
 
 
@@ -50,11 +51,11 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
         benchmark, absent = None, absent or HOW_TO_GET
     prints = {"scores": _digest(found)} | baseline.weights_fingerprints(config)
     prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
-    run = open_run(config, prints, "reports/runs")
+    run = open_run(config, prints, RUNS)
     with run if not run.finished else nullcontext():
         if not found and benchmark is not None:
             found = {UNTOUCHED: _kept(run, UNTOUCHED, lambda: _untouched(config, benchmark))}
-        found = {name: table.head(config.eval_items or len(table)) for name, table in found.items()}
+        found = _sampled(found, config)
         if benchmark is not None and config.teacher_items:
             verdict = _kept(run, TEACHER, lambda: _verdict(config, benchmark, found, progress))
             found[TEACHER] = verdict
@@ -98,7 +99,9 @@ def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
 
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
-    named = [find_run(name.strip()) for name in (config.runs or "").split(",") if name.strip()]
+    named = [
+        find_run(name.strip(), RUNS) for name in (config.runs or "").split(",") if name.strip()
+    ]
     chosen = named or _newest(config)
     found: dict[str, pd.DataFrame] = {}
     for run in chosen:
@@ -111,9 +114,9 @@ def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
 
 def _newest(config: FailuresConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
-    table = list_runs()
+    table = list_runs(RUNS)
     finished = table[table["state"].eq("finished") & table["arm"].notna()]
-    runs = [find_run(name) for name in finished.sort_values("updated")["run"][::-1]]
+    runs = [find_run(name, RUNS) for name in finished.sort_values("updated")["run"][::-1]]
     same = ("benchmark", "clip_model")
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
@@ -138,7 +141,15 @@ def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame
 def _untouched(config: FailuresConfig, benchmark: Benchmark) -> pd.DataFrame:
     device = pick_device(config.device)
     student = load_student(config.clip_model, config.clip_pretrained, device)
-    return score_grids(clip_scorer(student), benchmark, config.eval_items)
+    return score_grids(clip_scorer(student), benchmark.sample(config.eval_items, config.seed))
+
+
+def _sampled(found: Mapping[str, pd.DataFrame], config: FailuresConfig) -> dict[str, pd.DataFrame]:
+    """`eval_items` of the items drawn at random, in their order; the same in every table."""
+    ids = next(iter(found.values()))["id"].astype(str)
+    if config.eval_items is not None and config.eval_items < len(ids):
+        ids = ids.sample(config.eval_items, random_state=config.seed)
+    return {name: t[t["id"].astype(str).isin(ids)] for name, t in found.items()}
 
 
 def _verdict(
@@ -170,7 +181,7 @@ def scores(study: Study) -> pd.DataFrame:
         found = tabulate(None, table, rule=atlas.rules.get(name, ""), by=by)
         rows.append(found[~found["label"].str.startswith("macro")].assign(model=name))
     found = pd.concat(rows, ignore_index=True)
-    return found[["model", *(c for c in found if c not in ("model", "partial"))]]
+    return found[["model", *(c for c in found if c not in ("model", "partial"))]].round(4)
 
 
 def draw(study: Study) -> dict[str, Any]:
@@ -181,8 +192,9 @@ def draw(study: Study) -> dict[str, Any]:
     by = [t for t in WINOGROUND_TAGS if t in atlas.first and atlas.first[t].nunique() > 1]
     shares = failures.mode_shares(atlas.tables[last], parts[last], by)
     alone = "One model only: give two score files, or runs, to see what changes between them."
+    label = "human, real set" if note.startswith("mini") else "human"
     drawn = {
-        "scores": figures.scores_by_tag(scores(study), note),
+        "scores": figures.scores_by_tag(scores(study), note, human_label=label),
         "modes": figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
         "choices": figures.confusion(
             failures.choice_counts(parts[last]), note, f"Text against image, {last}"

@@ -233,11 +233,13 @@ def scores_by_tag(
     note: str = "",
     human: Mapping[str, float] | None = HUMAN_WINOGROUND,
     title: str = "Right items by tag",
+    human_label: str = "human",
 ) -> Picture:
     """Shares with their intervals: one panel a metric, one row a label, one mark a model.
 
     Rows of `tables.tabulate` with a column `model`. The chance line is the table's; `human` maps
-    metrics to shares (Winoground's by default; None where the set has none).
+    metrics to shares (Winoground's by default; None where the set has none); say in `human_label`
+    where they were measured on another set.
     """
     labels = _labels(table)
     kinds, metrics = looks(table["model"]), list(dict.fromkeys(table["metric"]))
@@ -251,7 +253,7 @@ def scores_by_tag(
         _share_axis(ax, labels)
         _mark_line(ax, float(part["chance"].iloc[0]), "chance")
         if human and metric in human:
-            _mark_line(ax, human[metric], "human", dash=(0, (1, 1.5)))
+            _mark_line(ax, human[metric], human_label, dash=(0, (1, 1.5)))
     _legend(figure, kinds, "marker")
     whole = table[table["label"] == "all"]
     figure.alt = _alt(title, note, (_share_words(row) for _, row in whole.iterrows()))
@@ -348,7 +350,7 @@ def _labels(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     return found
 
 
-def _share_axis(ax: Axes, labels: Mapping, limits: tuple | None = (0, 1)) -> None:
+def _share_axis(ax: Axes, labels: Mapping, limits: tuple | None = (-0.02, 1.02)) -> None:
     ax.set_yticks(range(len(labels)), list(labels.values()))
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.xaxis.set_major_formatter(_percent)
@@ -447,7 +449,7 @@ def failure_modes(
             if width >= 0.07:
                 _boxed(ax, left + width / 2, place, f"{width:.0%}")
             left += width
-    _share_axis(ax, labels)
+    _share_axis(ax, labels, limits=(0, 1))
     ax.set_xlabel("items (%)")
     handles = [Rectangle((0, 0), 1, 1, fc=kinds[m].color, hatch=kinds[m].hatch, ec="white")
                for m in modes]  # fmt: skip
@@ -748,10 +750,11 @@ def _canvas(
     share_y: bool = False,
 ) -> tuple[Picture, np.ndarray]:
     """An empty figure with its title, and axes [rows, columns]."""
+    text = textwrap.fill(" · ".join(part for part in (title, note) if part), int(11 * width))
     with style():
+        height += 0.15 * text.count("\n")
         figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
-        text = " · ".join(part for part in (title, note) if part)
         if text:
             figure.suptitle(text, x=0.01, ha="left", fontsize=9, weight="bold")
     return figure, axes

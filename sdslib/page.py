@@ -46,14 +46,13 @@ def number(value: float, sign: bool = False) -> str:
     return shown.replace("-", "\u2212")
 
 
-def shade(values: Sequence[float] | np.ndarray) -> list[tuple[str, str]]:
-    """Background and ink of each value, from white (the lowest) to blue (the highest)."""
+def shade(values: Sequence[float] | np.ndarray) -> list[str]:
+    """A background for each value, from white (the lowest) to a blue on which black is legible."""
     array = np.asarray(values, dtype=float)
     spread = array.max() - array.min()
     depth = (array - array.min()) / spread * 0.85 if spread > 0 else np.zeros(len(array))
     colors = [tuple(round(255 + (full - 255) * d) for full in _FULL) for d in depth]
-    return [(f"#{r:02x}{g:02x}{b:02x}", "#fff" if d > 0.6 else "#000")
-            for (r, g, b), d in zip(colors, depth, strict=True)]  # fmt: skip
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors]
 
 
 def document(title: str, body: str, style: str = "", script: str = "") -> str:
