@@ -84,7 +84,11 @@ class Scorer(Protocol):
     """Gives one `Scored` an item, in order; counts what it computed."""
 
     name: str
-    counts: dict[str, int]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of what went through the models."""
+        ...
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
         """Score the items; each distinct image and caption is computed once a call."""

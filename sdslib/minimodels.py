@@ -72,8 +72,8 @@ class Recipe:
     high_noise: float = 0.8
     high_range: tuple[int, int] = (400, 980)
     layout_range: tuple[int, int] = (50, 980)
-    student_steps: int = 700
-    student_batch: int = 256
+    student_steps: int = 1000
+    student_batch: int = 128
     student_lr: float = 1e-3
     warmup: int = 100
     ema: float = 0.995
@@ -148,8 +148,8 @@ def _fit(
     for step in range(first, steps):
         for group in optimizer.param_groups:
             # a stage that is cut short ends at half its learning rate, and the next warms up
-            place = (step, 2 * turn) if step < turn else (step - turn, steps - turn)
-            group["lr"] = cosine_lr(*place, lr, recipe.warmup)
+            at, of = (step, 2 * turn) if step < turn else (step - turn, steps - turn)
+            group["lr"] = cosine_lr(at, of, lr, recipe.warmup)
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, step))
         value = loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -375,7 +375,7 @@ STUDENT_CONFIG = {
         "layers": 4,
         "width": 128,
         "head_width": 32,
-        "patch_size": 16,
+        "patch_size": 8,
     },
     "text_cfg": {
         "context_length": 24,
