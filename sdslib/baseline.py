@@ -155,7 +155,7 @@ def teacher_scores(
     """
     scorer = evaluate.sequential_diffusion_scorer(
         teacher,
-        getattr(config, "draws", 64),
+        getattr(config, "draws", 32),
         config.seed,
         profile=profile,
         batch_size=128,

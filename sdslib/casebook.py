@@ -147,9 +147,10 @@ def _untouched(config: FailuresConfig, benchmark: Benchmark) -> pd.DataFrame:
 def _sampled(found: Mapping[str, pd.DataFrame], config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """`eval_items` of the items drawn at random, in their order; the same in every table."""
     ids = next(iter(found.values()))["id"].astype(str)
-    if config.eval_items is not None and config.eval_items < len(ids):
-        ids = ids.sample(config.eval_items, random_state=config.seed)
-    return {name: t[t["id"].astype(str).isin(ids)] for name, t in found.items()}
+    if config.eval_items is None or config.eval_items >= len(ids):
+        return dict(found)
+    left_out = ids.sample(len(ids) - config.eval_items, random_state=config.seed)
+    return {name: t[~t["id"].astype(str).isin(left_out)] for name, t in found.items()}
 
 
 def _verdict(

@@ -296,7 +296,7 @@ class BaselineConfig(ModelsConfig):
     benchmark: Source = "all"
     batch_size: Count = 64
     teacher_items: Whole = 100
-    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # antithetic pairs
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
     image_mode: Literal["crop", "squash", "pad"] = "crop"
 
 
@@ -332,7 +332,7 @@ class FailuresConfig(ModelsConfig):
     runs: str | None = None
     scores: str | None = None
     teacher_items: Whole = 100
-    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # antithetic pairs
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
 
 
 class DemoConfig(ModelsConfig):

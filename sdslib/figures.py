@@ -243,7 +243,7 @@ def scores_by_tag(
     """
     labels = _labels(table)
     kinds, metrics = looks(table["model"]), list(dict.fromkeys(table["metric"]))
-    height = 0.75 + len(labels) * max(0.2, 0.085 * len(kinds) + 0.06)
+    height = 1.2 + len(labels) * max(0.2, 0.085 * len(kinds) + 0.06)
     figure, axes = _canvas(title, note, _width(metrics), height, 1, len(metrics), True)
     for ax, metric in zip(axes.flat, metrics, strict=True):
         part = table[table["metric"] == metric]
@@ -270,7 +270,7 @@ def scores_by_set(
     """
     sets = {("set", s): f"{s}\n({m})" for s, m in zip(table["set"], table["metric"], strict=True)}
     kinds = looks(table["model"])
-    figure, axes = _canvas(title, note, FULL * 0.75, 0.75 + 0.36 * len(sets), 1, 1)
+    figure, axes = _canvas(title, note, FULL * 0.75, 1.1 + 0.36 * len(sets), 1, 1)
     ax = axes[0, 0]
     rows = table.assign(tag="set", label=table["set"])
     for model, place, row in _dodged(rows, sets, kinds):
@@ -302,7 +302,7 @@ def before_after(table: pd.DataFrame, note: str = "", title: str = "Change of sc
     kinds, metrics = looks(table["model"]), list(dict.fromkeys(table["metric"]))
     if len(kinds) == 1:
         kinds = dict.fromkeys(kinds, LOOKS[1])
-    height = 0.75 + len(labels) * max(0.2, 0.13 * len(kinds) + 0.06)
+    height = 1.1 + len(labels) * max(0.2, 0.13 * len(kinds) + 0.06)
     figure, axes = _canvas(title, note, _width(metrics), height, 1, len(metrics), True)
     for ax, metric in zip(axes.flat, metrics, strict=True):
         ax.set_title(f"{metric} (points)")
@@ -437,7 +437,7 @@ def failure_modes(
     """Stacked shares of outcomes: columns tag, label, n (of the label), mode, share."""
     labels, modes = _labels(table), list(dict.fromkeys(table["mode"]))
     kinds = _mode_looks(modes)
-    figure, axes = _canvas(title, note, FULL * 0.75, 0.85 + 0.24 * len(labels), 1, 1)
+    figure, axes = _canvas(title, note, FULL * 0.75, 1.0 + 0.24 * len(labels), 1, 1)
     ax = axes[0, 0]
     for place, (tag, label) in enumerate(labels):
         left = 0.0
@@ -682,7 +682,7 @@ def bars_by_set(
     if "parameters" in table:
         beside = table.drop_duplicates("set").set_index("set")["parameters"]
         sets = {key: f"{s}\n{beside[s]}" for key, s in sets.items()}
-    height = 0.75 + len(sets) * max(0.3, 0.12 * len(kinds))
+    height = 1.0 + len(sets) * max(0.3, 0.12 * len(kinds))
     figure, axes = _canvas(title, note, _width(measures), height, 1, len(measures), True)
     for ax, measure in zip(axes.flat, measures, strict=True):
         part = table[table["measure"] == measure]

@@ -139,6 +139,21 @@ def test_every_figure_shows_its_note_fits_its_page_and_has_alternative_text(name
     assert min(t.get_fontsize() for t in texts_of(figure)) >= 6
 
 
+@pytest.mark.filterwarnings("error")
+def test_figures_of_a_single_row_have_room():
+    alone = shares().query("label == 'all'")
+    for figure in (
+        figures.scores_by_tag(alone, NOTE),
+        figures.before_after(differences().query("label == 'all'"), NOTE),
+        figures.scores_by_set(sets().query("set == 'winoground'"), NOTE),
+        figures.failure_modes(modes().query("label == 'all'"), NOTE),
+        figures.bars_by_set(by_set().query("set == 'bias'"), NOTE),
+    ):
+        figure.draw_without_rendering()
+        heights = [ax.get_position().height * figure.get_figheight() for ax in figure.axes]
+        assert min(heights) > 0.15, figure.alt
+
+
 def test_the_note_is_the_callers_and_not_a_constant():
     assert "mini-world" not in DRAWN["tradeoff"]("real").get_suptitle()
 

@@ -1,0 +1,197 @@
+"""Student and teacher on every set at hand: scored once, kept item by item, told with its cost."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from PIL import Image
+from test_atlas import benchmark, png
+
+from sdslib import baseline, benchmarks, tables
+from sdslib.benchmarks import Benchmark, Item
+from sdslib.config import BaselineConfig
+from sdslib.images import ImageRef
+from sdslib.sources import DataError
+
+COLORS = ("red", "blue", "green", "yellow")
+
+
+def picture(n):
+    return ImageRef(f"{n}.png", lambda: png((20 * n, 90, 200 - 20 * n)))
+
+
+def grids():
+    return benchmark(captions=("a red circle above a square", "a red square above a circle"))
+
+
+def choices(count=8):
+    items = tuple(
+        Item(str(n), (picture(n % 4),), (f"a {COLORS[n % 4]} circle", "the large white triangle"),
+             answer=n % 2, tags={"relation": ("left", "above")[n % 2]})
+        for n in range(count)
+    )  # fmt: skip
+    return Benchmark("aro-relation", "choice", items, count, "made by the test")
+
+
+def classes():
+    prompts = tuple((f"a {color} circle", f"the {color} circle") for color in COLORS)
+    captions = tuple(group[0] for group in prompts)
+    items = tuple(Item(str(n), (picture(n),), captions, answer=n % 4) for n in range(6))
+    return Benchmark("zeroshot-color", "classes", items, 6, "made by the test", prompts)
+
+
+def pairs():
+    items = tuple(Item(str(n), (picture(n),), (f"a {COLORS[n]} square",)) for n in range(4))
+    return Benchmark("retrieval", "retrieval", items, 4, "made by the test")
+
+
+@pytest.fixture
+def config(tmp_path):
+    student = tiny.save_student(tmp_path / "student")
+    return BaselineConfig(
+        clip_model=f"local-dir:{student}",
+        teacher=str(tiny.save_teacher(tmp_path / "teacher")),
+        runs=str(tmp_path / "runs"),
+        teacher_items=5,
+        draws=4,
+    )
+
+
+@pytest.fixture
+def run(config, monkeypatch):
+    sets = [choices(), grids(), classes(), pairs()]
+    monkeypatch.setattr(baseline, "at_hand", lambda config: (sets, pd.DataFrame()))
+    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
+    return baseline.measure(config)
+
+
+def test_every_set_is_scored_by_whom_it_suits(run):
+    expected = {
+        *((s, "student") for s in ("winoground", "aro-relation", "zeroshot-color", "retrieval")),
+        *((s, "teacher") for s in ("winoground", "aro-relation", "zeroshot-color")),
+        ("aro-relation", "shorter caption"),
+    }
+    found = baseline.scored(run)
+    assert set(found) == expected
+    assert next(iter(found)) == ("winoground", "student")
+    assert [name for name, _ in found][-1] == "retrieval"
+    assert run.finished
+
+
+def test_the_teachers_part_is_labelled_partial(run):
+    table = baseline.overview(run).query("over == 'all'").set_index(["set", "model"])
+    assert table.loc[("aro-relation", "teacher"), "n"].item() == 5
+    assert table.loc[("aro-relation", "teacher"), "partial"].item()
+    assert not table.loc[("aro-relation", "student"), "partial"].item()
+
+
+def test_results_are_those_of_the_kept_scores(run):
+    scores = baseline.scored(run)["aro-relation", "student"]
+    right = tables.outcomes(scores)["accuracy"]
+    table = run.results().query("set == 'aro-relation' and model == 'student'").set_index("label")
+    assert table.loc["all", "accuracy"] == right.mean()
+    by_hand = np.mean([right[scores["relation"] == r].mean() for r in ("left", "above")])
+    assert table.loc["macro", "accuracy"] == pytest.approx(by_hand)
+
+
+def test_the_blind_baseline_sees_no_image(run):
+    scores = baseline.scored(run)["aro-relation", "shorter caption"]
+    # the first caption is the shorter one, and the answer of every second item
+    assert tables.outcomes(scores)["accuracy"].tolist() == [True, False] * 4
+
+
+def test_each_distinct_image_goes_through_a_tower_once(run):
+    costs = baseline.costs(run).set_index(["set", "model"])
+    assert costs.loc[("aro-relation", "student"), "images"] == 4  # of eight items
+    assert costs.loc[("aro-relation", "student"), "captions"] == 5
+    assert costs.loc[("winoground", "student"), "images"] == 12
+    assert costs.loc[("aro-relation", "student"), "UNet evaluations"] == 0
+    assert costs.loc[("winoground", "teacher"), "UNet an item"] == 16  # 4 pairs, 4 draws
+    assert (costs["ms an item"] >= 0).all()
+
+
+def test_agreement_is_counted_on_the_items_that_both_scored(run):
+    found, counts = baseline.scored(run), baseline.agreements(run)["aro-relation"]
+    student, teacher = found["aro-relation", "student"], found["aro-relation", "teacher"]
+    student = student.set_index("id").loc[teacher["id"]].reset_index()
+    one = tables.outcomes(student)["accuracy"]
+    other = tables.outcomes(teacher, "relative")["accuracy"]
+    assert counts.to_numpy().tolist() == [
+        [(one & other).sum(), (one & ~other).sum()],
+        [(~one & other).sum(), (~one & ~other).sum()],
+    ]
+    table = baseline.agreement_table(run).set_index("set")
+    assert table.loc["aro-relation", "n"] == 5
+    assert "retrieval" not in table.index
+
+
+def test_a_finished_baseline_is_read_and_not_computed_again(run, config, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("loaded a model again")
+
+    monkeypatch.setattr(baseline, "load_student", refuse)
+    monkeypatch.setattr(baseline, "load_teacher", refuse)
+    again = baseline.measure(config)
+    assert again.path == run.path
+    assert baseline.costs(again).equals(baseline.costs(run))
+
+
+def test_other_weights_are_another_baseline(run, config, tmp_path):
+    before = baseline.weights_fingerprints(config)
+    other = f"local-dir:{tiny.save_student(tmp_path / 'other', seed=1)}"
+    after = baseline.weights_fingerprints(config.model_copy(update={"clip_model": other}))
+    assert before["student"] != after["student"]
+    assert before["teacher"] == after["teacher"]
+
+
+def test_tables_for_the_figures_have_one_row_a_mark(run):
+    table = baseline.by_set(run)
+    assert not table.duplicated(["set", "model"]).any()
+    assert set(table["set"]) == {"winoground", "aro-relation", "zeroshot-color", "retrieval"}
+    tags = baseline.by_tag(run)
+    assert set(tags["set"]) == {"winoground"}
+    assert not tags.duplicated(["model", "tag", "label", "metric"]).any()
+
+
+def test_sets_that_are_not_here_are_listed_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "LOADERS", benchmarks.LOADERS | {"aro-relation": (
+        lambda source: choices(), ""), "cifar": (lambda source: classes(), "")})  # fmt: skip
+    sets, absent = baseline.at_hand(BaselineConfig(preset="paper", benchmark="all"))
+    assert [b.name for b in sets] == ["aro-relation", "zeroshot-color"]
+    missing = absent.set_index("set")["why"]
+    assert {"winoground", "coco-order", "sugarcrepe"} <= set(missing.index)
+    assert missing.str.len().min() > 20
+    with pytest.raises(DataError, match="no benchmark is at hand"):
+        baseline.at_hand(BaselineConfig(preset="paper", benchmark="sugarcrepe"))
+
+
+def test_the_real_sets_have_no_profile_and_the_teachers_plain_errors_decide(config):
+    paper = config.model_copy(update={"preset": "paper"})
+    teacher, profile = baseline.load_judge(paper)
+    assert profile is None
+    found = baseline.teacher_scores(teacher, None, choices(), paper)
+    assert baseline.rule_of(found) == ""
+
+
+def test_the_teacher_squares_pictures_as_asked(config):
+    wide = ImageRef(
+        "wide.png", lambda: png_of(Image.linear_gradient("L").rotate(90).resize((64, 32)))
+    )
+    items = (Item("0", (wide,), ("a red circle", "a blue square"), answer=0),)
+    one = Benchmark("wide", "choice", items, 1, "made by the test")
+    paper = config.model_copy(update={"preset": "paper"})
+    teacher, _ = baseline.load_judge(paper)
+    grids = [
+        tables.grids_of(baseline.teacher_scores(
+            teacher, None, one, paper.model_copy(update={"image_mode": mode})))
+        for mode in ("crop", "squash", "pad")
+    ]  # fmt: skip
+    assert len({float(grid[0, 0, 0]) for grid in grids}) == 3
+
+
+def png_of(image):
+    data = io.BytesIO()
+    image.convert("RGB").save(data, format="PNG")
+    return data.getvalue()

@@ -1,0 +1,187 @@
+"""From score files, runs or the untouched student to an atlas, its figures and its page."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tiny
+from test_atlas import TAGS, benchmark
+from test_failures import GRIDS, score_table
+
+from sdslib import baseline, casebook, runs
+from sdslib.config import FailuresConfig, FinetuneConfig
+from sdslib.figures import Picture
+from sdslib.sources import AccessError
+from sdslib.tables import TableError
+
+# Winoground's own way to write a grid: c<caption>_i<image>
+AUTHORS = {"s_0_0": "c0_i0", "s_0_1": "c1_i0", "s_1_0": "c0_i1", "s_1_1": "c1_i1"}
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(casebook, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(casebook.miniworld, "ensure_world", lambda: None)
+    monkeypatch.setattr(casebook, "load_benchmark", lambda source: benchmark())
+
+
+def csv(folder, name="scores", grids=GRIDS, **tags):
+    table = score_table(grids, **tags).drop(columns=["n_images", "n_captions", "answer"])
+    table.rename(columns=AUTHORS).to_csv(folder / f"{name}.csv", index=False)
+    return str(folder / f"{name}.csv")
+
+
+def test_a_score_file_alone_gives_the_whole_atlas(tmp_path):
+    study = casebook.collect(FailuresConfig(scores=csv(tmp_path)))
+    drawn = casebook.draw(study)
+    casebook.save(study, drawn)
+    page = (study.run.path / "atlas" / "atlas.html").read_text()
+    assert page.count("<article") == 6
+    assert "HF_TOKEN" in page
+    assert study.run.finished
+    made = {name for name, figure in drawn.items() if isinstance(figure, Picture)}
+    assert made == {"scores", "modes", "choices", "calibration"}
+    written = {p.name for p in (study.run.path / "atlas").glob("*.svg")}
+    assert written == {f"{name}.svg" for name in made}
+    shares = casebook.scores(study).query("label == 'all'").set_index("metric")["accuracy"]
+    assert shares.to_dict() == {"text": round(2 / 6, 4), "image": 0.5, "group": round(1 / 6, 4)}
+
+
+def test_two_score_files_show_what_changes(tmp_path):
+    files = csv(tmp_path, "before", **TAGS), csv(tmp_path, "after", GRIDS[::-1], **TAGS)
+    study = casebook.collect(FailuresConfig(scores=", ".join(files), teacher_items=0))
+    drawn = casebook.draw(study)
+    assert isinstance(drawn["margins"], Picture)
+    assert isinstance(drawn["flips"], Picture)
+    assert "2 gained" in drawn["margins"].alt
+
+
+@pytest.mark.parametrize(
+    ("tags", "pictures"),
+    [
+        pytest.param(TAGS, 12, id="same ids and tags"),
+        pytest.param({}, 0, id="same ids, no tags"),
+        pytest.param(TAGS | {"collapsed_tag": ["Both"] * 6}, 0, id="same ids, other tags"),
+    ],
+)
+def test_pictures_stand_only_beside_scores_of_their_own_set(tmp_path, tags, pictures):
+    config = FailuresConfig(scores=csv(tmp_path, **tags), teacher_items=0)
+    page = casebook.html(casebook.collect(config).atlas)
+    assert page.count("<img ") == pictures
+
+
+def test_a_set_out_of_reach_is_named_on_the_page(tmp_path, monkeypatch):
+    def refuse(source):
+        raise AccessError("facebook/winoground: the terms are not accepted", "terms-not-accepted")
+
+    monkeypatch.setattr(casebook, "load_benchmark", refuse)
+    config = FailuresConfig(scores=csv(tmp_path), benchmark="winoground")
+    assert "the terms are not accepted" in casebook.html(casebook.collect(config).atlas)
+    with pytest.raises(AccessError):
+        casebook.collect(FailuresConfig(benchmark="winoground"))
+
+
+def test_fewer_items_are_drawn_at_random_and_alike_from_every_table(tmp_path):
+    files = csv(tmp_path, "before"), csv(tmp_path, "after", GRIDS[::-1])
+    found = [
+        casebook.collect(FailuresConfig(scores=",".join(files), eval_items=3, seed=seed)).atlas
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    for atlas in found:
+        before, after = (table["id"].tolist() for table in atlas.tables.values())
+        assert before == after
+        assert len(before) == 3
+    assert found[0].ids == found[1].ids
+    assert len({tuple(atlas.ids) for atlas in found}) > 1
+
+
+def finished_run(name, scores, folder, **params):
+    config = FinetuneConfig(run=name, runs=str(folder), **params)
+    run = runs.open_run(config, {}, folder)
+    with run:
+        run.save_scores("untouched-mini-winoground", score_table(**TAGS))
+        run.save_scores("mini-winoground", scores)
+        run.finish()
+    return run
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    folder = tmp_path / "runs"
+    return [
+        finished_run("plain", score_table([(2, 1, 0, 3)] * 6, **TAGS), folder, arm="clip-only"),
+        finished_run("taught", score_table(GRIDS[::-1], **TAGS), folder),
+    ]
+
+
+def test_runs_bring_the_untouched_student_the_control_and_the_taught_one(two_runs):
+    names = ", ".join(run.name for run in two_runs)
+    study = casebook.collect(FailuresConfig(runs=names, teacher_items=0))
+    assert list(study.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    assert casebook.html(study.atlas).count("<img ") == 12
+
+
+def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, tmp_path):
+    finished_run("other", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
+    finished_run("newest", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    unfinished = runs.open_run(FinetuneConfig(run="cut", sds_weight=0.7), {}, tmp_path / "runs")
+    unfinished.interrupt()
+    study = casebook.collect(FailuresConfig(teacher_items=0))
+    assert list(study.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    control = study.atlas.tables["L_CLIP only"]
+    assert (control["s_1_1"] == 3).all()  # the run `plain`, whose seed is that of `newest`
+
+
+def test_runs_of_other_items_are_refused(two_runs, tmp_path):
+    odd = score_table(**TAGS).assign(id=[str(n) for n in range(10, 16)])
+    run = finished_run("odd", odd, tmp_path / "runs", sds_weight=0.25)
+    with pytest.raises(TableError, match="other items"):
+        casebook.collect(FailuresConfig(runs=run.name, teacher_items=0))
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
+    monkeypatch.setattr(casebook, "load_benchmark", lambda source: words)
+    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: replace(words))
+    student = f"local-dir:{tiny.save_student(tmp_path / 'student')}"
+    return {"clip_model": student, "teacher": str(tiny.save_teacher(tmp_path / "teacher"))}
+
+
+def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(models):
+    config = FailuresConfig(teacher_items=4, draws=4, **models)
+    study = casebook.collect(config)
+    assert list(study.atlas.tables) == ["untouched", "teacher"]
+    assert len(study.atlas.tables["teacher"]) == 4
+    assert study.atlas.rules == {"untouched": "", "teacher": "relative"}
+    drawn = casebook.draw(study)
+    assert isinstance(drawn["agreement"], Picture)
+    casebook.save(study, drawn)
+
+
+def test_a_finished_study_is_read_and_not_computed_again(models, monkeypatch):
+    config = FailuresConfig(teacher_items=4, draws=4, **models)
+    first = casebook.collect(config)
+    casebook.save(first, {})
+
+    def refuse(*args):
+        raise AssertionError("loaded a model again")
+
+    monkeypatch.setattr(casebook, "load_student", refuse)
+    monkeypatch.setattr(baseline, "load_teacher", refuse)
+    second = casebook.collect(config)
+    assert second.run.path == first.run.path
+    for name, table in first.atlas.tables.items():
+        pd.testing.assert_frame_equal(second.atlas.tables[name], table)
+    assert casebook.save(second, {}).endswith("atlas/atlas.html")
+
+
+def test_a_saved_notebook_holds_the_page(tmp_path):
+    study = casebook.collect(FailuresConfig(scores=csv(tmp_path)))
+    assert casebook.show(study).data == casebook.html(study.atlas)
+
+
+def test_somebody_at_the_notebook_gets_the_widget(tmp_path, monkeypatch):
+    study = casebook.collect(FailuresConfig(scores=csv(tmp_path)))
+    monkeypatch.setattr(casebook.page, "is_live", lambda: True)
+    assert type(casebook.show(study)).__name__ == "VBox"
