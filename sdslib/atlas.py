@@ -299,7 +299,7 @@ def _mark(name: str, lead: float) -> str:
         ("holds", "✓", "yes") if lead > 0 else ("fails", "✗", "no") if lead < 0
         else ("even", "=", "a tie")
     )  # fmt: skip
-    return (f'<td class="mark {kind}" title="{name}: {word}">{sign}&nbsp;'
+    return (f'<td class="lead {kind}" title="{name}: {word}">{sign}&nbsp;'
             f"{page.number(lead, sign=True)}</td>")  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+from IPython.display import HTML, Markdown
 
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
@@ -192,7 +193,7 @@ def draw(study: Study) -> dict[str, Any]:
     last, parts = students[-1], atlas.parts
     by = [t for t in WINOGROUND_TAGS if t in atlas.first and atlas.first[t].nunique() > 1]
     shares = failures.mode_shares(atlas.tables[last], parts[last], by)
-    alone = "One model only: give two score files, or runs, to see what changes between them."
+    alone = Markdown("One model only: two score files, or runs, show what changes between them.")
     label = "human, real set" if note.startswith("mini") else "human"
     drawn = {
         "scores": figures.scores_by_tag(scores(study), note, human_label=label),
@@ -203,7 +204,7 @@ def draw(study: Study) -> dict[str, Any]:
         "calibration": figures.calibration(_calibration(atlas), note),
         "margins": alone,
         "flips": alone,
-        "agreement": "No teacher's verdict: it needs images, and teacher_items above 0.",
+        "agreement": Markdown("No teacher's verdict: it needs images, and teacher_items above 0."),
     }
     if len(students) > 1:
         pairs = failures.margin_pairs(parts[students[0]], parts[last])
@@ -238,7 +239,7 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
         with run, run.staged("atlas") as folder:
             (folder / "atlas.html").write_text(document(study.atlas), "utf-8")
             for name, figure in drawn.items():
-                if not isinstance(figure, str):
+                if isinstance(figure, figures.Picture):
                     figures.save(figure, folder, name)
         run.save_results(scores(study))
         run.finish()
@@ -249,6 +250,4 @@ def show(study: Study) -> Any:
     """The live widget where somebody can use it, else the static page, for a saved notebook."""
     if page.is_live():
         return Browser(study.atlas).view
-    from IPython.display import HTML
-
     return HTML(html(study.atlas))

@@ -360,6 +360,7 @@ def _share_axis(ax: Axes, labels: Mapping, limits: tuple | None = (-0.02, 1.02))
     ax.set_axisbelow(True)
     if limits:
         ax.set_xlim(*limits)
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     tags = [tag for tag, _ in labels]
     for index in range(1, len(tags)):
         if tags[index] != tags[index - 1]:
@@ -750,7 +751,8 @@ def _canvas(
     share_y: bool = False,
 ) -> tuple[Picture, np.ndarray]:
     """An empty figure with its title, and axes [rows, columns]."""
-    text = textwrap.fill(" · ".join(part for part in (title, note) if part), int(11 * width))
+    text = " · ".join(part for part in (title, note) if part)
+    text = textwrap.fill(text, int(12.5 * width), break_on_hyphens=False)
     with style():
         height += 0.15 * text.count("\n")
         figure = Picture(figsize=(width, height), layout="constrained")
