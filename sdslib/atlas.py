@@ -506,7 +506,12 @@ def _widgets(atlas: Atlas) -> dict[str, Any]:
     found["against"].description = "before"
     found["words"] = w.Text(description="words", placeholder="in captions")
     found["margin"] = w.FloatRangeSlider(
-        value=(-1, 1), min=-1, max=1, description="margin", readout_format=".4f"
+        value=(-1, 1),
+        min=-1,
+        max=1,
+        description="margin",
+        readout_format=".4f",
+        layout=w.Layout(width="30em"),  # room for both ends of the readout
     )
     found["ties"] = w.Checkbox(description="ties only", indent=False)
     return found
