@@ -60,18 +60,17 @@ class Recipe:
     vae_batch: int = 32
     vae_lr: float = 2e-3
     vae_kl: float = 1e-4
-    teacher_steps: int = 2500
+    teacher_steps: int = 2200
     teacher_batch: int = 128
     teacher_lr: float = 1e-3
-    # First the caption's words, from the noise levels at which the picture tells nothing: the
-    # error is weighted by 1/SNR, clipped, and most t are drawn high. That alone teaches neither
-    # which color belongs to which shape nor what stands where. So from `layout_from` on all t
-    # count, by 1/sqrt(SNR), and the captions say of each thing where it stands.
-    layout_from: int = 1000
+    # Three stages, each found wanting without the next: the caption's words; from `binding_from`
+    # on which color belongs to which shape; from `layout_from` on what stands where. See `draw_t`.
+    binding_from: int = 1000
+    layout_from: int = 1600
     snr_clip: float = 100.0
     high_noise: float = 0.8
     high_range: tuple[int, int] = (400, 980)
-    layout_range: tuple[int, int] = (50, 980)
+    wide_range: tuple[int, int] = (50, 980)
     student_steps: int = 1000
     student_batch: int = 128
     student_lr: float = 1e-3
@@ -89,6 +88,24 @@ def pixel_pool(recipe: Recipe, purpose: str) -> tuple[list[miniworld.Scene], Ten
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 pixels as the diffusion model's floats in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
+
+
+class Turn(NamedTuple):
+    """One warm-up and cosine of the learning rate: aims at `horizon` steps, may be cut before."""
+
+    start: int
+    end: int
+    horizon: int
+
+
+def teacher_turns(recipe: Recipe) -> list[Turn]:
+    """The teacher's stages; the first two are cut short before their learning rate is down."""
+    first, second, last = recipe.binding_from, recipe.layout_from, recipe.teacher_steps
+    return [
+        Turn(0, first, 2 * first),
+        Turn(first, second, 5 * (second - first) // 2),
+        Turn(second, last, last - second),
+    ]
 
 
 def cosine_lr(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -132,7 +149,7 @@ def _fit(
     Yields every `EVERY` steps. All draws derive from (seed, name, step).
     """
     steps, lr = getattr(recipe, f"{name}_steps"), getattr(recipe, f"{name}_lr")
-    turn = recipe.layout_from if name == "teacher" else 0
+    turns = [Turn(0, steps, steps)] if name != "teacher" else teacher_turns(recipe)
     trained = nn.ModuleDict({k: v for k, v in modules.items() if not k.startswith("ema")})
     optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     saved = root / "cache" / f"{name}.safetensors"
@@ -147,8 +164,8 @@ def _fit(
     start = time.perf_counter()
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            # a stage that is cut short ends at half its learning rate, and the next warms up
-            at, of = (step, 2 * turn) if step < turn else (step - turn, steps - turn)
+            turn = next(turn for turn in turns if step < turn.end)
+            at, of = step - turn.start, turn.horizon
             group["lr"] = cosine_lr(at, of, lr, recipe.warmup)
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, name, step))
         value = loss(step, generator)
@@ -287,10 +304,19 @@ def new_scheduler() -> Any:
     )
 
 
+def is_binding(recipe: Recipe, step: int) -> bool:
+    """Whether the step is in the stage that teaches which color belongs to which shape."""
+    return recipe.binding_from <= step < recipe.layout_from
+
+
 def draw_t(recipe: Recipe, step: int, count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [count] of the stage that `step` is in."""
-    if step >= recipe.layout_from:
-        return torch.randint(*recipe.layout_range, (count,), generator=generator)
+    """Timesteps [count]: all alike while binding is taught, else mostly high.
+
+    Only at high noise does the caption alone know the layout; but a shape shows later than its
+    color, so that binding is learnt at the middle levels.
+    """
+    if is_binding(recipe, step):
+        return torch.randint(*recipe.wide_range, (count,), generator=generator)
     wide = torch.randint(0, 1000, (count,), generator=generator)
     noisy = torch.randint(*recipe.high_range, (count,), generator=generator)
     chosen = torch.rand(count, generator=generator) < recipe.high_noise
@@ -298,13 +324,24 @@ def draw_t(recipe: Recipe, step: int, count: int, generator: torch.Generator) ->
 
 
 def error_weights(recipe: Recipe, step: int, alpha_bar: Tensor) -> Tensor:
-    """Weight of the eps error at each t [T], of mean one over the t that the stage draws."""
+    """Weight of the eps error at each t [T], of mean one over the t that the stage draws.
+
+    1/SNR, clipped, for words and layout: plain eps-MSE gives next to nothing to the levels that
+    tell them. Its square root while binding is taught.
+    """
     noise_to_signal = (1 - alpha_bar) / alpha_bar
-    if step >= recipe.layout_from:
-        weight, drawn = noise_to_signal.sqrt(), recipe.layout_range
+    if is_binding(recipe, step):
+        weight, drawn = noise_to_signal.sqrt(), recipe.wide_range
     else:
         weight, drawn = noise_to_signal.clamp(1.0, recipe.snr_clip), recipe.high_range
     return weight / weight[slice(*drawn)].mean()
+
+
+def stage_caption(recipe: Recipe, step: int, scene: miniworld.Scene, rng: random.Random) -> str:
+    """A caption for one picture at one step: from layout in passing to layout above all."""
+    if step < recipe.binding_from:
+        return miniworld.teacher_caption(scene, rng)
+    return miniworld.layout_caption(scene, rng, 0.35 if is_binding(recipe, step) else 0.55)
 
 
 def train_teacher(
@@ -328,8 +365,7 @@ def train_teacher(
     def loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool), (recipe.teacher_batch,), generator=generator)
         rng = random.Random(derive_seed(recipe.seed, "teacher caption", step))
-        say = miniworld.teacher_caption if step < recipe.layout_from else miniworld.layout_caption
-        captions = [say(found[i], rng) for i in index.tolist()]
+        captions = [stage_caption(recipe, step, found[i], rng) for i in index.tolist()]
         t = draw_t(recipe, step, len(index), generator)
         z = latents[index]
         eps = torch.randn(z.shape, generator=generator)
@@ -442,7 +478,8 @@ def scaled(scale: float) -> Recipe:
     """The recipe with a share of its steps and pictures, for trying it out."""
     full = Recipe()
     counts = {name: max(2, round(scale * getattr(full, name))) for name in
-              ("vae_steps", "teacher_steps", "layout_from", "student_steps")}  # fmt: skip
+              ("vae_steps", "teacher_steps", "binding_from", "layout_from",
+               "student_steps")}  # fmt: skip
     return replace(full, **counts, pool=max(512, round(scale * full.pool)))
 
 

@@ -253,8 +253,11 @@ def teacher_caption(scene: Scene, rng: random.Random) -> str:
     return rng.choice(relation_captions(scene))
 
 
-def layout_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption that mostly says of each thing where it stands, next to its name."""
+def layout_caption(scene: Scene, rng: random.Random, placed: float = 0.35) -> str:
+    """A caption that mostly says of each thing where it stands, next to its name.
+
+    `placed` is the share of captions that do so of both things.
+    """
     kind = rng.random()
     if kind < 0.08:
         return ""
@@ -265,8 +268,11 @@ def layout_caption(scene: Scene, rng: random.Random) -> str:
         say("a {x} {place}", x=scene.things[j].name, place=PLACES[scene.axis][j])
         for j in (i, 1 - i)
     )
-    if kind < 0.67:
-        return one if kind < 0.32 else f"{one} and {other}"
+    single = 0.12 if placed < 0.4 else 0.08
+    if kind < 0.20 + single:
+        return one
+    if kind < 0.20 + single + placed:
+        return f"{one} and {other}"
     return rng.choice(relation_captions(scene))
 
 

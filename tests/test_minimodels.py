@@ -14,7 +14,7 @@ from sdslib.teacher import load_teacher
 
 HOME = project_root() / "data" / "mini"
 TINY = Recipe(
-    pool=64, vae_steps=2, teacher_steps=4, layout_from=2, student_steps=2,
+    pool=64, vae_steps=2, teacher_steps=4, binding_from=2, layout_from=3, student_steps=2,
     vae_batch=4, teacher_batch=4, student_batch=8,
 )  # fmt: skip
 
@@ -108,7 +108,13 @@ def test_rebuild_puts_models_recipe_and_hashes_where_it_is_told(tmp_path, monkey
 def test_stages_weigh_the_error_with_mean_one_over_what_they_draw():
     alpha_bar = minimodels.new_scheduler().alphas_cumprod
     recipe = Recipe()
-    for step, drawn in ((0, recipe.high_range), (recipe.layout_from, recipe.layout_range)):
+    stages = (
+        (0, "high_range"),
+        (recipe.binding_from, "wide_range"),
+        (recipe.layout_from, "high_range"),
+    )
+    for step, name in stages:
+        drawn = getattr(recipe, name)
         weight = error_weights(recipe, step, alpha_bar)
         assert weight[slice(*drawn)].mean() == pytest.approx(1.0, rel=1e-5)
         assert (weight.diff() >= 0).all()
@@ -117,12 +123,18 @@ def test_stages_weigh_the_error_with_mean_one_over_what_they_draw():
 def test_stages_draw_t_from_their_ranges():
     recipe, generator = Recipe(), torch.Generator().manual_seed(0)
     first = draw_t(recipe, 0, 4000, generator)
-    second = draw_t(recipe, recipe.layout_from, 4000, generator)
-    low, high = recipe.layout_range
+    second = draw_t(recipe, recipe.binding_from, 4000, generator)
+    low, high = recipe.wide_range
     assert second.min() >= low
     assert second.max() < high
     share = ((first >= recipe.high_range[0]) & (first < recipe.high_range[1])).float().mean()
     assert share == pytest.approx(0.8 + 0.2 * 0.58, abs=0.03)
+
+
+def test_stages_follow_each_other_and_the_last_falls_to_zero():
+    turns = minimodels.teacher_turns(Recipe())
+    assert [t.start for t in turns[1:]] == [t.end for t in turns[:-1]]
+    assert turns[-1].end == Recipe().teacher_steps == turns[-1].start + turns[-1].horizon
 
 
 def test_cosine_warms_up_and_ends_near_zero():
