@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from sdslib import benchmarks, evaluate, failures, miniworld, tables
 from sdslib.benchmarks import Benchmark
@@ -76,6 +77,7 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
     if run.finished:
         return run
     with run:
+        use_threads(config)
         student = load_student(
             config.clip_model, config.clip_pretrained, pick_device(config.device)
         )
@@ -95,6 +97,12 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         run.save_results(results(run, sets))
         run.finish()
     return run
+
+
+def use_threads(config: ModelsConfig) -> None:
+    """Compute on as many CPU threads as `threads` says, if it says."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
 
 
 def weights_fingerprints(config: ModelsConfig) -> dict[str, str]:

@@ -27,7 +27,7 @@ from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
-RUNS = "reports/runs"  # the parameter `runs` says here which, not where
+RUNS = "reports/runs"
 UNTOUCHED, CONTROL, TEACHER = "untouched", "L_CLIP only", "teacher"
 
 
@@ -42,9 +42,9 @@ class Study:
 def collect(config: FailuresConfig, progress: Follow = lambda items, total: items) -> Study:
     """The atlas that the parameters ask for: of score files, of runs, or of the untouched student.
 
-    Without `scores` and `runs` it takes the newest finished run of the benchmark and its
-    L_CLIP-only control. The teacher's verdict is added on `teacher_items` items where there are
-    images. What is computed here is kept in the run.
+    `runs` names runs, or one folder that holds runs. Without `scores` and named runs it takes the
+    newest finished run of the benchmark and its L_CLIP-only control. The teacher's verdict is
+    added on `teacher_items` items where there are images. What is computed is kept in the run.
     """
     benchmark, absent = _benchmark(config)
     found = _given(config) if config.scores else _of_runs(config)
@@ -52,7 +52,8 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
         benchmark, absent = None, absent or HOW_TO_GET
     prints = {"scores": _digest(found)} | baseline.weights_fingerprints(config)
     prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
-    run = open_run(config, prints, RUNS)
+    run = open_run(config, prints, _root(config))
+    baseline.use_threads(config)
     with run if not run.finished else nullcontext():
         if not found and benchmark is not None:
             found = {UNTOUCHED: _kept(run, UNTOUCHED, lambda: _untouched(config, benchmark))}
@@ -98,12 +99,28 @@ def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
     )
 
 
+def _named(config: FailuresConfig) -> list[str]:
+    """The runs in `runs`, none where it is a folder that holds runs."""
+    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    return [] if _root(config) != RUNS else names
+
+
+def _root(config: FailuresConfig) -> str:
+    """Where runs are kept: the folder `runs` if it is one that is no run itself."""
+    folder = project_path(config.runs or RUNS)
+    other = bool(config.runs) and folder.is_dir() and not (folder / "identity.json").is_file()
+    return str(folder) if other else RUNS
+
+
+def _run(name: str) -> Run:
+    """A run by name, id or folder; a relative folder is meant from the project root."""
+    folder = project_path(name)
+    return find_run(folder if (folder / "identity.json").is_file() else name, RUNS)
+
+
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
-    named = [
-        find_run(name.strip(), RUNS) for name in (config.runs or "").split(",") if name.strip()
-    ]
-    chosen = named or _newest(config)
+    chosen = [_run(name) for name in _named(config)] or _newest(config)
     found: dict[str, pd.DataFrame] = {}
     for run in chosen:
         params, name = run.params, run.params["benchmark"].replace(":", "-")
@@ -115,14 +132,24 @@ def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
 
 def _newest(config: FailuresConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
-    table = list_runs(RUNS)
+    root = _root(config)
+    table = list_runs(root)
     finished = table[table["state"].eq("finished") & table["arm"].notna()]
-    runs = [find_run(name, RUNS) for name in finished.sort_values("updated")["run"][::-1]]
+    runs = [find_run(name, root) for name in finished.sort_values("updated")["run"][::-1]]
     same = ("benchmark", "clip_model")
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
         return []
-    shared = ("seed", "trainable", "steps", "epochs", "batch_size", "lr", "train_pairs")
+    shared = (
+        "seed",
+        "trainable",
+        "steps",
+        "epochs",
+        "batch_size",
+        "lr",
+        "train_pairs",
+        "eval_items",
+    )
     control = [
         r
         for r in runs

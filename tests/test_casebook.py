@@ -132,6 +132,17 @@ def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, 
     assert (control["s_1_1"] == 3).all()  # the run `plain`, whose seed is that of `newest`
 
 
+def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
+    by_folder = casebook.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
+    assert list(by_folder.atlas.tables) == ["untouched", "sds"]
+    monkeypatch.setattr(casebook, "RUNS", tmp_path / "elsewhere")
+    whole = casebook.collect(FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0))
+    assert list(whole.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    assert whole.run.path.parent == tmp_path / "runs"
+    with pytest.raises(runs.RunError, match="no run"):
+        casebook.collect(FailuresConfig(runs=str(tmp_path / "missing"), teacher_items=0))
+
+
 def test_runs_of_other_items_are_refused(two_runs, tmp_path):
     odd = score_table(**TAGS).assign(id=[str(n) for n in range(10, 16)])
     run = finished_run("odd", odd, tmp_path / "runs", sds_weight=0.25)

@@ -45,6 +45,7 @@ def test_every_notebook_has_a_reduced_setting():
 @pytest.mark.parametrize("name", sorted(REDUCED))
 def test_notebook_runs_and_leaves_figures_and_tables(name, tmp_path):
     out = tmp_path / "out.ipynb"
+    (tmp_path / "runs").mkdir()
     done = papermill(name, out, REDUCED[name] | {"runs": tmp_path / "runs"})
     assert done.returncode == 0, done.stderr[-3000:]
     kinds = [kind for output in outputs(out) for kind in output.get("data", {})]
