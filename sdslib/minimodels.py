@@ -60,13 +60,14 @@ class Recipe:
     vae_batch: int = 32
     vae_lr: float = 2e-3
     vae_kl: float = 1e-4
-    teacher_steps: int = 2200
+    teacher_steps: int = 2700
     teacher_batch: int = 128
     teacher_lr: float = 1e-3
     # Three stages, each found wanting without the next: the caption's words; from `binding_from`
     # on which color belongs to which shape; from `layout_from` on what stands where. See `draw_t`.
     binding_from: int = 1000
     layout_from: int = 1600
+    pairs_from: int = 2000  # from here on scenes of two things alone
     snr_clip: float = 100.0
     high_noise: float = 0.8
     high_range: tuple[int, int] = (400, 980)
@@ -99,12 +100,14 @@ class Turn(NamedTuple):
 
 
 def teacher_turns(recipe: Recipe) -> list[Turn]:
-    """The teacher's stages; the first two are cut short before their learning rate is down."""
-    first, second, last = recipe.binding_from, recipe.layout_from, recipe.teacher_steps
+    """The teacher's stages; all but the last are cut short before their learning rate is down."""
+    first, second, third = recipe.binding_from, recipe.layout_from, recipe.pairs_from
+    last = recipe.teacher_steps
     return [
         Turn(0, first, 2 * first),
         Turn(first, second, 5 * (second - first) // 2),
-        Turn(second, last, last - second),
+        Turn(second, third, 3 * (third - second) // 2),
+        Turn(third, last, last - third),
     ]
 
 
@@ -361,9 +364,11 @@ def train_teacher(
     latents = encode_pool(vae, pool)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     ema = Ema(both, recipe.ema)
+    pairs = torch.tensor([i for i, scene in enumerate(found) if len(scene.things) == 2])
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool), (recipe.teacher_batch,), generator=generator)
+        among = pairs if step >= recipe.pairs_from else torch.arange(len(pool))
+        index = among[torch.randint(len(among), (recipe.teacher_batch,), generator=generator)]
         rng = random.Random(derive_seed(recipe.seed, "teacher caption", step))
         captions = [stage_caption(recipe, step, found[i], rng) for i in index.tolist()]
         t = draw_t(recipe, step, len(index), generator)
@@ -478,7 +483,7 @@ def scaled(scale: float) -> Recipe:
     """The recipe with a share of its steps and pictures, for trying it out."""
     full = Recipe()
     counts = {name: max(2, round(scale * getattr(full, name))) for name in
-              ("vae_steps", "teacher_steps", "binding_from", "layout_from",
+              ("vae_steps", "teacher_steps", "binding_from", "layout_from", "pairs_from",
                "student_steps")}  # fmt: skip
     return replace(full, **counts, pool=max(512, round(scale * full.pool)))
 

@@ -14,8 +14,8 @@ from sdslib.teacher import load_teacher
 
 HOME = project_root() / "data" / "mini"
 TINY = Recipe(
-    pool=64, vae_steps=2, teacher_steps=4, binding_from=2, layout_from=3, student_steps=2,
-    vae_batch=4, teacher_batch=4, student_batch=8,
+    pool=64, vae_steps=2, teacher_steps=4, binding_from=1, layout_from=2, pairs_from=3,
+    student_steps=2, vae_batch=4, teacher_batch=4, student_batch=8,
 )  # fmt: skip
 
 
