@@ -402,9 +402,13 @@ def save_pipeline(
         requires_safety_checker=False,
     ).save_pretrained(folder)
     # the class that every release of transformers knows, whatever name this one has for it
-    index = folder / "model_index.json"
-    document = json.loads(index.read_text()) | {"tokenizer": TOKENIZER}
-    index.write_text(json.dumps(document, indent=2) + "\n")
+    _edit(folder / "model_index.json", lambda document: document | {"tokenizer": TOKENIZER})
+    # where the VAE was read from is nobody's business
+    _edit(folder / "vae" / "config.json", lambda document: document | {"_name_or_path": "vae"})
+
+
+def _edit(path: Path, change: Callable[[dict], dict]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text())), indent=2) + "\n")
 
 
 # --- the student ---------------------------------------------------------------------------------

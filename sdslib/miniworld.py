@@ -568,6 +568,7 @@ def ensure_world(root: Path | None = None) -> Path:
         for write in (_write_coco, _write_winoground, _write_aro, _write_sugarcrepe,
                       _write_zeroshot):  # fmt: skip
             write(stage)
+        stage.chmod(0o755)
         os.replace(stage, root)
     except OSError:
         # another process may have finished first
