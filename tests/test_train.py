@@ -298,3 +298,17 @@ def test_validation_is_called_when_due_and_at_the_end(parties):
 def test_objective_is_linear_in_the_weight():
     terms = {"clip": torch.tensor([1.0, 3.0]), "sds": torch.tensor([2.0, 4.0])}
     assert float(objective(terms, 0.5)) == pytest.approx(2.0 + 0.5 * 3.0)
+
+
+@pytest.mark.gpu
+def test_the_first_losses_on_a_gpu_agree_with_the_cpu(folders):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        student = load_student(f"local-dir:{folders[0]}", None, device)
+        trained = [p for _, p in set_trainable(student, "layernorm")]
+        teacher = load_teacher(str(folders[1]), device=device)
+        bridge = Bridge(student.width, teacher.latent_shape)
+        bridge.load_state_dict(random_start(student.width, teacher.latent_shape, 0))
+        some = Parties(student, trained, teacher, bridge.to(device))
+        losses[device] = [step.loss for step in Loop(config(steps=20), some, SomePairs())]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
