@@ -32,6 +32,7 @@ from sdslib.config import MiniworldConfig, derive_seed, project_path, project_ro
 from sdslib.losses import add_noise
 from sdslib.pairs import load_pairs
 from sdslib.state import pack_state, unpack_state
+from sdslib.storage import file_sha256, write_json
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 
@@ -536,7 +537,7 @@ def digest(folder: Path) -> dict[str, dict]:
     return {
         p.relative_to(folder).as_posix(): {
             "bytes": p.stat().st_size,
-            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+            "sha256": file_sha256(p),
         }
         for p in sorted(files)
         if p.is_file()
@@ -546,10 +547,7 @@ def digest(folder: Path) -> dict[str, dict]:
 def write_recipe(recipe: Recipe, seconds: dict[str, float], folder: Path) -> None:
     """`recipe.json`: recipe, seconds of each part, threads, and the digest of the files."""
     document = {"recipe": asdict(recipe), "seconds": seconds, "threads": torch.get_num_threads()}
-    text = json.dumps(document | {"files": digest(folder)}, indent=2)
-    stage = folder / ".recipe.partial"
-    stage.write_text(text + "\n")
-    os.replace(stage, folder / "recipe.json")
+    write_json(folder / "recipe.json", document | {"files": digest(folder)})
 
 
 def provenance(folder: Path) -> pd.DataFrame:
