@@ -110,6 +110,8 @@ def save_student(folder, config=None, seed=0, dtype=torch.float32) -> Path:
     for name, value in model.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 1.5)  # so that a moved BatchNorm statistic would show
+        if name == "text_decoder.text_projection":
+            value.normal_(std=0.1)  # open_clip leaves it as whatever the memory held
     state = {name: value.to(dtype) for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     build_tokenizer().save_pretrained(folder)
