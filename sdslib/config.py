@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -67,7 +68,10 @@ UNREAD: dict[str, frozenset[str]] = {
 }
 # What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
 NOT_IN_ID = frozenset(
-    ["preset", "run", "runs", "resume", "checkpoint_every", "num_workers", "device", "threads"]
+    [
+        *("preset", "run", "runs", "resume", "checkpoint_every", "tracker"),
+        *("num_workers", "device", "threads"),
+    ]
 )
 TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _NOT_PARAMETERS = frozenset(
@@ -237,6 +241,7 @@ class FinetuneConfig(ModelsConfig):
     eval_every: Whole = 50
     checkpoint_every: Whole = 50
     resume: bool = True
+    tracker: Literal["tensorboard"] | None = None
 
 
 def mini() -> FinetuneConfig:
@@ -411,6 +416,8 @@ def validate(cls: type[C], values: Mapping[str, Any]) -> C:
     problems += bad.values()
     problems += _conflicts(merged, bad.keys())
     problems += _missing_files(merged, bad.keys())
+    if cls.model_fields["runs"].annotation == Config.model_fields["runs"].annotation:
+        problems += _runs_problems(merged["runs"], bad.keys())
     if problems or config is None:
         raise ParameterError(problems)
     return config
@@ -525,6 +532,8 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
         problems.append(_student_problem(values["clip_model"], values["clip_pretrained"]))
     if "teacher" in values and "teacher" not in bad:
         problems.append(_teacher_problem(values["teacher"]))
+    if values.get("tracker") and "tracker" not in bad:
+        problems.append(_tracker_problem(values["tracker"]))
     return [text for text in problems if text]
 
 
@@ -577,6 +586,25 @@ def _teacher_problem(source: str) -> str | None:
     if not absent:
         return None
     return f"teacher folder {source!r} has no {', '.join(absent)}; diffusers' save_pretrained does"
+
+
+def _tracker_problem(name: str) -> str | None:
+    if importlib.util.find_spec(name) is not None:
+        return None
+    return f"tracker {name!r} needs its package; pip install {name}, or leave tracker out"
+
+
+def _runs_problems(source: str | None, bad: Iterable[str]) -> list[str]:
+    """A folder of runs that cannot be written is told before any work starts."""
+    if source is None or "runs" in bad:
+        return []
+    folder = project_path(source)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return [f"runs folder {source!r} cannot be made: {there.name!r} is a file; name a folder"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"runs folder {source!r} cannot be written; name one that can"]
+    return []
 
 
 def _rebuilt(folder: str) -> str:
@@ -650,6 +678,11 @@ def _some(options: Sequence[str]) -> str:
 
 
 def _unknown(name: str, cls: type[Config]) -> str:
+    if name == "trust_remote_code":
+        return (
+            "trust_remote_code is never passed on: models are safetensors and JSON, and bring no "
+            "code; leave it out"
+        )
     return f"unknown parameter {name!r}{_did_you_mean(suggest(name, cls.model_fields))}"
 
 
@@ -663,8 +696,8 @@ def _requirement(cls: type[Config], name: str, value: object) -> str:
     """What the field wants and what it got, in words, from the field's own schema."""
     schema = cls.model_json_schema()["properties"][name]
     schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
-    if "enum" in schema:
-        return _one_of(name, value, schema["enum"])
+    if "enum" in schema or "const" in schema:
+        return _one_of(name, value, schema.get("enum") or [schema["const"]])
     got = f"got {value!r}"
     typed = f"{got} ({type(value).__name__})"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -199,7 +199,7 @@ def finetune(
         parties = load_parties(config, data.pairs, device)
         for name, benchmark in data.scored().items():
             run.save_scores(f"{UNTOUCHED}-{name}", score(parties.student, benchmark))
-        loop = Loop(config, parties, data.pairs, validator(data))
+        loop = Loop(config, parties, data.pairs, validator(data), run.path)
         _resume(loop, run)
         steps = progress(loop, loop.steps - loop.done) if progress else loop
         for step in steps:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -257,7 +258,8 @@ def make_optimizer(parties: Parties, config: FinetuneConfig) -> torch.optim.Opti
 class Loop:
     """Training as an iterator of `Step`s that can be packed up after any of them.
 
-    `validate(student)` is called every `eval_every` steps and after the last one.
+    `validate(student)` is called every `eval_every` steps and after the last one. With
+    `config.tracker` each step is also logged to `folder`/tracker, for that tracker's own viewer.
     """
 
     def __init__(
@@ -266,10 +268,13 @@ class Loop:
         parties: Parties,
         pairs: Pairs,
         validate: Callable[[Student], dict[str, float]] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.config, self.parties, self.pairs, self.validate = config, parties, pairs, validate
         self.steps, self.done = total_steps(config, pairs), 0
-        self.accelerator = Accelerator(cpu=_device(parties).type == "cpu")
+        self.accelerator = Accelerator(
+            cpu=_device(parties).type == "cpu", log_with=config.tracker, project_dir=folder
+        )
         self.optimizer = self.accelerator.prepare(make_optimizer(parties, config))
 
     def pack(self) -> dict[str, Tensor]:
@@ -296,8 +301,16 @@ class Loop:
             self.steps,
             config.num_workers,
         )
+        if config.tracker:  # what an interrupted run logged past its checkpoint is purged
+            options = {config.tracker: {"purge_step": self.done + 1}}
+            self.accelerator.init_trackers("tracker", init_kwargs=options)
         for batch in loader:
-            yield self._step(batch)
+            step = self._step(batch)
+            if config.tracker:
+                self.accelerator.log(step.row(), step.step)
+            yield step
+        if config.tracker:
+            self.accelerator.end_training()
 
     def _step(self, batch: Batch) -> Step:
         start, step, config, parties = time.perf_counter(), self.done, self.config, self.parties

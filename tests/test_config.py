@@ -351,3 +351,19 @@ def test_papermill_ends_with_the_guards_message_and_a_failing_exit_code(tmp_path
     assert done.stderr.strip().splitlines()[-1] == (
         "invalid parameters: unknown parameter 'sds_wieght'; did you mean 'sds_weight'?"
     )
+
+
+def test_a_tracker_whose_package_is_missing_is_one_clear_line(monkeypatch):
+    find = config_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        config_module.importlib.util,
+        "find_spec",
+        lambda name: None if name == "tensorboard" else find(name),
+    )
+    with pytest.raises(ParameterError, match="invalid parameters: tracker 'tensorboard' needs its"):
+        validate(FinetuneConfig, {"tracker": "tensorboard"})
+
+
+def test_an_unknown_tracker_is_told_which_there_are():
+    with pytest.raises(ParameterError, match="tracker must be one of 'tensorboard', got 'wandb'"):
+        validate(FinetuneConfig, {"tracker": "wandb"})

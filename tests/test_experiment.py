@@ -199,3 +199,31 @@ def test_figures_of_the_mini_world_say_so(config):
     assert experiment.note(config) == "mini-world"
     assert experiment.human(config) is None
     assert miniworld.ensure_world().is_dir()
+
+
+def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = override(config, tracker="tensorboard", runs=str(tmp_path))
+    assert settings.identity() == config.identity()
+
+    def cut(steps, total):
+        for step in steps:
+            if step.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    settings = override(settings, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.finetune(settings, cut)
+    run = experiment.finetune(settings)
+    events = EventAccumulator(str(run.path / "tracker")).Reload()
+    history = run.history()
+    for name in ("loss", "clip", "sds", "lr", "val_text"):
+        told = history.dropna(subset=[name])
+        assert [e.step for e in events.Scalars(name)] == told["step"].tolist()
+        np.testing.assert_allclose([e.value for e in events.Scalars(name)], told[name], rtol=1e-6)
+
+
+def test_without_a_tracker_a_run_has_no_folder_for_it(finished):
+    assert not (finished.path / "tracker").exists()
