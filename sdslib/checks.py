@@ -6,6 +6,7 @@ one of transformers' fast tokenizers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+PASSPORT = "passport.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -121,6 +123,56 @@ def check_loaded(missing: Sequence[str], unexpected: Sequence[str], owner: str) 
     ]
     if problems:
         raise WeightsError(f"{owner}: the weights do not fit the config: {'; '.join(problems)}")
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over the folder's tokenizer files; of nothing where the tokenizer is open_clip's."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def passport(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What weights must meet again when they are loaded, from their config and tokenizer."""
+    model, text = config["model_cfg"], config["model_cfg"].get("text_cfg", {})
+    return {
+        "quick_gelu": bool(model.get("quick_gelu", False)),
+        "preprocess": dict(config.get("preprocess_cfg", {})),
+        "context_length": text.get("context_length", 77),
+        "tokenizer": tokenizer_hash(folder),
+    }
+
+
+def check_passport(folder: Path, config: Mapping[str, Any]) -> None:
+    """WeightsError where the folder is not what its `passport.json` says; without one, nothing."""
+    if not (folder / PASSPORT).is_file():
+        return
+    kept, now, where = read_config(folder / PASSPORT), passport(config, folder), shown(folder)
+    words = {True: "QuickGELU", False: "GELU"}
+    told = {
+        "quick_gelu": "the weights were trained with {0}, the config says {1}; restore quick_gelu",
+        "preprocess": "the preprocessing was swapped: {0} became {1}; restore preprocess_cfg",
+        "context_length": "the weights take {0} tokens, the config says {1}; restore it",
+        "tokenizer": "the tokenizer is not the one that the weights were trained with; "
+        "get the folder again",
+    }
+    for key, text in told.items():
+        if kept.get(key) != now[key]:
+            was, found = kept.get(key), now[key]
+            if key == "quick_gelu":
+                was, found = words[bool(was)], words[bool(found)]
+            if key == "preprocess":
+                was, found = _difference(was, found)
+            raise WeightsError(f"{where}: {text.format(was, found)}")
+
+
+def _difference(old: Any, new: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The entries of two configs that are not the same."""
+    old = old if isinstance(old, dict) else {}
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return {key: old.get(key) for key in keys}, {key: new.get(key) for key in keys}
 
 
 def read_config(file: Path) -> Mapping[str, Any]:

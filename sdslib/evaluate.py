@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from sdslib.losses import denoising_loss
 from sdslib.tables import (
     NOTES,
     TableError,
+    cautions,
     cell_columns,
     compare,
     compare_over_seeds,
@@ -593,8 +595,9 @@ def score_grids(
 
     Sets of classes and retrieval sets give a CLIP scorer's ranks over the whole set, see
     `rank_classes` and `rank_retrieval`. Raises `metrics.ScoreError` with the item's id where a
-    score is not finite. `attrs` holds benchmark, scorer, total, seconds and the scorer's counts,
-    and survives parquet. `progress` wraps the iterator over items (tqdm).
+    score is not finite, and warns of what `tables.cautions` says. `attrs` holds benchmark, scorer,
+    total, seconds and the scorer's counts, and survives parquet. `progress` wraps the iterator over
+    items (tqdm).
     """
     items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
     if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
@@ -612,6 +615,8 @@ def score_grids(
         "seconds": time.perf_counter() - start,
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
+    for text in cautions(table):
+        warnings.warn(f"{benchmark.name}, {scorer.name}: {text}", stacklevel=2)
     return table
 
 
@@ -713,6 +718,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             raise TableError(f"no tag {sorted(missing)[0]!r}; there are {tags_of(scores)}")
         found = summary(scores, by)
+        for text in cautions(scores):
+            print(f"caution: {text}", file=sys.stderr)
     except (TableError, metrics.ScoreError) as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,11 @@ from torch import Tensor
 from sdslib import benchmarks, evaluate, figures, miniworld, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
+from sdslib.checks import PASSPORT
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override, project_path
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import Run, open_run
-from sdslib.storage import file_sha256
+from sdslib.storage import file_sha256, read_json, write_json
 from sdslib.student import Student, load_student, set_trainable, trainable_table
 from sdslib.teacher import Teacher, latent_shape, load_teacher
 from sdslib.train import TERMS, Loop, Parties, Step
@@ -208,7 +210,7 @@ def finetune(
             if last or stop.is_set() or loop.done % config.checkpoint_every == 0:
                 run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
             if stop.is_set() and not last:
-                raise KeyboardInterrupt(f"stopped after step {loop.done}; run again to go on")
+                stop.obey(loop.done)
         save_student(run, parties)
         for name, benchmark in data.scored().items():
             run.save_scores(name, score(parties.student, benchmark))
@@ -254,20 +256,45 @@ def shares(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def save_student(run: Run, parties: Parties) -> None:
-    """`weights/`: the student as an open_clip folder, and the bridge where there is one."""
+    """`weights/`: the student as an open_clip folder, and the bridge where there is one.
+
+    Its passport, which loading holds the folder to, also tells where the weights came from: the
+    run's parameters, data, code and environment.
+    """
     with run.staged("weights") as folder:
         parties.student.save(folder)
+        passport = read_json(folder / PASSPORT)
+        write_json(folder / PASSPORT, passport | {"run": run.origin()})
         if parties.bridge is not None:
             parties.bridge.save(folder / "bridge.safetensors")
 
 
+class Terminated(SystemExit):
+    """SIGTERM was obeyed after a step; the process ends with status 143, as the shell has it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + signal.SIGTERM
+
+
+class Stop(threading.Event):
+    """Whether a signal asked to stop, and which."""
+
+    number = signal.SIGINT
+
+    def obey(self, step: int) -> NoReturn:
+        """Raise Terminated or KeyboardInterrupt, as the signal would have."""
+        message = f"stopped after step {step}; run again to go on"
+        raise (Terminated if self.number == signal.SIGTERM else KeyboardInterrupt)(message)
+
+
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
+def stop_requested() -> Iterator[Stop]:
     """An event that the first SIGINT or SIGTERM sets, so that a step is never cut in two.
 
     A second signal ends the process as usual. Outside the main thread signals stay as they are.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -275,6 +302,7 @@ def stop_requested() -> Iterator[threading.Event]:
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
     def ask(number: int, frame: object) -> None:
+        stop.number = signal.Signals(number)
         stop.set()
         signal.signal(number, before[signal.Signals(number)])
 

@@ -394,7 +394,7 @@ def batches(
         collate_fn=_same,
         generator=torch.Generator(),  # the loader would draw from, and so move, torch's own
     )
-    return _named_failures(loader)
+    return _named_failures(loader, start_step)
 
 
 class _Steps(Dataset):
@@ -429,13 +429,15 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _named_failures(loader: DataLoader) -> Iterator[Batch]:
+def _named_failures(loader: DataLoader, done: int) -> Iterator[Batch]:
     try:
-        yield from loader
+        for batch in loader:
+            yield batch
+            done += 1
     except RuntimeError as reason:
         if "DataLoader worker" not in str(reason):
             raise
         raise RuntimeError(
-            f"{reason}; a worker that reads images died, often for want of memory or /dev/shm: "
-            "set num_workers=0 to read in this process"
+            f"{reason}; it read images for step {done + 1} or a later one and died, often for want "
+            "of memory or /dev/shm: set num_workers=0 to read in this process"
         ) from reason

@@ -151,6 +151,12 @@ class Run:
         """The trained student's open_clip folder; written inside `staged("weights")`."""
         return self.path / "weights"
 
+    def origin(self) -> dict[str, Any]:
+        """Where this run's weights come from, for their passport: parameters, data, environment."""
+        identity = read_json(self.path / "identity.json")
+        facts = {key: identity[key] for key in ("id", "params", "data", "code")}
+        return facts | {"environment": read_json(self.path / "env.json")}
+
     @property
     def finished(self) -> bool:
         """Whether the run is complete; it is read-only then."""
@@ -299,6 +305,9 @@ class Run:
         if not resume:
             storage.discard(self.path / "checkpoints")
         good = self._newest_good()
+        if good is None and _checkpoints(self.path):
+            text = f"{self.name}: no checkpoint is whole; starting afresh at step 0"
+            warnings.warn(text, RunWarning, stacklevel=3)
         step = int(good.name.split("-")[1]) if good else 0
         _truncate_history(self.path / "history.jsonl", step)
         self._last_step = step or None
@@ -627,13 +636,16 @@ def _run_folders(root: Path) -> list[Path]:
 def find_run(key: str | Path, root: Path | str | None = None) -> Run:
     """The run of this id (or its beginning), name, or path, for reading.
 
-    RunError when there is none (with the nearest name) or more than one.
+    An executed notebook stands for the run that it names last. RunError when there is none (with
+    the nearest name) or more than one, and for a notebook that was cut.
     """
     path = Path(key)
     if (path / "identity.json").is_file():
         return Run(path.resolve())
     folders = _run_folders(runs_root(root=root))
     key = str(key)
+    if path.suffix == ".ipynb":
+        return _run_of_notebook(path, folders)
     exact = [f for f in folders if key in (f.name, *f.name.rsplit("-", 1))]
     found = exact or [f for f in folders if f.name.rsplit("-", 1)[1].startswith(key)]
     if len(found) == 1:
@@ -643,6 +655,23 @@ def find_run(key: str | Path, root: Path | str | None = None) -> Run:
     close = suggest(key, [f.name for f in folders])
     hint = f"did you mean {close!r}?" if close else "`python -m sdslib.runs list` shows them"
     raise RunError(f"no run {key!r}; {hint}")
+
+
+def _run_of_notebook(path: Path, folders: list[Path]) -> Run:
+    if not path.is_file():
+        raise RunError(f"{path.name} does not exist")
+    text = path.read_bytes().decode("utf-8", "replace")
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise RunError(
+            f"{path.name} is not a complete notebook (cut at byte {path.stat().st_size}); execute "
+            "it again: what its run had finished is read, not computed again"
+        ) from error
+    named = {text.rfind(folder.name): folder for folder in folders if folder.name in text}
+    if not named:
+        raise RunError(f"{path.name} names no run; `python -m sdslib.runs list` shows all")
+    return Run(named[max(named)])
 
 
 def list_runs(root: Path | str | None = None) -> pd.DataFrame:

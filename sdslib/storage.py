@@ -205,7 +205,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _owner(lock: Path) -> dict[str, Any] | None:
     try:
         owner = json.loads(lock.read_bytes())
-        return {key: owner[key] for key in ("pid", "host", "started", "since")}
+        boot = {"boot": owner["boot"]} if "boot" in owner else {}
+        return {key: owner[key] for key in ("pid", "host", "started", "since")} | boot
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -213,9 +214,12 @@ def _owner(lock: Path) -> dict[str, Any] | None:
 
 
 def myself() -> dict[str, Any]:
-    """This process by number, host and start time; numbers are reused, the three are not."""
-    started = psutil.Process().create_time()
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+    """This process by number, host and start time; numbers are reused, the three are not.
+
+    The boot time is kept beside it: a clock that is set moves both, and their difference stands.
+    """
+    began = {"started": psutil.Process().create_time(), "boot": psutil.boot_time()}
+    return {"pid": os.getpid(), "host": socket.gethostname()} | began
 
 
 def is_me(owner: dict[str, Any]) -> bool:
@@ -228,8 +232,9 @@ def is_alive(owner: dict[str, Any]) -> bool:
     if owner["host"] != socket.gethostname():
         return True
     try:
-        process = psutil.Process(owner["pid"])
-        same = abs(process.create_time() - owner["started"]) < _SAME_START_S
+        process, boot = psutil.Process(owner["pid"]), psutil.boot_time()
+        moved = boot - owner.get("boot", boot)
+        same = abs(process.create_time() - owner["started"] - moved) < _SAME_START_S
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

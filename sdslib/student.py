@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import project_path
-from sdslib.storage import staged_folder
+from sdslib.storage import MANIFEST, manifest_problem, staged_folder, write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -213,6 +214,8 @@ class Student(nn.Module):
             save_file(_merged(self.model), stage / WEIGHTS)
             if hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(stage)
+            passport = {"model": self.origin.name, "precision": "fp32"}
+            write_json(stage / checks.PASSPORT, passport | checks.passport(document, stage))
 
 
 def _hold_statistics(model: nn.Module) -> nn.Module:
@@ -245,7 +248,8 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
     `model` may be "local-dir:PATH" or a plain folder, relative to the project. Everything is
     frozen until `set_trainable`. WeightsError (what, where, what to do) for weights that are
     missing, pickled, cut, not finite, or do not fit, for an activation that is not the one the
-    weights were trained with, and for unknown names.
+    weights were trained with, for a folder that is not what its passport or manifest says, and for
+    unknown names.
     """
     if model.startswith(HF_HUB_PREFIX):
         _cached(model, lambda: _from_hub(model.removeprefix(HF_HUB_PREFIX)))
@@ -263,6 +267,12 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
         raise WeightsError(f"{name}: the weights do not fit the config: {reason}") from error
     state = network.state_dict()
     checks.check_finite(state.items(), name)
+    if float(state["logit_scale"].exp().max()) > 100.5:  # OpenAI's stand at 100 within rounding
+        warnings.warn(
+            f"{name}: exp(logit_scale) is {float(state['logit_scale'].exp().max()):.0f}, past 100; "
+            "used as 100, as in CLIP's training",
+            stacklevel=2,
+        )
     if source.startswith(LOCAL_DIR_PREFIX):
         _check_shapes(state, checks.find_weights(folder, (WEIGHTS,)), name)
     tokenizer = open_clip.get_tokenizer(source)
@@ -279,10 +289,14 @@ def _check_folder(model: str) -> Path:
             close = _nearest(model.replace("/", "-"), open_clip.list_models(), 0.8)
             raise WeightsError(f"student folder {model!r} does not exist{close}")
         raise WeightsError(f"unknown model {model!r}{_nearest(model, open_clip.list_models())}")
-    cfg = checks.read_config(folder / CONFIG).get("model_cfg")
-    if cfg is None:
+    config = checks.read_config(folder / CONFIG)
+    if config.get("model_cfg") is None:
         raise WeightsError(f"{shown(folder / CONFIG)} has no 'model_cfg'")
     checks.find_weights(folder, (WEIGHTS,))
+    checks.check_passport(folder, config)
+    problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
+    if problem:
+        raise WeightsError(f"{shown(folder)}: {problem}; get it again")
     return folder
 
 

@@ -23,6 +23,7 @@ NOTES = (
     *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),
     *("rank", "n_true", "predicted", "margin"),
 )
+NO_SPREAD = 1e-6  # below this, scores of float32 embeddings differ by rounding alone
 MACRO_TAGS = ("relation", "attributes", "subset")
 WINOGROUND_TAGS = ("collapsed_tag", "num_main_preds", "diwan_tags")
 _CELL = re.compile(r"^(?:(?P<rule>\w+)\.)?s_(?P<image>\d+)_(?P<caption>\d+)$")
@@ -80,6 +81,35 @@ def tags_of(table: pd.DataFrame) -> list[str]:
 def is_grid(table: pd.DataFrame) -> bool:
     """Whether the items are Winoground-like: every image with every caption, no single answer."""
     return "rank" not in table.columns and bool(table["answer"].isna().all())
+
+
+def cautions(table: pd.DataFrame) -> list[str]:
+    """What has to be said above any figure made from the table, one sentence each; often nothing.
+
+    Captions that no scorer could tell apart, and a model that tells nothing apart.
+    """
+    found, ids = [], table["id"].astype(str)
+    if "equal_captions" in table and (equal := table["equal_captions"].astype(bool)).any():
+        some = ", ".join(ids[equal][:3]) + (", ..." if equal.sum() > 3 else "")
+        found.append(
+            f"{equal.sum()} of {len(table)} items have captions that are one to the model (case, "
+            f"HTML and what lies beyond its last token aside): {some}; they are ties, never right"
+        )
+    if len(table) and float(_spread(table).max()) <= NO_SPREAD:
+        found.append(
+            f"scores are constant: the captions of each of the {len(table)} items have one score; "
+            "no figure of them says anything, look at the weights and the preprocessing"
+        )
+    return found
+
+
+def _spread(table: pd.DataFrame) -> np.ndarray:
+    """How far each item's scores lie apart, [N]; ranks tell it by their margin alone."""
+    if "rank" in table.columns:
+        known = "margin" in table.columns
+        return np.abs(table["margin"].to_numpy()) if known else np.full(len(table), np.inf)
+    grid = np.ma.masked_array(grids_of(table)).reshape(len(table), -1)
+    return np.asarray(grid.max(axis=1) - grid.min(axis=1))
 
 
 def outcomes(

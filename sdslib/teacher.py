@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import derive_seed, project_path
+from sdslib.storage import MANIFEST, manifest_problem
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {
@@ -316,6 +317,9 @@ def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
     alpha_bar(scheduler)
     for part, name in WEIGHTS.items():
         checks.find_weights(folder / part, (name,))
+    problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
+    if problem:
+        raise WeightsError(f"{where}: {problem}; get it again")
     return configs
 
 

@@ -305,12 +305,30 @@ class Loop:
             options = {config.tracker: {"purge_step": self.done + 1}}
             self.accelerator.init_trackers("tracker", init_kwargs=options)
         for batch in loader:
-            step = self._step(batch)
+            step = self._within_memory(batch)
             if config.tracker:
                 self.accelerator.log(step.row(), step.step)
             yield step
         if config.tracker:
             self.accelerator.end_training()
+
+    def _within_memory(self, batch: Batch) -> Step:
+        try:
+            return self._step(batch)
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+                raise
+            reason = str(error).splitlines()[0]
+        # Out here the error is gone, whose traceback would keep the step's tensors alive.
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        config = self.config
+        raise TrainingError(
+            f"step {self.done + 1}: out of memory ({reason}); nothing of the step is kept. Take a "
+            f"batch_size below {config.batch_size}, precision 'bf16' in place of "
+            f"{config.precision!r}, or less to train than {config.trainable!r}"
+        )
 
     def _step(self, batch: Batch) -> Step:
         start, step, config, parties = time.perf_counter(), self.done, self.config, self.parties

@@ -1,0 +1,1 @@
+"""What can go wrong, and what the workbench then says: one test a fault; see `catalog`."""
