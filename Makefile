@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune miniworld lab test test-slow check lock clean
+.PHONY: help setup finetune miniworld lab test test-slow faults soak fuzz bench check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -11,6 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY  := .venv/.ready
 EXTRAS := dev,ray,browser,trackers,fuzz
 JOBS   ?= 2
+ROUNDS ?= 5
+MINUTES ?= 0
+PARSER ?= all
+SECONDS ?= 30
 FAST   := not slow and not browser and not ray
 SLOW   := slow or browser or ray
 
@@ -34,6 +38,18 @@ test: $(READY) ## fast tests; at least 90% of the library must be covered
 test-slow: $(READY) ## notebooks executed on a reduced setting, kill tests, browser, Ray
 	pytest -m "$(SLOW)" --timeout=1200 || \
 	  { code=$$?; [ $$code -eq 5 ] && echo "test-slow: no test is marked slow, browser or ray"; }
+
+faults: $(READY) ## everything that can go wrong, one test each, as a table; writes docs/faults.md
+	PYTHONPATH=tests python -m faults
+
+soak: $(READY) ## kill a training run ROUNDS times and compare; MINUTES= trains on and watches memory
+	PYTHONPATH=tests python -m soak --rounds $(ROUNDS) --minutes $(MINUTES)
+
+fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS (PARSER=all: each of them)
+	PYTHONPATH=tests python -m fuzz $(PARSER) --seconds $(SECONDS)
+
+bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
+	python -m benchmarks
 
 check: $(READY) ## lint, format, types and fast tests, in under a minute
 	ruff check .

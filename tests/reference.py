@@ -75,3 +75,43 @@ def _cosine(student, ref, caption):
     image = student.encode_images(student.transform(ref.load())[None])[0]
     text = student.encode_texts(student.tokenize([caption]))[0]
     return float(image @ text)
+
+
+def score_grid_with_vae_inside(teacher, item, draws):
+    """Minus the mean eps-MSE [I, K]: at every (t, eps) all images are encoded anew.
+
+    One example at a time, its cells one batch, as DiffusionITM scores a pair of images and
+    captions, but with the VAE's mean, so that the scores can be compared.
+    """
+    cells = [(image, caption) for image in item.images for caption in item.captions]
+    pixels = torch.stack([teacher.transform(image.load()) for image, _ in cells])
+    with torch.no_grad():
+        text = torch.cat([teacher._encode_texts([caption]) for _, caption in cells])
+        total = torch.zeros(len(cells), dtype=torch.float64)
+        for t, eps in zip(draws.t, draws.eps, strict=True):
+            total += _errors(teacher, teacher.encode_images(pixels), eps[None], t[None], text)
+    return (-total / len(draws.t)).reshape(len(item.images), len(item.captions)).numpy()
+
+
+def score_grid_with_one_pair_at_a_time(teacher, item, draws):
+    """Minus the mean eps-MSE [I, K]: each pair by itself, its draws one batch.
+
+    As Diffusion Classifier scores Winoground: image and caption encoded once a pair.
+    """
+    grid = np.zeros((len(item.images), len(item.captions)))
+    with torch.no_grad():
+        for i, image in enumerate(item.images):
+            for k, caption in enumerate(item.captions):
+                z = teacher.encode_images(teacher.transform(image.load())[None])
+                text = teacher._encode_texts([caption]).expand(len(draws.t), -1, -1)
+                grid[i, k] = -float(_errors(teacher, z, draws.eps, draws.t, text).mean())
+    return grid
+
+
+def _errors(teacher, z, eps, t, text):
+    """Mean squared eps error of each row in float64; z, eps and t may have one row for all."""
+    count = len(text)
+    z, eps, t = z.expand(count, -1, -1, -1), eps.expand(count, -1, -1, -1), t.expand(count)
+    signal = teacher.alpha_bar[t][:, None, None, None]
+    z_t = signal.sqrt() * z + (1 - signal).sqrt() * eps
+    return ((teacher.predict_noise(z_t, t, text) - eps) ** 2).double().mean((1, 2, 3))

@@ -1,0 +1,149 @@
+"""What scores cost: forward passes counted exactly, times beside the plain way of doing it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid_with_vae_inside
+
+from benchmarks.harness import Row, paired
+from sdslib import baseline, evaluate, minimodels, tables
+from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
+from sdslib.config import BaselineConfig
+from sdslib.pairs import load_pairs
+from sdslib.student import Student, load_student
+from sdslib.teacher import Teacher
+
+ARO = ("aro-relation", "aro-attribution", "coco-order")
+
+
+def student() -> Student:
+    """The mini-world's student on the CPU."""
+    return load_student(BaselineConfig().clip_model, None)
+
+
+def sequential(items: int) -> list[Row]:
+    """UNet evaluations of the sequential scorer beside a fixed budget of 64 draws."""
+    teacher, profile = baseline.load_judge(BaselineConfig())
+    found = load_benchmark("mini:winoground").sample(items, 0)
+    fixed = evaluate.diffusion_scorer(teacher, 64, 0, profile, empty=False, batch_size=128)
+    stopping = evaluate.sequential_diffusion_scorer(teacher, 64, 0, profile=profile, batch_size=128)
+    whole, part = (evaluate.score_grids(scorer, found) for scorer in (fixed, stopping))
+    right = [tables.outcomes(scores, "relative")["text"] for scores in (whole, part)]
+    text = [float(one.mean()) for one in right]
+    evaluations = [scorer.counts["unet_evaluations"] for scorer in (fixed, stopping)]
+    note = (
+        f"text score {text[0]:.1%} and {text[1]:.1%}, the same choice on "
+        f"{np.mean(right[0] == right[1]):.1%} of {len(whole)} items; "
+        f"{evaluations[1] / (4 * len(whole)):.1f} evaluations a pair"
+    )
+    return [
+        Row("S1", "UNet evaluations, 64 draws / sequential", evaluations[0] / evaluations[1], 4, 5,
+            note=note),
+        Row("S2", "text score lost by it, points", 100 * (text[0] - text[1]), 1, 0, least=True),
+    ]  # fmt: skip
+
+
+def clip_evaluation(items: int, rounds: int) -> list[Row]:
+    """Student on the ARO-shaped sets beside one pair at a time, on the same items."""
+    model = student()
+    sets = [load_benchmark(f"mini:{name}").sample(items, 0) for name in ARO]
+
+    def ours() -> list[np.ndarray]:
+        return [evaluate.score_grids(evaluate.clip_scorer(model), one) for one in sets]
+
+    def rival() -> list[np.ndarray]:
+        return [clip_grids(model, one.items) for one in sets]
+
+    _agree(ours(), rival(), [len(one.items[0].captions) for one in sets])
+    times = paired(ours, rival, rounds)
+    cells = sum(len(item.captions) for one in sets for item in one.items)
+    return [
+        Row("G9a", "mini-ARO, pair by pair / ours, cold", times.ratio, 3, 8,
+            note=f"{times.spread}; {cells} pairs")
+    ]  # fmt: skip
+
+
+def _agree(scores: list, grids: list, captions: list[int]) -> None:
+    """Both ways give the same scores, or there is nothing to compare."""
+    for table, grid, count in zip(scores, grids, captions, strict=True):
+        own = table[[f"s_0_{k}" for k in range(count)]].to_numpy()
+        np.testing.assert_allclose(own, grid[:, 0], atol=1e-5)
+
+
+def encodes() -> list[Row]:
+    """Images and captions that went through the student, over the distinct ones of every set."""
+    model, sets = student(), [load_benchmark(f"mini:{name}") for name in MINI]
+    sets.append(retrieval(load_pairs("mini:val")))
+    passed = distinct = 0
+    for one in sets:
+        scorer = evaluate.clip_scorer(model)
+        evaluate.score_grids(scorer, one)
+        passed += sum(scorer.counts.values())
+        distinct += len({ref.key for item in one.items for ref in item.images})
+        distinct += _distinct_captions(model, one)
+    return [
+        Row("G8", "encodes / distinct images and captions", passed / distinct, 1, 1, least=True,
+            note=f"{passed} encodes over {len(sets)} sets, counted")
+    ]  # fmt: skip
+
+
+def _distinct_captions(model: Student, one: Benchmark) -> int:
+    texts = [c for item in one.items for c in item.captions]
+    texts = [p for group in one.prompts for p in group] if one.kind == "classes" else texts
+    return len(model.tokenize(sorted(set(texts))).unique(dim=0))
+
+
+def equal_evaluations(items: int, draws: int, rounds: int) -> list[Row]:
+    """The diffusion score at equal (t, eps) beside two common ways of computing it."""
+    teacher = proportioned_teacher()
+    found = load_benchmark("mini:winoground").sample(items, 0).items
+    shared = evaluate.shared_draws(teacher.latent_shape, draws, 0)
+
+    def ours() -> np.ndarray:
+        scorer = evaluate.diffusion_scorer(teacher, shared, empty=False, batch_size=64)
+        return np.array([scored.grids[""] for scored in scorer(found)])
+
+    def inside() -> np.ndarray:
+        return np.array([score_grid_with_vae_inside(teacher, item, shared) for item in found])
+
+    def alone() -> np.ndarray:
+        return np.array(
+            [score_grid_with_one_pair_at_a_time(teacher, item, shared) for item in found]
+        )
+
+    own = ours()
+    for rival in (inside, alone):
+        np.testing.assert_allclose(own, rival(), atol=1e-5)
+    itm, alone_times = paired(ours, inside, rounds), paired(ours, alone, rounds)
+    share = vae_share(teacher)
+    return [
+        Row("G1", "diffusion score, image encoded at every t / ours", itm.ratio, 2, 4,
+            note=f"{itm.spread}; a VAE encode costs {share:.2f} UNet calls"),
+        Row("G2", "diffusion score, one pair at a time / ours", alone_times.ratio, 1.2, 2,
+            note=f"{alone_times.spread}; {draws} draws a pair"),
+    ]  # fmt: skip
+
+
+def proportioned_teacher() -> Teacher:
+    """The mini teacher with an untrained VAE dear enough for Stable Diffusion's proportions.
+
+    There one image's encoding costs 1.4 times a call of the UNet (1,117 and 803 GFLOP).
+    """
+    teacher, _ = baseline.load_judge(BaselineConfig())
+    teacher.vae = minimodels.new_vae(0, layers_per_block=3).eval().requires_grad_(False)
+    return teacher
+
+
+def vae_share(teacher: Teacher) -> float:
+    """CPU time of encoding four images over that of the UNet on four latents."""
+    size: int = teacher.image_size
+    pixels = torch.zeros(4, 3, size, size)
+    z = torch.zeros(4, *teacher.latent_shape)
+    t, text = torch.full((4,), 500), teacher.embed_texts(["a red circle"] * 4)
+    with torch.no_grad():
+        times = paired(
+            lambda: [teacher.predict_noise(z, t, text) for _ in range(4)],
+            lambda: [teacher.encode_images(pixels) for _ in range(4)],
+        )
+    return times.ratio

@@ -1,0 +1,110 @@
+"""What a training step costs beside its parts: the bare UNet, the plain step, the import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Row, paired
+from sdslib import losses, train
+from sdslib.bridge import Bridge, random_start
+from sdslib.config import FinetuneConfig, override
+from sdslib.pairs import Batch, batches, load_pairs
+from sdslib.student import load_student, set_trainable
+from sdslib.teacher import load_teacher
+
+BATCH = 32
+
+
+def gradients(rounds: int) -> list[Row]:
+    """Both gradient routes of L_SDS beside the UNet's forward pass on the same latents."""
+    teacher = load_teacher(FinetuneConfig().teacher)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(BATCH, *teacher.latent_shape, generator=generator)
+    eps = torch.randn(z.shape, generator=generator)
+    t = torch.linspace(20, 980, BATCH).long()
+    text = teacher.embed_texts(["a red circle left of a blue square"] * BATCH)
+
+    def forward() -> None:
+        with torch.no_grad():
+            teacher.predict_noise(z, t, text)
+
+    def residual() -> None:
+        _backward(losses.score_distillation_loss)
+
+    def through() -> None:
+        _backward(losses.denoising_loss)
+
+    def _backward(loss: train.Callable) -> None:
+        latent = z.clone().requires_grad_()
+        alpha_bar = teacher.alpha_bar[t]
+        loss(teacher.predict_noise, latent, text, t, eps, alpha_bar, "sum").mean().backward()
+
+    without, whole = paired(forward, residual, rounds), paired(forward, through, rounds)
+    return [
+        Row("G5", "residual gradient of L_SDS / bare UNet forward", without.ratio, 1.10, 1.03,
+            least=True, note=without.spread),
+        Row("G6", "gradient through the UNet / bare UNet forward", whole.ratio, 3.1, 2.9,
+            least=True, note=whole.spread),
+    ]  # fmt: skip
+
+
+def whole_step(rounds: int) -> list[Row]:
+    """A step of L_CLIP + L_SDS beside a step of L_CLIP and the teacher's part by itself."""
+    config = FinetuneConfig()
+    both, plain = _loop(config), _loop(override(config, arm="clip-only", sds_weight=0.0))
+    batch = _batch(config, both)
+    teacher, bridge = both.parties.teacher, both.parties.bridge
+    assert teacher is not None
+    assert bridge is not None
+    image_emb = both.parties.student.encode_images(batch.pixels).detach()
+
+    def apart() -> None:
+        plain._step(batch)
+        t, eps = train.draw_noise(0, BATCH, teacher.latent_shape, config)
+        z = bridge(image_emb).detach().requires_grad_()
+        text, alpha_bar = teacher.embed_texts(batch.captions), teacher.alpha_bar[t]
+        losses.denoising_loss(
+            teacher.predict_noise, z, text, t, eps, alpha_bar, "sum"
+        ).mean().backward()
+
+    times = paired(apart, lambda: both._step(batch), rounds)
+    return [
+        Row("G7", "step with L_SDS / (plain step + teacher alone)", times.ratio, 1.15, 1.05,
+            least=True, note=times.spread)
+    ]  # fmt: skip
+
+
+def _loop(config: FinetuneConfig) -> train.Loop:
+    student = load_student(config.clip_model, None)
+    trained = [p for _, p in set_trainable(student, config.trainable)]
+    teacher = load_teacher(config.teacher) if config.arm == "sds" else None
+    bridge = None
+    if teacher is not None:
+        bridge = Bridge(student.width, teacher.latent_shape)
+        bridge.load_state_dict(random_start(student.width, teacher.latent_shape, config.seed))
+    parties = train.Parties(student, trained, teacher, bridge)
+    return train.Loop(override(config, steps=10_000), parties, load_pairs("mini"))
+
+
+def _batch(config: FinetuneConfig, loop: train.Loop) -> Batch:
+    pairs, transform = load_pairs("mini"), loop.parties.student.transform
+    return next(iter(batches(pairs, transform, BATCH, config.seed, 0, 1, 0)))
+
+
+def importing() -> list[Row]:
+    """CPU seconds of `import sdslib` in a fresh interpreter, less an empty one's."""
+    root = Path(__file__).parents[1]
+
+    def run(code: str) -> float:
+        code = f"{code}\nimport time; print(time.process_time())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
+        )
+        return float(done.stdout)
+
+    found = sorted(run("import sdslib") - run("") for _ in range(5))
+    return [Row("G11", "CPU seconds of `import sdslib`", found[2], 0.5, 0.2, least=True)]
