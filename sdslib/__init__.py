@@ -33,11 +33,14 @@ floor 2, verbs
 floor 3, whole jobs, as the notebooks call them
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison
+    probes      one image and any captions: margins, words that decide, hardest re-orderings
     atlas       every item of a set with what each model does to it, as a page and as a widget
 floor 4, studies of models as they are
     baseline    student and teacher on every benchmark at hand
 floor 5, studies that rest on other studies
     casebook    from score files or runs to the atlas of their failures
+floor 6, for a person to play with
+    demo        any picture against any captions, as a page and as a widget
 """
 
 __version__ = "0.1.0"

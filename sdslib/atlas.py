@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -220,12 +219,12 @@ def html(atlas: Atlas) -> str:
     way = f'<p class="way">{atlas.absent}</p>' if atlas.absent else ""
     note = f" · {page.text(atlas.note)}" if atlas.note else ""
     return (
-        f'<div class="atlas" tabindex="0"><style>{_file("atlas.css")}</style>'
+        f'<div class="atlas" tabindex="0"><style>{page.asset("atlas.css")}</style>'
         f"<h2>{page.text(atlas.title)}{note}</h2>{_score_rows(atlas)}{_legend()}{way}"
         f'{_controls(atlas)}<p class="count" role="status">{len(atlas.ids)} items</p>'
         f'<div class="items">\n{cards}\n</div>'
         f'<script type="application/json" class="data">{_data(atlas)}</script>'
-        f"<script>{_file('atlas.js')}</script></div>"
+        f"<script>{page.asset('atlas.js')}</script></div>"
     )
 
 
@@ -404,10 +403,6 @@ def _data(atlas: Atlas) -> str:
     return json.dumps({"items": items}, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _file(name: str) -> str:
-    return files("sdslib").joinpath(name).read_text("utf-8")
-
-
 # --- the live twin -------------------------------------------------------------------------------
 
 
@@ -436,7 +431,7 @@ class Browser:
             self.controls[name].observe(lambda _: self._scale(), "value")
         rows = w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap"))
         steps = w.HBox([self.previous, self.next, self.place, self.count])
-        style = w.HTML(f"<style>{_file('atlas.css')}</style>")
+        style = w.HTML(f"<style>{page.asset('atlas.css')}</style>")
         self.view = w.VBox([style, rows, steps, self.card])
         self._scale()
 

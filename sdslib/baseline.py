@@ -135,17 +135,19 @@ def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFra
     return table
 
 
-def load_judge(config: ModelsConfig) -> tuple[Teacher, pd.DataFrame | None]:
+def load_judge(
+    config: ModelsConfig, items: int = PROFILE_ITEMS
+) -> tuple[Teacher, pd.DataFrame | None]:
     """The teacher and its mean error at each t in the mini-world.
 
-    The means come from validation items, by which nothing is scored; without them (a real set
-    has no such split here) the teacher's plain errors decide.
+    The means come from `items` of the validation split, by which nothing is scored; without one (a
+    real set has none here) the teacher's plain errors decide.
     """
     device = pick_device(config.device)
     teacher = load_teacher(config.teacher, config.teacher_revision, device, config.precision)
     if config.preset != "mini":
         return teacher, None
-    known = benchmarks.mini("winoground", "val").sample(PROFILE_ITEMS, config.seed)
+    known = benchmarks.mini("winoground", "val").sample(items, config.seed)
     scorer = evaluate.diffusion_scorer(teacher, 32, config.seed, empty=False, batch_size=128)
     return teacher, evaluate.error_profile(evaluate.error_table(scorer, known.items))
 

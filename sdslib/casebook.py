@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
 from sdslib.benchmarks import Benchmark, load_benchmark
-from sdslib.config import FailuresConfig, project_path
+from sdslib.config import FailuresConfig, ModelsConfig, project_path
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
 from sdslib.runs import Run, find_run, list_runs, open_run
@@ -99,13 +99,13 @@ def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
     )
 
 
-def _named(config: FailuresConfig) -> list[str]:
+def _named(config: ModelsConfig) -> list[str]:
     """The runs in `runs`, none where it is a folder that holds runs."""
     names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
     return [] if _root(config) != RUNS else names
 
 
-def _root(config: FailuresConfig) -> str:
+def _root(config: ModelsConfig) -> str:
     """Where runs are kept: the folder `runs` if it is one that is no run itself."""
     folder = project_path(config.runs or RUNS)
     other = bool(config.runs) and folder.is_dir() and not (folder / "identity.json").is_file()
@@ -120,17 +120,27 @@ def _run(name: str) -> Run:
 
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
-    chosen = [_run(name) for name in _named(config)] or _newest(config)
     found: dict[str, pd.DataFrame] = {}
-    for run in chosen:
-        params, name = run.params, run.params["benchmark"].replace(":", "-")
+    for label, run in chosen(config).items():
+        name = run.params["benchmark"].replace(":", "-")
         found.setdefault(UNTOUCHED, run.scores(f"{UNTOUCHED}-{name}"))
-        arm = CONTROL if params["arm"] == "clip-only" else params["arm"]
-        found[arm if arm not in found else f"{arm} {run.id}"] = run.scores(name)
+        found[label] = run.scores(name)
     return found
 
 
-def _newest(config: FailuresConfig) -> list[Run]:
+def chosen(config: ModelsConfig) -> dict[str, Run]:
+    """The runs that `runs` names, by what to call them; else the newest finished ones.
+
+    RunError for a name that is none. Empty where no run of the same student and benchmark is done.
+    """
+    found: dict[str, Run] = {}
+    for run in [_run(name) for name in _named(config)] or _newest(config):
+        arm = CONTROL if run.params["arm"] == "clip-only" else run.params["arm"]
+        found[arm if arm not in found else f"{arm} {run.id}"] = run
+    return found
+
+
+def _newest(config: ModelsConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
     root = _root(config)
     table = list_runs(root)
@@ -270,11 +280,15 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
                     figures.save(figure, folder, name)
         run.save_results(scores(study))
         run.finish()
-    return f"{run.shown_path}/atlas/atlas.html"
+    return _page_of(run)
 
 
 def show(study: Study) -> Any:
     """The live widget where somebody can use it, else the static page, for a saved notebook."""
-    if page.is_live():
-        return Browser(study.atlas).view
-    return HTML(html(study.atlas))
+    path = page.text(_page_of(study.run))
+    kept = f"<p>All items, to read without a kernel: <code>{path}</code></p>"
+    return page.live_or_saved(lambda: Browser(study.atlas).view, lambda: html(study.atlas), kept)
+
+
+def _page_of(run: Run) -> str:
+    return f"{run.shown_path}/atlas/atlas.html"

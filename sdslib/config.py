@@ -341,12 +341,17 @@ class FailuresConfig(ModelsConfig):
 
 
 class DemoConfig(ModelsConfig):
-    """`06_caption_demo`: score any image against any captions."""
+    """`06_caption_demo`: score any image against any captions.
+
+    `image` is a file, `item` an id of the benchmark; `captions` has `|` or a line's end between.
+    """
 
     runs: str | None = None
     image: str | None = None
+    item: str | None = None
     captions: str | None = None
-    draws: Count = 64
+    ask_teacher: bool = False
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
 
 
 class ReportConfig(Config):

@@ -10,7 +10,9 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,6 +67,11 @@ def document(title: str, body: str, style: str = "", script: str = "") -> str:
     )
 
 
+def asset(name: str) -> str:
+    """A style or script that lies beside the rooms."""
+    return files("sdslib").joinpath(name).read_text("utf-8")
+
+
 def is_live() -> bool:
     """Whether a person's notebook front end runs this cell.
 
@@ -73,3 +80,36 @@ def is_live() -> bool:
     module = sys.modules.get("IPython")
     shell = module.get_ipython() if module is not None else None
     return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+
+
+HOW_TO_GET_LIVE = (
+    '<p class="saved"><small>Saved view: open this notebook in JupyterLab (<code>make lab</code>) '
+    "and run it to get the live controls.</small></p>"
+)
+
+
+class Live:
+    """A widget with static HTML beside it, which stays where the widget has no kernel to live in.
+
+    nbconvert and other readers of a saved notebook show the HTML, a live front end the widget.
+    """
+
+    def __init__(self, widget: Any, markup: str) -> None:
+        self.widget, self.markup = widget, markup
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        return self.widget._repr_mimebundle_() | {"text/html": self.markup + HOW_TO_GET_LIVE}
+
+
+def live_or_saved(
+    widget: Callable[[], Any], markup: Callable[[], str], saved: str | None = None
+) -> Any:
+    """What a cell shows: a live widget where somebody sits at the notebook, else its static twin.
+
+    `saved` stands beside the live widget instead of the twin where that is large.
+    """
+    from IPython.display import HTML
+
+    if is_live():
+        return Live(widget(), markup() if saved is None else saved)
+    return HTML(markup() + HOW_TO_GET_LIVE)
