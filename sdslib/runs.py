@@ -386,8 +386,7 @@ class Run:
 
     def _close(self) -> None:
         """The interpreter ends in good order, but nobody said how the run ended."""
-        status = self.path / "status.json"
-        if self._writable and status.exists() and read_json(status)["pid"] == os.getpid():
+        if self._writable and self.status()["pid"] == os.getpid():
             self.interrupt("because the process ended")
 
 
@@ -527,16 +526,14 @@ def _git() -> dict[str, Any] | None:
 def read_status(folder: Path) -> dict[str, Any]:
     """The run's status as its file and its process tell it; see `Run.status`."""
     path = folder / "status.json"
+    unknown = {"state": "died", "pid": None, "step": None, "updated": None}
     if not path.exists():
-        return {
-            "state": "died",
-            "pid": None,
-            "step": None,
-            "updated": None,
-            "message": "never began",
-        }
+        return unknown | {"message": "never began"}
     try:
         status = read_json(path)
+    except StorageError as error:
+        return unknown | {"message": f"{error}; open the run again to go on from its checkpoint"}
+    try:
         if status["state"] == "running" and not storage.is_alive(status):
             step = _last_step(folder, status["step"])
             message = f"died at step {step} while running"

@@ -396,7 +396,7 @@ def test_going_on_from_an_older_checkpoint_cuts_the_history_and_replaces_the_bad
 def test_with_no_good_checkpoint_the_run_starts_afresh(tmp_path):
     run = saved(tmp_path, (10,))
     _cut(run.path / "checkpoints" / "step-00000010" / "tensors.safetensors")
-    with pytest.warns(RunWarning, match="skipped checkpoint"):
+    with pytest.warns(RunWarning, match="no checkpoint is whole; starting afresh at step 0"):
         run = open_run(config(), DATA, tmp_path)
     assert run.history().empty
 
@@ -447,13 +447,16 @@ def test_any_bytes_in_the_history_are_read_or_skipped(tmp_path_factory, data):
         assert all(isinstance(row, dict) for row, _ in runs._rows(path))
 
 
-def test_a_full_disk_is_told_in_numbers_and_leaves_what_was_saved(tmp_path, monkeypatch):
-    run = saved(tmp_path)
-
+def full_disk(monkeypatch) -> None:
     def full(_handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_full_disk_is_told_in_numbers_and_leaves_what_was_saved(tmp_path, monkeypatch):
+    run = saved(tmp_path)
+    full_disk(monkeypatch)
     with pytest.raises(StorageError, match=r"disk full: need at least .* MB, have .* MB for "):
         run.save_checkpoint(40, tensors(40), {})
     with pytest.raises(StorageError, match="disk full"):
