@@ -30,6 +30,7 @@ floor 2, verbs
     train       the objective and the loop
     evaluate    scorers and score grids
     failures    which inequality of an item failed, by how much, and what flipped
+    document    text, tables and figures in order, as one HTML page and as a PDF
 floor 3, whole jobs, as the notebooks call them
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison
@@ -37,8 +38,10 @@ floor 3, whole jobs, as the notebooks call them
     atlas       every item of a set with what each model does to it, as a page and as a widget
 floor 4, studies of models as they are
     baseline    student and teacher on every benchmark at hand
+    modelcard   the card beside a run's weights, and the push to the Hub
 floor 5, studies that rest on other studies
     casebook    from score files or runs to the atlas of their failures
+    report      from finished runs to the page and the PDF that are handed on
 floor 6, for a person to play with
     demo        any picture against any captions, as a page and as a widget
 """

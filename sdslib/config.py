@@ -355,12 +355,16 @@ class DemoConfig(ModelsConfig):
 
 
 class ReportConfig(Config):
-    """`07_report`: the page to show, from the runs named (comma-separated) or all finished ones."""
+    """`07_report`: from the runs named (commas between), or all finished ones of a folder `runs`.
+
+    `output` None is the folder that the folder of runs is in.
+    """
 
     runs: str | None = None
-    output: Source = "reports"
-    title: str | None = None
-    examples: Count = 10
+    output: Source | None = None
+    title: Annotated[str, Field(min_length=1)] | None = None
+    examples: Whole = 10
+    push_to: str | None = None
 
 
 MODELS: dict[str, type[Config]] = {
@@ -497,6 +501,12 @@ def _one_duration(steps: int | None, epochs: int | None) -> str | None:
     return f"steps and epochs exclude each other, got steps {steps} and epochs {epochs}"
 
 
+def _hub_repository(push_to: str | None) -> str | None:
+    if push_to is None or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", push_to):
+        return None
+    return f"push_to must be a repository of the Hub, owner/name, got {push_to!r}"
+
+
 def _a_batch(train_pairs: int | None, batch_size: int) -> str | None:
     if train_pairs is None or train_pairs >= batch_size:
         return None
@@ -520,6 +530,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("train_pairs", "batch_size"), _a_batch),
     (("arm", "sds_weight"), _something_to_learn),
     (("trainable",), _known_sets),
+    (("push_to",), _hub_repository),
 )
 
 

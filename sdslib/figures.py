@@ -25,7 +25,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from sdslib.metrics import HUMAN_WINOGROUND
@@ -44,6 +44,7 @@ OKABE_ITO = {
 }
 HALF, FULL = 3.5, 7.0  # inches
 SCREEN_DPI, PRINT_DPI = 144, 300
+FONTS = FilePath(mpl.get_data_path()) / "fonts" / "ttf"  # DejaVu, which all figures use
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -63,7 +64,9 @@ _STYLE: Any = {
     "legend.fontsize": 8,
     "savefig.facecolor": "white",
     "svg.hashsalt": "sdslib",
+    "svg.fonttype": "none",  # letters stay letters, to be searched and edited
     "pdf.fonttype": 42,
+    "mathtext.fontset": "stix",
 }
 _BLUES = LinearSegmentedColormap.from_list("counts", ["#ffffff", OKABE_ITO["blue"]])
 
@@ -109,12 +112,17 @@ class Picture(Figure):
 
     alt = ""
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
+    def png(self, dpi: float = SCREEN_DPI * 1.5) -> bytes:
+        """The picture as a PNG file; equal figures give equal bytes."""
         with style():
             data = io.BytesIO()
-            self.savefig(data, format="png", dpi=SCREEN_DPI * 1.5)
+            self.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+        return data.getvalue()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
+        data = base64.b64encode(self.png()).decode()
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
-        shown = {"image/png": base64.b64encode(data.getvalue()).decode(), "text/plain": self.alt}
+        shown = {"image/png": data, "text/plain": self.alt}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
 
@@ -184,9 +192,12 @@ def history(table: pd.DataFrame, note: str = "", chance: float = 0.25) -> Pictur
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         drawn = _curves(ax, table, column, kinds)
         if column == "lr" and drawn:
-            ax.ticklabel_format(axis="y", scilimits=(-2, 4))
+            ax.yaxis.set_major_formatter(_short)
         if column == "grad_ratio" and drawn:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            ax.yaxis.set_major_formatter(_short)
+            ax.yaxis.set_minor_locator(NullLocator())
             _mark_line(ax, 0.01, "inert below 1%", horizontal=True)
         if column == "val_text" and drawn:
             ax.yaxis.set_major_formatter(_percent)
@@ -299,9 +310,7 @@ def before_after(table: pd.DataFrame, note: str = "", title: str = "Change of sc
     table = table.rename(columns={"comparison": "model"})
     table = table if "model" in table else table.assign(model="after against before")
     labels = _labels(table)
-    kinds, metrics = looks(table["model"]), list(dict.fromkeys(table["metric"]))
-    if len(kinds) == 1:
-        kinds = dict.fromkeys(kinds, LOOKS[1])
+    kinds, metrics = _compared_looks(table["model"]), list(dict.fromkeys(table["metric"]))
     height = 1.1 + len(labels) * max(0.2, 0.13 * len(kinds) + 0.06)
     figure, axes = _canvas(title, note, _width(metrics), height, 1, len(metrics), True)
     for ax, metric in zip(axes.flat, metrics, strict=True):
@@ -321,6 +330,17 @@ def before_after(table: pd.DataFrame, note: str = "", title: str = "Change of sc
     whole = table[table["label"] == "all"]
     figure.alt = _alt(title, note, (_difference_words(row) for _, row in whole.iterrows()))
     return figure
+
+
+def _compared_looks(names: Iterable[str]) -> dict[str, Look]:
+    """Looks of comparisons: "a against b" looks as b does, where that tells them apart."""
+    names = list(dict.fromkeys(names))
+    if len(names) == 1:
+        return dict.fromkeys(names, LOOKS[1])
+    others = [name.partition(" against ")[2] or name for name in names]
+    if len(set(others)) < len(names):
+        return looks(names)
+    return {name: looks(others)[other] for name, other in zip(names, others, strict=True)}
 
 
 def _p_words(p: float) -> str:
@@ -736,9 +756,23 @@ def pictures(
     return figure
 
 
+@style()
+def equation(tex: str, words: str) -> Picture:
+    """A formula as a picture of its own size; `words` say it for who cannot see it."""
+    figure = Picture(figsize=(FULL, 0.5))
+    formula = figure.text(0, 0, f"${tex}$", fontsize=11)
+    box = formula.get_window_extent()
+    width, height = (side / figure.dpi + 0.06 for side in box.size)
+    figure.set_size_inches(width, height)
+    formula.set_position((0.03 / width, (0.03 - box.y0 / figure.dpi) / height))
+    figure.alt = words
+    return figure
+
+
 # --- pieces --------------------------------------------------------------------------------------
 
 _percent = FuncFormatter(lambda share, _: f"{100 * share:g}")
+_short = FuncFormatter(lambda value, _: f"{value:.3g}")
 
 
 def _canvas(

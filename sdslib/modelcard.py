@@ -1,0 +1,249 @@
+"""The model card beside a run's weights, and the way of both to the Hub, which only `push` takes.
+
+The card is `README.md` in the run's folder, made from what the run kept; the weights' own folder
+and its manifest stay as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pandas as pd
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from sdslib import experiment, page, storage
+from sdslib.config import FinetuneConfig
+from sdslib.runs import Run
+
+NAME = "README.md"
+MINI_LIMITS = (
+    "The mini-world holds colored shapes on a plain ground and captions of one kind. Nothing "
+    "outside it was measured."
+)
+REAL_LIMITS = (
+    "Measured on the sets above alone. It keeps the biases of the base model, of the teacher and "
+    "of the captions that it was trained on; examine it on your own data before you use it."
+)
+
+
+class PushError(RuntimeError):
+    """Nothing, or not all, could be sent to the Hub; the message says why and what to do."""
+
+
+def write(run: Run, control: Run | None = None) -> Path:
+    """Write the card of a finished run into its folder; says where it is.
+
+    `control` is the run with L_CLIP alone that the results stand beside, where there is one.
+    """
+    path = run.path / NAME
+    storage.write_bytes(path, str(card(run, control)).encode())
+    return path
+
+
+def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:
+    """The card of a finished run; `source` is where a reader will load the weights from."""
+    config = settings(run)
+    scores = score_tables(run, control)
+    return ModelCard.from_template(
+        _metadata(run, config, scores),
+        template_str=page.asset("modelcard.md"),
+        title=f"SDS-CLIP student {run.name}",
+        mini=is_mini(config),
+        objective=objective(config),
+        base=described(config.clip_model, config.clip_pretrained),
+        teacher=_teacher(config),
+        data=_data(config),
+        params=run.params,
+        duration=duration(config),
+        run=run.name,
+        source=source or f"local-dir:{run.shown_path}/weights",
+        bridge=(run.weights / "bridge.safetensors").is_file(),
+        items=len(next(iter(scores.values()))),
+        benchmark=config.benchmark,
+        scores=_score_rows(scores),
+        differences=_difference_rows(scores),
+        limits=MINI_LIMITS if is_mini(config) else REAL_LIMITS,
+        licence=_licence(config)[1],
+    )
+
+
+def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = None) -> str:
+    """Send a run's weights and card to `repo` ("owner/name") in one commit; returns its address.
+
+    Nothing else ever sends anything. A repository that is new is made private. The token is that
+    of HF_TOKEN or of `hf auth login`. PushError says what is missing.
+    """
+    problem = storage.manifest_problem(run.weights)
+    if problem:
+        raise PushError(f"{run.name}: weights are not whole ({problem}); nothing was sent")
+    if get_token() is None:
+        raise PushError(
+            f"no token for {repo!r}; export HF_TOKEN=… or run `hf auth login`; nothing was sent"
+        )
+    there = sorted(p for p in run.weights.rglob("*") if p.is_file())
+    text = str(card(run, control, f"hf-hub:{repo}")).encode()
+    parts = [CommitOperationAdd(p.relative_to(run.weights).as_posix(), p) for p in there]
+    parts.append(CommitOperationAdd(NAME, text))
+    api = api or HfApi()
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        done = api.create_commit(repo, parts, commit_message=f"{run.name}: weights and model card")
+    except OfflineModeIsEnabled as error:
+        raise PushError(
+            f"HF_HUB_OFFLINE is set; unset it to send {run.name} to {repo!r}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise PushError(f"the Hub refused {repo!r}: {_first_line(error)}") from error
+    except httpx2.HTTPError as error:
+        raise PushError(
+            f"the Hub cannot be reached for {repo!r} ({_first_line(error)}); try again online"
+        ) from error
+    return str(done.repo_url)
+
+
+def settings(run: Run) -> FinetuneConfig:
+    """The run's parameters as a config; what a younger library added has its default."""
+    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
+    return FinetuneConfig(**known)
+
+
+def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
+    """`experiment.models`, also where no run with L_CLIP alone stands beside this one."""
+    found = experiment.models(run, control or run, name)
+    if control is None and run.params["arm"] != "clip-only":
+        found.pop(experiment.CONTROL)
+    return found
+
+
+def is_mini(config: FinetuneConfig) -> bool:
+    """Whether the run trained or was measured in the mini-world."""
+    return "mini" in (config.train_data.partition(":")[0], config.benchmark.partition(":")[0])
+
+
+def objective(config: FinetuneConfig) -> str:
+    """The run's objective in one line."""
+    weighed = f"{config.sds_weight:g} * "
+    return {
+        "sds": f"L_CLIP + {weighed}L_SDS",
+        "clip-only": "L_CLIP",
+        "hard-negatives": "L_CLIP with swapped captions as negatives",
+        "sds-only": f"{weighed}L_SDS",
+    }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
+
+
+def described(model: str, tag: str | None) -> str:
+    """A model's name with its tag."""
+    name = model.removeprefix("local-dir:")
+    return f"`{name}`" + (f", weights `{tag}`" if tag else "")
+
+
+def duration(config: FinetuneConfig) -> str:
+    """How long the run trained, in its own unit."""
+    return f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
+
+
+def _teacher(config: FinetuneConfig) -> str:
+    if config.arm in ("clip-only", "hard-negatives"):
+        return "none"
+    return described(config.teacher, config.teacher_revision)
+
+
+def _data(config: FinetuneConfig) -> str:
+    name = "the mini-world's captions" if config.train_data == "mini" else f"`{config.train_data}`"
+    return name if config.train_pairs is None else f"{name}, the first {config.train_pairs} pairs"
+
+
+def _licence(config: FinetuneConfig) -> tuple[dict[str, str], str]:
+    """The licence as metadata and in words: weights made here, or derived from others' weights."""
+    if config.clip_model == "local-dir:data/mini/student":
+        return {"license": "mit"}, "MIT, as the base model and the code that trained it."
+    text = (
+        "The weights derive from the base model's, so the base model's licence holds; read it, and "
+        "that of the teacher, before you pass them on. The code that trained them is under MIT."
+    )
+    return {"license": "other", "license_name": "as-the-base-model"}, text
+
+
+def _metadata(run: Run, config: FinetuneConfig, scores: dict[str, pd.DataFrame]) -> ModelCardData:
+    hub = config.clip_model.removeprefix("hf-hub:")
+    more: dict[str, Any] = _licence(config)[0]
+    if hub != config.clip_model:
+        more["base_model"] = hub
+    return ModelCardData(
+        library_name="open_clip",
+        pipeline_tag="zero-shot-image-classification",
+        language="en",
+        tags=["clip", "sds-clip", *(["mini-world"] if is_mini(config) else [])],
+        model_name=run.name,
+        eval_results=[
+            EvalResult(
+                task_type="image-text-matching",
+                dataset_type=config.benchmark.replace(":", "-"),
+                dataset_name=config.benchmark + (" (mini-world)" if is_mini(config) else ""),
+                metric_type=row.metric,
+                metric_name=f"{row.metric} (share of right items)",
+                metric_value=round(float(row.accuracy), 4),
+            )
+            for row in _whole(scores).itertuples()
+            if row.model == list(scores)[-1]
+        ],
+        **more,
+    )
+
+
+def _whole(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    table = experiment.before_after(scores)
+    return table[table["tag"] == "all"]
+
+
+def _score_rows(scores: dict[str, pd.DataFrame]) -> str:
+    whole = _whole(scores)
+    metrics = list(dict.fromkeys(whole["metric"]))
+    rows = [["model", *metrics], ["---"] * (1 + len(metrics))]
+    for model, part in whole.groupby("model", sort=False):
+        cells = [share(row.accuracy, row.low, row.high) for row in part.itertuples()]
+        rows.append([str(model), *cells])
+    chance = whole.drop_duplicates("metric")["chance"]
+    rows.append(["chance", *(f"{100 * value:.1f}%" for value in chance)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _difference_rows(scores: dict[str, pd.DataFrame]) -> str:
+    head = ["comparison", "metric", "difference", "p", "smallest shown"]
+    rows = [head, ["---"] * len(head)]
+    found = experiment.paired(scores)
+    for row in found[found["tag"] == "all"].itertuples():
+        rows.append([row.comparison, row.metric, points(row.difference, row.low, row.high),
+                     p_value(row.p), f"{100 * row.mdd:.1f}"])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def share(mean: float, low: float, high: float) -> str:
+    """A share with its interval, in percent."""
+    return f"{100 * mean:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def points(mean: float, low: float, high: float) -> str:
+    """A difference of shares with its interval, in points."""
+    text = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p value in three places."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,735 @@
+"""The report of finished runs, to hand on: one HTML page and its PDF, each complete in itself.
+
+It says what was asked, how, on which data, what came out and how sure that is, shows the most
+telling examples, and names parameters, versions and the exact lines that run it again. Equal runs
+give equal files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sdslib import (
+    atlas,
+    document,
+    experiment,
+    failures,
+    figures,
+    modelcard,
+    page,
+    runs,
+    storage,
+    tables,
+)
+from sdslib.atlas import Atlas, Query
+from sdslib.benchmarks import Benchmark, load_benchmark
+from sdslib.config import (
+    FinetuneConfig,
+    ParameterError,
+    ReportConfig,
+    preset,
+    project_path,
+)
+from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link, Table, paragraph
+from sdslib.experiment import CONTROL, UNTOUCHED
+from sdslib.modelcard import duration, is_mini, objective, p_value, points, score_tables, share
+from sdslib.runs import Run
+from sdslib.sources import DataError
+from sdslib.train import Step
+
+Follow = Callable[[Iterable[Step], int], Iterable[Step]]
+NAME, SMALL = "report", "small"
+TITLE = "Does a diffusion teacher make CLIP compositional?"
+PAPER = Link(
+    "Basu et al., Distilling Knowledge from Text-to-Image Generative Models Improves "
+    "Visio-Linguistic Reasoning in CLIP (EMNLP 2024)",
+    "https://arxiv.org/abs/2307.09233",
+)
+# What is made where there is no run yet: enough to fill every part of a report in a minute.
+SMALL_RUN: dict[str, Any] = {
+    "run": SMALL,
+    "steps": 20,
+    "batch_size": 16,
+    "warmup": 3,
+    "sds_weight": 0.01,
+    "bridge_pairs": 256,
+    "eval_items": 200,
+    "eval_every": 10,
+}
+EQUATIONS = (
+    (
+        r"L_{\mathrm{total}} = L_{\mathrm{CLIP}} + \lambda\, L_{\mathrm{SDS}}",
+        "L total equals L CLIP plus lambda times L SDS; lambda is the parameter sds_weight",
+    ),
+    (
+        r"L_{\mathrm{SDS}} = \mathbb{E}_{t,\epsilon}\,\left\Vert \epsilon_\theta\left("
+        r"\sqrt{\bar\alpha_t}\,z + \sqrt{1-\bar\alpha_t}\,\epsilon,\ t,\ c\right) - \epsilon"
+        r"\right\Vert_2^2, \qquad z = h_w\left(f_\phi(x)\right)",
+        "L SDS is the mean over timesteps t and noise epsilon of the squared distance between the "
+        "noise that the teacher epsilon theta predicts, from the noised latent under caption c, "
+        "and the noise epsilon; the latent z is the linear map h w of CLIP's embedding f of x",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Runs that differ in their seed alone, each with its L_CLIP-only control where there is one.
+
+    Tables by item and examples are those of the first.
+    """
+
+    runs: tuple[Run, ...]
+    controls: tuple[Run | None, ...]
+
+    @property
+    def run(self) -> Run:
+        """The run that stands for the case."""
+        return self.runs[0]
+
+    @property
+    def control(self) -> Run | None:
+        """The control of that run."""
+        return self.controls[0]
+
+    @property
+    def config(self) -> FinetuneConfig:
+        """The parameters of that run."""
+        return modelcard.settings(self.run)
+
+    @property
+    def title(self) -> str:
+        """What was trained, in a few words."""
+        c = self.config
+        return f"{objective(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
+
+    @property
+    def note(self) -> str:
+        """What stands in the titles of figures."""
+        return "mini-world" if is_mini(self.config) else experiment.note(self.config)
+
+    @property
+    def scores(self) -> dict[str, pd.DataFrame]:
+        """Score tables on the reported set by model: untouched, L_CLIP only, and the arm."""
+        return score_tables(self.run, self.control)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A document, its figures by name, the cases it tells of, and where it goes."""
+
+    document: Document
+    figures: dict[str, figures.Picture]
+    cases: tuple[Case, ...]
+    folder: Path
+
+
+# --- which runs ----------------------------------------------------------------------------------
+
+
+def collect(config: ReportConfig, progress: Callable[[str], Follow] | None = None) -> list[Case]:
+    """The cases to report on: the runs named, or all finished ones, the newest first.
+
+    Where none is finished a small run and its control are made first. `progress(label)` gives what
+    shows their steps. ParameterError names a run that is not there or not finished.
+    """
+    names = _names(config)
+    chosen = [_named(name, config) for name in names] if names else _finished(root(config))
+    if not chosen:
+        return group([_small(config, progress)], _finished(root(config)))
+    return group(chosen, _finished(chosen[0].path.parent), alone=bool(names))
+
+
+def root(config: ReportConfig) -> Path:
+    """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
+    folder = project_path(config.runs or "reports/runs")
+    is_root = folder.is_dir() and not (folder / "identity.json").is_file()
+    return folder if is_root else runs.runs_root()
+
+
+def folder(config: ReportConfig) -> Path:
+    """Where the report goes: `output`, or the folder that the folder of runs is in."""
+    return project_path(config.output) if config.output else root(config).parent
+
+
+def _names(config: ReportConfig) -> list[str]:
+    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    return [] if names and root(config) == project_path(names[0]) else names
+
+
+def _named(name: str, config: ReportConfig) -> Run:
+    path = project_path(name)
+    try:
+        run = runs.find_run(path if (path / "identity.json").is_file() else name, root(config))
+    except runs.RunError as error:
+        raise ParameterError([f"runs: {error}"]) from error
+    if "arm" not in run.params:
+        raise ParameterError([f"runs: {run.name} is no fine-tuning; give runs of 02_finetune"])
+    if not run.finished:
+        state = run.status()["message"]
+        raise ParameterError([f"runs: {run.name} is not finished ({state}); run it again first"])
+    return run
+
+
+def _finished(where: Path) -> list[Run]:
+    """All finished fine-tunings of a folder, the newest first."""
+    table = runs.list_runs(where)
+    table = table[table["state"].eq("finished") & table["arm"].notna()]
+    newest = table.sort_values("updated", kind="stable")["run"][::-1]
+    return [runs.find_run(where / name) for name in newest]
+
+
+def _small(config: ReportConfig, progress: Callable[[str], Follow] | None) -> Run:
+    settings = FinetuneConfig(
+        **SMALL_RUN,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+        runs=str(root(config)),
+    )
+    follow = progress or (lambda label: lambda steps, total: steps)
+    print(f"no finished run in {config.runs or 'reports/runs'}: making a small one first")
+    experiment.finetune(experiment.control(settings), follow("L_CLIP alone"))
+    return experiment.finetune(settings, follow("a small run"))
+
+
+def group(chosen: Sequence[Run], there: Sequence[Run], alone: bool = False) -> list[Case]:
+    """Cases of the chosen runs, with controls from those there; seeds of one setting together.
+
+    A run with L_CLIP alone is a case of its own only where no other chosen run has it as control,
+    or where it was asked for `alone`.
+    """
+    controls = {run.path: _control(run, there) for run in chosen}
+    used = {
+        c.path for run, c in zip(chosen, controls.values(), strict=True) if c and c.path != run.path
+    }
+    kept = [r for r in chosen if r.path not in used or (alone and r.params["arm"] != "clip-only")]
+    cases: dict[str, list[Run]] = {}
+    for run in kept:
+        settings = modelcard.settings(run).model_copy(update={"seed": 0}).identity()
+        cases.setdefault(str(sorted(settings.items())), []).append(run)
+    found = []
+    for members in cases.values():
+        ordered = sorted(members, key=lambda r: r.params["seed"])
+        found.append(Case(tuple(ordered), tuple(controls[r.path] for r in ordered)))
+    return found
+
+
+def _control(run: Run, there: Sequence[Run]) -> Run | None:
+    """The newest finished run with the same parameters and L_CLIP alone; a control is its own."""
+    if run.params["arm"] == "clip-only":
+        return run
+    plain = modelcard.settings(run).model_dump() | {"arm": "clip-only", "sds_weight": 0.0}
+    wanted = FinetuneConfig(**plain).identity()
+    for other in there:
+        same = other.params["arm"] == "clip-only" and modelcard.settings(other).identity() == wanted
+        if same and other.params["benchmark"] == run.params["benchmark"]:
+            return other
+    return None
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def build(config: ReportConfig, cases: Sequence[Case]) -> Report:
+    """The document of these cases and its figures; reads what the runs kept, computes no model."""
+    drawn: dict[str, figures.Picture] = {}
+    results = [block for n, case in enumerate(cases) for block in _case(case, n, drawn)]
+    mini = any(is_mini(case.config) for case in cases)
+    count = sum(len(case.runs) for case in cases)
+    told = Document(
+        config.title or TITLE,
+        f"SDS-CLIP, {count} run{'s' * (count > 1)}{' · mini-world' * mini}",
+        _date(cases),
+        [
+            *_warnings(cases),
+            *_question(cases),
+            *_method(cases),
+            *_data(cases),
+            Heading("Results"),
+            *results,
+            *_examples(config, cases[0]),
+            *_parameters(cases),
+            *_versions(cases),
+            *_again(cases),
+        ],
+    )
+    return Report(told, drawn, tuple(cases), folder(config))
+
+
+def save(report: Report) -> pd.DataFrame:
+    """Write page, PDF, figures (PNG, SVG, PDF) and a model card a run; says what is where.
+
+    Files are `report.html`, `report.pdf`, `report_figures/` and, in each run that has weights,
+    `README.md`.
+    """
+    report.folder.mkdir(parents=True, exist_ok=True)
+    text = document.html(report.document, page.asset("atlas.css"))
+    wrote = {
+        report.folder / f"{NAME}.html": text.encode(),
+        report.folder / f"{NAME}.pdf": document.pdf(report.document),
+    }
+    for path, data in wrote.items():
+        storage.write_bytes(path, data)
+    drawn = report.folder / f"{NAME}_figures"
+    for name, figure in report.figures.items():
+        figures.save(figure, drawn, name)
+    rows = [(_shown(path), f"{len(data) / 1000:.0f} kB") for path, data in wrote.items()]
+    rows.append((_shown(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
+    for run, control in _members(report.cases):
+        if run.weights.is_dir():
+            rows.append((_shown(modelcard.write(run, control)), "model card"))
+    return pd.DataFrame(rows, columns=["file", "holds"])
+
+
+def push(config: ReportConfig, report: Report) -> str:
+    """Send the first run's weights and card to `push_to` on the Hub; without it, say so."""
+    case = report.cases[0]
+    if config.push_to is None:
+        return "nothing was sent: push_to is None"
+    where = modelcard.push(case.run, config.push_to, case.control)
+    return f"{case.run.name} was sent to {where}"
+
+
+def _members(cases: Sequence[Case]) -> list[tuple[Run, Run | None]]:
+    """Every run of the report once, with its control; a control stands by itself."""
+    found: dict[Path, tuple[Run, Run | None]] = {}
+    for case in cases:
+        for run, control in zip(case.runs, case.controls, strict=True):
+            found[run.path] = (run, control)
+            if control is not None:
+                found.setdefault(control.path, (control, control))
+    return list(found.values())
+
+
+def _shown(path: Path) -> str:
+    base = project_path(".").resolve()
+    inside = path.resolve().is_relative_to(base)
+    return (path.resolve().relative_to(base) if inside else path).as_posix()
+
+
+def _date(cases: Sequence[Case]) -> datetime:
+    """When the last of the runs ended: a report of the same runs stays the same."""
+    return max(datetime.fromisoformat(run.status()["updated"]) for run, _ in _members(cases))
+
+
+# --- chapters ------------------------------------------------------------------------------------
+
+
+def _warnings(cases: Sequence[Case]) -> list[Block]:
+    found: list[Block] = []
+    if any(is_mini(case.config) for case in cases):
+        text = (
+            "Mini-world: trained and measured on small drawn scenes. This shows the method and "
+            "tests the code; it is no evidence about real CLIP."
+        )
+        found.append(paragraph(text, kind="warning"))
+    if any(case.run.name.startswith(f"{SMALL}-") for case in cases):
+        text = (
+            "A small run: made only because there was no finished one. It is too short and its set "
+            "too small to answer the question; it shows what a report holds."
+        )
+        found.append(paragraph(text, kind="warning"))
+    return found
+
+
+def _question(cases: Sequence[Case]) -> list[Block]:
+    asked = paragraph(
+        "CLIP names what is in a picture and hardly sees how it is arranged. A text-to-image "
+        "diffusion model has to. Does fine-tuning CLIP with the denoising error of a frozen "
+        "Stable Diffusion (SDS-CLIP) make it tell apart captions of the same words, and more than "
+        "fine-tuning by L_CLIP alone on the same pairs does? After ",
+        PAPER,
+        ".",
+    )
+    answers = [
+        paragraph(f"{case.title}: {line}" if len(cases) > 1 else line, kind="item")
+        for case in cases
+        for line in _answers(case)
+    ]
+    return [Heading("Question and answer"), asked, *answers]
+
+
+def _answers(case: Case) -> list[str]:
+    """One sentence a comparison: the first metric, its interval, and what follows from it."""
+    if len(case.runs) > 1 and all(case.controls):
+        table = _over_seeds(case)
+        table = table.assign(p=float("nan"), mdd=float("nan"))
+    else:
+        table = experiment.paired(case.scores)
+        table = table[table["tag"] == "all"]
+    table = table[table["metric"] == table["metric"].iloc[0]]
+    return [_verdict(row) for row in table.itertuples()]
+
+
+def _verdict(row: Any) -> str:
+    """A comparison in words; an interval that holds 0 shows no difference."""
+    found = "higher" if row.low > 0 else "lower" if row.high < 0 else "no difference shown"
+    change = points(row.difference, row.low, row.high)
+    head = f"{row.comparison}, {row.metric} score: {change} points"
+    if pd.isna(row.p):
+        return f"{head} over {row.seeds} seeds: {found}."
+    limit = f"; {row.n} items show differences from about {100 * row.mdd:.1f} points on"
+    sure = f"p {p_value(row.p)}" if row.p < 0.001 else f"p = {p_value(row.p)}"
+    return f"{head}, {sure}: {found}{limit}."
+
+
+def _method(cases: Sequence[Case]) -> list[Block]:
+    formulas = [Drawing(figures.equation(tex, words)) for tex, words in EQUATIONS]
+    config = cases[0].config
+    trained = paragraph(
+        "L_CLIP is CLIP's symmetric contrastive loss over the batch; f is the student's image "
+        "tower, h_w a linear map that is trained along, c the image's caption, t and the noise "
+        "are drawn anew at every step, and the teacher is frozen. The gradient of L_SDS goes "
+        + ("through the UNet." if config.sds_gradient == "through"
+           else "past the UNet, as in DreamFusion (residual).")
+    )  # fmt: skip
+    measured = paragraph(
+        "Every model scores the same items. An item of 2 images and 2 captions counts for text "
+        "where each image prefers its caption, for image where each caption prefers its image, "
+        "for group where both hold; an exact tie counts as wrong. Shares have 95% Wilson "
+        "intervals, differences a paired bootstrap and the exact McNemar test, with Holm's "
+        "correction over the labels of a tag. The control is the same student, trained on the "
+        "same pairs in the same order by L_CLIP alone: what it gains too is no gain of the "
+        "teacher's."
+    )
+    return [Heading("Method"), *formulas, trained, measured]
+
+
+def _data(cases: Sequence[Case]) -> list[Block]:
+    config = cases[0].config
+    mini = " (mini-world)" if is_mini(config) else ""
+    prints = storage.read_json(cases[0].run.path / "identity.json")["data"]
+    pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
+    rows = [("training pairs", f"{config.train_data}{mini}", pairs, _short(prints, "pairs"))]
+    for name in _sets(cases[0].run):
+        what = "reported" if name == experiment.reported(cases[0].run) else "must not suffer"
+        what = "chosen on, never reported" if name == experiment.VALIDATION else what
+        count = f"{len(cases[0].run.scores(name))} items, {what}"
+        rows.append(("set", f"{name}{mini}", count, _short(prints, name)))
+    model = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
+    moved = f"{config.trainable} trained"
+    rows.append(("student", f"{model}{mini}", moved, _short(prints, "student")))
+    teacher = f"{config.teacher} {config.teacher_revision or ''}".strip()
+    frozen = f"frozen, {config.precision}"
+    rows.append(("teacher", f"{teacher}{mini}", frozen, _short(prints, "teacher")))
+    caption = "What was read, by name and by the beginning of its content's SHA-256."
+    return [Heading("Data"), Table(caption, ("part", "source", "use", "content"), rows)]
+
+
+def _short(prints: Mapping[str, str], name: str) -> str:
+    return str(prints.get(name, "by its name"))[:12]
+
+
+def _sets(run: Run) -> list[str]:
+    """The scored sets of a run, the reported one first."""
+    names = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
+    return sorted(names, key=lambda n: (n != experiment.reported(run), n))
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _case(case: Case, number: int, drawn: dict[str, figures.Picture]) -> list[Block]:
+    """Tables and figures of one case; the figures are also put into `drawn` by name."""
+    scores, prefix = case.scores, f"{number + 1}-"
+    shares, paired = experiment.before_after(scores), experiment.paired(scores)
+    made = _figures(case, shares, paired)
+    drawn |= {prefix + name: drawing.figure for name, drawing in made.items()}
+    blocks: list[Block] = [Heading(case.title, 3), paragraph(_which(case))]
+    if case.control is None:
+        text = "No finished run with L_CLIP alone and the same parameters was found: whatever "
+        text += "changes here may be a gain of fine-tuning and not of the teacher."
+        blocks.append(paragraph(text, kind="warning"))
+    blocks += [_share_table(shares, case), made["scores"], _paired_table(paired), made["change"]]
+    if len(case.runs) > 1 and all(case.controls):
+        blocks.append(_seed_table(case))
+    kept = _kept_table(case)
+    blocks += [kept] if kept else []
+    blocks += [made[name] for name in ("training", "margins", "outcomes") if name in made]
+    return blocks
+
+
+def _which(case: Case) -> str:
+    seeds = ", ".join(str(run.params["seed"]) for run in case.runs)
+    names = f"Run {case.run.name}" + (f", control {case.control.name}" if case.control else "")
+    several = f"; seeds {seeds}, of which the first is shown by item" if len(case.runs) > 1 else ""
+    return f"{names}{several}. {len(next(iter(case.scores.values())))} items ({case.note})."
+
+
+def _share_table(shares: pd.DataFrame, case: Case) -> Table:
+    models = list(dict.fromkeys(shares["model"]))
+    rows = []
+    for (metric, label), part in shares.groupby(["metric", "label"], sort=False):
+        by = part.set_index("model")
+        cells = [share(by.loc[m, "accuracy"], by.loc[m, "low"], by.loc[m, "high"]) for m in models]
+        first = part.iloc[0]
+        rows.append((f"{metric}, {label}", str(first["n"]), *cells, f"{100 * first['chance']:.1f}%",
+                     str(int(part["ties"].sum()))))  # fmt: skip
+    caption = f"Shares of right items with 95% intervals, before and after ({case.note})."
+    return Table(caption, ("metric, tag", "items", *models, "chance", "ties"), rows)
+
+
+def _paired_table(paired: pd.DataFrame) -> Table:
+    rows = [
+        (row.comparison, f"{row.metric}, {row.label}", str(row.n),
+         points(row.difference, row.low, row.high), p_value(row.p), p_value(row.p_holm),
+         f"+{row.up}/−{row.down}", f"{100 * row.mdd:.1f}")
+        for row in paired.itertuples()
+    ]  # fmt: skip
+    caption = (
+        "Paired differences on the same items, in points: bootstrap interval, exact McNemar p, "
+        "Holm's p over the labels of a tag, items that went right and wrong, and the smallest "
+        "difference that so many items and flips would show with power 0.8."
+    )
+    head = ("comparison", "metric, tag", "items", "difference", "p", "p Holm", "flips", "smallest")
+    return Table(caption, head, rows)
+
+
+def _over_seeds(case: Case) -> pd.DataFrame:
+    """`tables.compare_over_seeds` of the arm against each other model, with a column comparison."""
+    pairs = zip(case.runs, case.controls, strict=True)
+    by_seed = [score_tables(run, control) for run, control in pairs]
+    *others, last = by_seed[0]
+    rows = [
+        tables.compare_over_seeds([s[other] for s in by_seed], [s[last] for s in by_seed]).assign(
+            comparison=f"{last} against {other}"
+        )
+        for other in others
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _seed_table(case: Case) -> Table:
+    rows = [
+        (row.comparison, row.metric, str(row.seeds), points(row.difference, row.low, row.high),
+         f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−"))
+        for row in _over_seeds(case).itertuples()
+    ]  # fmt: skip
+    caption = "Over all seeds, in points: mean difference, bootstrap over seeds and items at once."
+    head = ("comparison", "metric", "seeds", "difference", "single seeds")
+    return Table(caption, head, rows)
+
+
+def _kept_table(case: Case) -> Table | None:
+    kept = experiment.retention(case.run, case.control or case.run)
+    if kept.empty:
+        return None
+    if case.control is None and case.run.params["arm"] != "clip-only":
+        kept = kept[kept["model"] != CONTROL]
+    models = list(dict.fromkeys(kept["model"]))
+    rows = []
+    for (name, metric), part in kept.groupby(["set", "metric"], sort=False):
+        by = part.set_index("model")
+        cells = [share(by.loc[m, "accuracy"], by.loc[m, "low"], by.loc[m, "high"]) for m in models]
+        rows.append((f"{name}, {metric}", str(part["n"].iloc[0]), *cells))
+    caption = f"What it cost elsewhere: sets that must not suffer ({case.note})."
+    return Table(caption, ("set, metric", "items", *models), rows)
+
+
+def _figures(case: Case, shares: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Drawing]:
+    """The figures of a case by name, each with its caption."""
+    note, scores, human = case.note, case.scores, experiment.human(case.config)
+    *_, last = scores
+    found = {
+        "scores": Drawing(
+            figures.scores_by_tag(shares, note, human),
+            "Shares of right items by tag, with 95% Wilson intervals; dashed lines are chance"
+            + (" and people." if human else "."),
+        ),
+        "change": Drawing(
+            figures.before_after(paired, note),
+            "Paired differences. Inside the gray band a difference is too small for this set.",
+        ),
+        "training": Drawing(
+            figures.history(_history(case), note), "Training. Losses are means of a batch."
+        ),
+    }
+    if all(_is_winoground_like(table) for table in scores.values()):
+        parts = {name: failures.anatomy(table) for name, table in scores.items()}
+        pairs = failures.margin_pairs(parts[UNTOUCHED], parts[last])
+        found["margins"] = Drawing(
+            figures.margins(pairs, note, (UNTOUCHED, last), "Text margin of every item"),
+            "A margin is the smaller of an item's two leads; right is above zero.",
+        )
+        found["outcomes"] = Drawing(
+            figures.flips(failures.flows(parts), note),
+            "Where items go from model to model; strong ribbons change their outcome.",
+        )
+    return found
+
+
+def _history(case: Case) -> pd.DataFrame:
+    *_, last = case.scores
+    parts = [case.run.history().assign(run=last)]
+    if case.control is not None and case.control.path != case.run.path:
+        parts.insert(0, case.control.history().assign(run=CONTROL))
+    return pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+
+
+def _is_winoground_like(table: pd.DataFrame) -> bool:
+    if "rank" in table or not tables.is_grid(table):
+        return False
+    return tables.grids_of(table).shape[1:] == (2, 2)
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+def telling(found: Atlas, before: str, after: str, count: int) -> list[str]:
+    """Ids of the most telling items, text score: flips, both ways in turn, then large changes.
+
+    Flips are those whose margin changes most; a third of the places, and what flips leave free,
+    goes to items that stay right or wrong while their margin moves most.
+    """
+    query = Query(model=after, against=before, sort="largest change first")
+    ways = [atlas.select(found, replace(query, change=way)) for way in ("gained", "lost")]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
+    flips = [item for item in turns if item is not None]
+    rest = [item for item in atlas.select(found, query) if item not in set(flips)]
+    first = flips[: max(count - count // 3, count - len(rest))]
+    return first + rest[: count - len(first)]
+
+
+def _examples(config: ReportConfig, case: Case) -> list[Block]:
+    """The most telling items of the first case as cards with their pictures."""
+    head: list[Block] = [Heading("Examples")]
+    scores = case.scores
+    if not all(_is_winoground_like(table) for table in scores.values()):
+        text = "Examples are shown for sets of two images and two captions an item."
+        return [*head, paragraph(text)]
+    benchmark, absent = _benchmark(case.config)
+    found = atlas.build(scores, benchmark, note=case.note, absent=absent)
+    *_, last = scores
+    chosen = telling(found, UNTOUCHED, last, config.examples)
+    text = (
+        f"The {len(chosen)} most telling items between {UNTOUCHED} and {last} ({case.note}): "
+        "flips of the text score, gained and lost in turn, then the largest changes of margin. "
+        "They were chosen for what changed, so they say nothing about how often it does."
+    )
+    told = [paragraph(text)]
+    if absent:
+        told.append(paragraph(absent, kind="warning"))
+    return [*head, *told, *(_card(found, item) for item in chosen)]
+
+
+def _benchmark(config: FinetuneConfig) -> tuple[Benchmark | None, str]:
+    """The reported set with its pictures, or why they are not here."""
+    try:
+        if config.benchmark.partition(":")[0] == "mini":
+            experiment.miniworld.ensure_world()
+        return load_benchmark(config.benchmark), ""
+    except DataError as reason:
+        return None, f"Pictures and captions are not at hand: {reason}"
+
+
+def _card(found: Atlas, item: str) -> Card:
+    """One item for page and paper."""
+    pictures = []
+    for k, caption in enumerate(found.captions(item)):
+        alt = f"image {k} of item {item}, which belongs to the caption: {caption}"
+        pictures.append((found.items[item].images[k].load(), alt, f"caption {k}: {caption}"))
+    first, *others = found.tables
+    rows = []
+    for name in found.tables:
+        verdict = found.verdicts[name][item]
+        text, image, _ = verdict.margins
+        flip = ""
+        if name in others:
+            right = (found.verdicts[first][item].right[0], verdict.right[0])
+            flip = str(failures.flips(*([value] for value in right))[0])
+        rows.append((name, verdict.mode + " (tie)" * verdict.tie, _lead(text), _lead(image), flip))
+    tags = {
+        f"{label} predicate{'s' * (label != '1')}" if label.isdigit() else label: None
+        for labels in found.tags[item].values()
+        for label in labels
+        if label != "untagged"
+    }
+    table = Table(
+        "", ("model", "outcome", "text margin", "image margin", f"text against {first}"), rows
+    )
+    title = f"item {item}: {', '.join(tags)}"
+    return Card(title, pictures, table, f'<div class="atlas">{atlas.card(found, item)}</div>')
+
+
+def _lead(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+# --- parameters, versions, how to run it again ---------------------------------------------------
+
+
+def _parameters(cases: Sequence[Case]) -> list[Block]:
+    """Parameters that all runs share, then those in which they differ, one column a run."""
+    members = [run for run, _ in _members(cases)]
+    dumped = {run.name: modelcard.settings(run).model_dump() for run in members}
+    names = [n for n in FinetuneConfig.model_fields if n not in ("run", "runs")]
+    odd = [n for n in names if len({str(values[n]) for values in dumped.values()}) > 1]
+    same = [(n, str(dumped[members[0].name][n])) for n in names if n not in odd]
+    blocks: list[Block] = [Heading("Parameters")]
+    if odd:
+        rows = [(run, *(str(values[n]) for n in odd)) for run, values in dumped.items()]
+        blocks.append(Table("In which the runs differ.", ("run", *odd), rows))
+    blocks.append(Table("The same in all runs.", ("parameter", "value"), same))
+    return blocks
+
+
+def _versions(cases: Sequence[Case]) -> list[Block]:
+    envs = [storage.read_json(run.path / "env.json") for run, _ in _members(cases)]
+    first = envs[0]
+    rows = [
+        ("python", str(first["python"])),
+        ("platform", str(first["platform"])),
+        ("device, threads", f"{first['device']}, {first['threads']}"),
+        ("commit", _commit(first)),
+        ("packages", ", ".join(f"{name} {v}" for name, v in sorted(first["packages"].items()))),
+    ]
+    said = ("packages", "python", "device", "threads")
+    others = sum(any(env[key] != first[key] for key in said) for env in envs)
+    more = f" {others} of the {len(envs)} runs had others: see their env.json." if others else ""
+    caption = f"Of run {cases[0].run.name}.{more}"
+    return [Heading("Versions"), Table(caption, ("what", "version"), rows)]
+
+
+def _commit(env: Mapping[str, Any]) -> str:
+    git = env.get("git") or {}
+    if not git.get("commit"):
+        return "unknown"
+    return f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}"
+
+
+def _again(cases: Sequence[Case]) -> list[Block]:
+    members = [run for run, _ in _members(cases)]
+    text = "From a checkout of that commit; each line makes a run and its L_CLIP-only control, and "
+    text += "a run that is finished is read, not made again. The last line makes this report."
+    wanted = [r for r in members if r.params["arm"] != "clip-only"] or members
+    last = "papermill notebooks/07_report.ipynb out_report.ipynb -p runs "
+    last += shlex.quote(",".join(case_run.name for case in cases for case_run in case.runs))
+    lines = [papermill_line(run) for run in wanted]
+    return [Heading("How to run it again"), paragraph(text), Code([*lines, last])]
+
+
+def papermill_line(run: Run) -> str:
+    """The line that makes this run: every parameter in which it differs from its preset."""
+    config = modelcard.settings(run)
+    standard = preset(config.preset).model_dump()
+    given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
+    for name in ("runs", "device", "threads", "num_workers", "resume", "tracker", "preset"):
+        given.pop(name, None)
+    if config.arm in ("clip-only", "hard-negatives"):
+        given.pop("sds_weight", None)
+    if config.preset != "mini":
+        given = {"preset": config.preset} | given
+    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
+    for name, value in given.items():
+        # papermill reads numbers and truth values out of -p; what is text goes through -r.
+        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
+    return " ".join(words)
