@@ -32,6 +32,7 @@ floor 2, verbs
     failures    which inequality of an item failed, by how much, and what flipped
     document    text, tables and figures in order, as one HTML page and as a PDF
 floor 3, whole jobs, as the notebooks call them
+    blind       baselines that see no image: the caption's length, its likelihood
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison
     probes      one image and any captions: margins, words that decide, hardest re-orderings
@@ -39,9 +40,11 @@ floor 3, whole jobs, as the notebooks call them
 floor 4, studies of models as they are
     baseline    student and teacher on every benchmark at hand
     modelcard   the card beside a run's weights, and the push to the Hub
+    cells       a grid over a notebook's parameters: checked, and named by the ids of its runs
 floor 5, studies that rest on other studies
     casebook    from score files or runs to the atlas of their failures
     report      from finished runs to the page and the PDF that are handed on
+    sweep       many runs of one notebook, each a papermill process, here or on Ray
 floor 6, for a person to play with
     demo        any picture against any captions, as a page and as a widget
 """

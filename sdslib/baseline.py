@@ -1,8 +1,8 @@
 """Where student and teacher stand, untouched, on every benchmark at hand.
 
 Each set is scored once and kept in a run: `<set>.<model>` holds one row an item. The teacher scores
-a random part of a set, which is then labelled partial. A blind baseline that only measures the
-length of captions stands beside the sets whose false captions are written, not found.
+a random part of a set, which is then labelled partial. Baselines that see no image stand beside the
+sets whose false captions are written, not found.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from sdslib import benchmarks, evaluate, failures, miniworld, tables
+from sdslib import benchmarks, blind, evaluate, failures, miniworld, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.config import BaselineConfig, ModelsConfig, project_path
+from sdslib.config import preset as preset_named
 from sdslib.experiment import pick_device
-from sdslib.pairs import load_pairs
+from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import Run, open_run
 from sdslib.sources import DataError
 from sdslib.storage import file_sha256
 from sdslib.student import load_student
 from sdslib.teacher import Teacher, load_teacher
 
-STUDENT, TEACHER, BLIND = "student", "teacher", "shorter caption"
-MODELS = (STUDENT, TEACHER, BLIND)
+STUDENT, TEACHER = "student", "teacher"
+BLIND = (blind.LengthScorer.name, blind.LikelihoodScorer.name)
+MODELS = (STUDENT, TEACHER, *BLIND)
 # The tags by which a set's authors tell its results.
 TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way")
+CORPUS = 50_000  # captions that the text-only baseline learns from, at most
 PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
 
 
@@ -51,9 +54,19 @@ def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     if whole and mini:
         found.append(benchmarks.retrieval(load_pairs("mini:val")))
     found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
+    if isinstance(config, BaselineConfig):
+        absent += [{"set": blind.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]]
     if not found:
         raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
     return found, pd.DataFrame(absent, columns=["set", "why"])
+
+
+def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
+    """The captions that the blind baseline learns from, or why there are none."""
+    try:
+        return load_pairs(config.corpus or preset_named(config.preset).train_data), []
+    except DataError as reason:
+        return None, [str(reason)]
 
 
 def contents(sets: Sequence[Benchmark]) -> pd.DataFrame:
@@ -73,6 +86,8 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
     """
     sets, _ = at_hand(config)
     prints = {b.name: b.fingerprint for b in sets} | weights_fingerprints(config)
+    known, _ = corpus(config)
+    prints |= {"corpus": known.fingerprint} if known else {}
     run = open_run(config, prints, config.runs)
     if run.finished:
         return run
@@ -85,15 +100,18 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         mode = None if config.image_mode == "crop" else config.image_mode
         clip = evaluate.clip_scorer(student, config.batch_size, mode=mode)
         judge = load_judge(config) if config.teacher_items else None
+        readers: list[evaluate.Scorer] = [blind.LengthScorer()]
+        if known:
+            readers.append(blind.likelihood_scorer(known.all_captions()[:CORPUS]))
         for benchmark in progress(sets):
             run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
             if judge is not None and benchmark.kind != "retrieval":
                 part = benchmark.sample(config.teacher_items, config.seed)
                 found = teacher_scores(*judge, part, config)
                 run.save_scores(f"{benchmark.name}.{TEACHER}", found)
-            if benchmark.kind == "choice":
-                blind = evaluate.score_grids(evaluate.LengthScorer(), benchmark)
-                run.save_scores(f"{benchmark.name}.{BLIND.replace(' ', '-')}", blind)
+            for reader in readers if benchmark.kind == "choice" else ():
+                found = evaluate.score_grids(reader, benchmark)
+                run.save_scores(f"{benchmark.name}.{reader.name.replace(' ', '-')}", found)
         run.save_results(results(run, sets))
         run.finish()
     return run
@@ -269,7 +287,7 @@ def costs(run: Run) -> pd.DataFrame:
     """What each score table cost: forward passes of each kind, UNet evaluations and ms an item."""
     rows = []
     for (name, model), table in scored(run).items():
-        if model == BLIND:
+        if model in BLIND:
             continue
         counts, n = table.attrs["counts"], len(table)
         rows.append({

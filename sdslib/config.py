@@ -296,9 +296,10 @@ class MiniworldConfig(Config):
 class BaselineConfig(ModelsConfig):
     """`01_baseline`: where CLIP and the diffusion score stand."""
 
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "baseline")
+    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "blind", "baseline")
 
     benchmark: Source = "all"
+    corpus: Source | None = None  # captions for the blind baseline; None: the preset's train_data
     batch_size: Count = 64
     teacher_items: Whole = 100
     draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs

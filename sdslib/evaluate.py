@@ -54,7 +54,6 @@ __all__ = [
     "ClipScorer",
     "DiffusionScorer",
     "Draws",
-    "LengthScorer",
     "clip_scorer",
     "compare",
     "compare_over_seeds",
@@ -174,21 +173,6 @@ def squared(image: Image, mode: str) -> Image:
         return image.resize((side, side))
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
-
-
-class LengthScorer:
-    """A blind baseline that sees no image: the shorter caption (in characters) is better."""
-
-    name = "shorter-caption"
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def __call__(self, items: Sequence[Item]) -> Iterator[Scored]:
-        """Score every caption by its negative length, whatever the image."""
-        for item in items:
-            row = [-float(len(caption)) for caption in item.captions]
-            yield Scored({"": np.tile(row, (len(item.images), 1))})
 
 
 class _TextTower(nn.Module):

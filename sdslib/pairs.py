@@ -76,6 +76,10 @@ class Pairs:
         """All captions of one image."""
         return tuple(self.table["captions"][index].as_py())
 
+    def all_captions(self) -> list[str]:
+        """Every caption of every image, in order."""
+        return self.table["captions"].combine_chunks().flatten().to_pylist()
+
     def ref(self, index: int) -> ImageRef:
         """One image, unread, with its content key."""
         row = {name: self._rows[name][index].as_py() for name in self._rows.column_names}

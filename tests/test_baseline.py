@@ -11,7 +11,7 @@ from test_atlas import benchmark, png
 
 from sdslib import baseline, benchmarks, tables
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.config import BaselineConfig
+from sdslib.config import BaselineConfig, override
 from sdslib.images import ImageRef
 from sdslib.sources import DataError
 
@@ -47,6 +47,15 @@ def pairs():
     return Benchmark("retrieval", "retrieval", items, 4, "made by the test")
 
 
+class Corpus:
+    """Captions that say nothing of triangles."""
+
+    fingerprint = "made by the test"
+
+    def all_captions(self):
+        return [f"a {color} circle" for color in COLORS]
+
+
 @pytest.fixture
 def config(tmp_path):
     student = tiny.save_student(tmp_path / "student")
@@ -64,6 +73,7 @@ def run(config, monkeypatch):
     sets = [choices(), grids(), classes(), pairs()]
     monkeypatch.setattr(baseline, "at_hand", lambda config: (sets, pd.DataFrame()))
     monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
+    monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     return baseline.measure(config)
 
 
@@ -72,6 +82,7 @@ def test_every_set_is_scored_by_whom_it_suits(run):
         *((s, "student") for s in ("winoground", "aro-relation", "zeroshot-color", "retrieval")),
         *((s, "teacher") for s in ("winoground", "aro-relation", "zeroshot-color")),
         ("aro-relation", "shorter caption"),
+        ("aro-relation", "text alone"),
     }
     found = baseline.scored(run)
     assert set(found) == expected
@@ -96,9 +107,10 @@ def test_results_are_those_of_the_kept_scores(run):
     assert table.loc["macro", "accuracy"] == pytest.approx(by_hand)
 
 
-def test_the_blind_baseline_sees_no_image(run):
-    scores = baseline.scored(run)["aro-relation", "shorter caption"]
-    # the first caption is the shorter one, and the answer of every second item
+@pytest.mark.parametrize("model", baseline.BLIND)
+def test_a_blind_baseline_sees_no_image(run, model):
+    scores = baseline.scored(run)["aro-relation", model]
+    # the first caption is the shorter and the likelier one, and the answer of every second item
     assert tables.outcomes(scores)["accuracy"].tolist() == [True, False] * 4
 
 
@@ -195,3 +207,12 @@ def png_of(image):
     data = io.BytesIO()
     image.convert("RGB").save(data, format="PNG")
     return data.getvalue()
+
+
+def test_captions_to_learn_from_that_are_not_here_are_named(config, monkeypatch):
+    here = override(config, corpus="nowhere.json::nothing", benchmark="mini:aro-relation")
+    known, why = baseline.corpus(here)
+    assert known is None
+    assert "nowhere.json" in why[0]
+    absent = baseline.at_hand(here)[1]
+    assert absent.to_dict("records") == [{"set": "text alone", "why": why[0]}]
