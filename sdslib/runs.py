@@ -356,7 +356,12 @@ class Run:
         if not path.is_file():
             there = ", ".join(self.score_names()) or "none"
             raise RunError(f"{self.name} has no {path.stem}; scores there: {there}")
-        return pd.read_parquet(path)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's own derive from these
+            place = path.relative_to(self.path.parent)
+            reason = str(error).split("\n")[0]
+            raise RunError(f"{place} cannot be read ({reason}); score again") from error
 
     def _need_writable(self) -> None:
         if self._writable:

@@ -315,10 +315,14 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise TableError(f"no score file at {path}; give a CSV or parquet of score grids")
-    if path.suffix == ".parquet":
-        table = pd.read_parquet(path)
-    else:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as reason:  # pyarrow's and pandas' own derive from these
+        first = str(reason).split("\n")[0]
+        raise TableError(f"{path} cannot be read ({first}); write it again") from None
     found = {c: m for c in table.columns if (m := _AUTHORS_CELL.match(c))}
     table = table.rename(columns={c: f"s_{m['image']}_{m['caption']}" for c, m in found.items()})
     cells = {c: m for c in table.columns if (m := _CELL.match(c))}

@@ -59,7 +59,7 @@ def _of_file(path: Path) -> Iterator[Fault]:
     text = path.read_text("utf-8")
     if "@fault(" not in text:
         return
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.parse(text).body:
         for call in getattr(node, "decorator_list", []):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "fault":
                 yield Fault(*(ast.literal_eval(argument) for argument in call.args))

@@ -170,7 +170,7 @@ def test_a_bit_flipped_in_the_students_weights(copy):
 @fault(
     32,
     "bit flipped in the teacher's weights",
-    f"teacher: {UNET} differs from its sha256; get it again",
+    "teacher: unet/diffusion_pytorch_model.safetensors differs from its sha256; get it again",
 )
 def test_a_bit_flipped_in_the_teachers_weights(copy):
     folder = copy("teacher")

@@ -1,0 +1,268 @@
+"""Scores, figures, pages and widgets: no number that lies, no picture that runs."""
+
+import warnings
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_atlas import ATTACK, three_models
+from test_atlas import benchmark as pictured
+from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
+
+from faults.catalog import fault
+from sdslib import atlas, demo, evaluate, experiment, images, metrics, probes, runs, tables
+from sdslib.config import DemoConfig, FinetuneConfig
+from sdslib.runs import open_run
+
+
+def cautions(scorer, items):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        table = evaluate.score_grids(scorer, benchmark(items))
+    return table, [str(one.message) for one in said]
+
+
+@fault(
+    20,
+    "captions that differ beyond the last token only",
+    "1 of 4 items have captions that are one to the model (case, HTML and what lies beyond its "
+    "last token aside): long; they are ties, never right",
+)
+def test_captions_that_differ_beyond_the_last_token(student):  # noqa: F811
+    start = " ".join(["a red circle left of a blue square and"] * 2)
+    twins = item("long", [noise(1), noise(2)], (f"{start} a white square", f"{start} a red circle"))
+    table, said = cautions(evaluate.clip_scorer(student), [*grid_items(3), twins])
+    assert tables.ties_of(table).tolist() == [False, False, False, True]
+    assert not any(right[-1] for right in tables.outcomes(table).values())
+    return said
+
+
+@fault(
+    21,
+    "captions that are equal to the model",
+    "2 of 2 items have captions that are one to the model (case, HTML …): A, B; they are ties",
+)
+def test_captions_that_are_equal_to_the_model(student):  # noqa: F811
+    both = [
+        item(name, [noise(1), noise(2)], captions)
+        for name, captions in (
+            ("A", ("a red circle", "A RED Circle")),
+            ("B", ("a red  circle", "a red circle")),
+        )
+    ]
+    assert benchmark(both).duplicates() == ["A", "B"]
+    return cautions(evaluate.clip_scorer(student), both)[1]
+
+
+@fault(
+    49,
+    "score that is not a number",
+    "score of item 'b' is not finite (1 of 2 items); a decision on it would be noise: score the "
+    "item again or leave it out by name",
+)
+def test_a_score_that_is_not_a_number():
+    grids = np.ones((2, 2, 2))
+    grids[1, 0, 1] = np.nan
+    with pytest.raises(metrics.ScoreError) as caught:
+        metrics.GRID_RULES["strict"](grids, ["a", "b"])
+    return caught.value
+
+
+@fault(49, "model whose embeddings are not numbers", "score of item 'g0' is not finite")
+def test_a_model_whose_embeddings_are_not_numbers(student, monkeypatch):  # noqa: F811
+    encode = student.encode_images
+    monkeypatch.setattr(student, "encode_images", lambda pixels: encode(pixels) * np.nan)
+    with pytest.raises(metrics.ScoreError) as caught:
+        evaluate.score_grids(evaluate.clip_scorer(student), benchmark(grid_items(2)))
+    return caught.value
+
+
+@fault(
+    50,
+    "ties, which an argmax would hand out",
+    "text 0.5, 1 of 2 tied; as the authors' argmax counts: accuracy 1.0",
+)
+def test_ties_are_counted_apart_and_wrong():
+    """Item 0 is right; in item 1 both captions have one score."""
+    rows = {
+        "id": ["a", "b"],
+        "answer": pd.array([pd.NA] * 2, "Int64"),
+        "n_images": 2,
+        "n_captions": 2,
+    }
+    cells = {"s_0_0": [2.0, 1.0], "s_0_1": [1.0, 1.0], "s_1_0": [0.0, 1.0], "s_1_1": [3.0, 1.0]}
+    found = tables.tabulate(None, pd.DataFrame(rows | cells)).set_index("metric").loc["text"]
+    choice = pd.DataFrame({"id": ["a"], "answer": pd.array([0], "Int64"), "n_images": 1,
+                           "n_captions": 2, "s_0_0": [1.0], "s_0_1": [1.0]})  # fmt: skip
+    assert not tables.outcomes(choice)["accuracy"].any()
+    lenient = tables.outcomes(choice, convention="argmax")["accuracy"].mean()
+    return (
+        f"text {found['accuracy']}, {found['ties']} of {found['n']} tied; as the authors' argmax "
+        f"counts: accuracy {lenient}"
+    )
+
+
+@fault(
+    51,
+    "model that tells nothing apart",
+    "scores are constant: the captions of each of the 3 items have one score; no figure of them "
+    "says anything, look at the weights and the preprocessing",
+)
+def test_a_model_that_tells_nothing_apart(student, monkeypatch):  # noqa: F811
+    one = torch.nn.functional.normalize(torch.ones(1, student.width), dim=-1)
+    for name in ("encode_images", "encode_texts"):
+        monkeypatch.setattr(student, name, lambda batch: one.expand(len(batch), -1))
+    table, said = cautions(evaluate.clip_scorer(student), grid_items(3))
+    assert tables.ties_of(table).all()
+    return said
+
+
+def test_a_model_that_tells_things_apart_gets_no_caution(student):  # noqa: F811
+    assert not cautions(evaluate.clip_scorer(student), grid_items(3))[1]
+
+
+@fault(
+    52,
+    "weights or preprocessing changed since they were scored",
+    "run 'mine' exists with other parameters (data student was '…', now '…'); choose another name",
+)
+def test_changed_weights_are_another_run(tmp_path):
+    """Nothing that was computed with other weights, preprocessing or precision is read again."""
+    import tiny
+
+    folder = tiny.save_student(tmp_path / "student")
+    settings = FinetuneConfig(clip_model=f"local-dir:{folder}", arm="clip-only", run="mine")
+    before = open_run(settings, experiment.weights_fingerprints(settings), tmp_path)
+    text = (folder / "open_clip_config.json").read_text()
+    (folder / "open_clip_config.json").write_text(text.replace("0.25", "0.26"))
+    with pytest.raises(runs.RunError) as caught:
+        open_run(settings, experiment.weights_fingerprints(settings), tmp_path)
+    other = settings.model_copy(update={"precision": "bf16"})
+    assert runs.identify(other, {})["id"] != before.id
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def one_panel(student):  # noqa: F811
+    some = demo.Demo(DemoConfig(), {"untouched": probes.Remembering(student)}, None, "no items")
+    question = demo.Question(
+        demo.scene_ref(demo.START), ("a red circle", "a blue square"), "a scene"
+    )
+    return demo.CaptionPanel(some, demo.ask(some, question))
+
+
+@pytest.fixture
+def panel(one_panel):
+    one_panel.picker.source.value = "scene"
+    return one_panel
+
+
+def upload(panel, name, data):
+    panel.picker.source.value = "file"
+    panel.picker.upload.value = [
+        {"name": name, "type": "", "size": len(data), "content": memoryview(data),
+         "last_modified": pd.Timestamp(0, tz="UTC").to_pydatetime()}
+    ]  # fmt: skip
+
+
+@fault(53, "upload that is no picture", "notes.txt is not an image (starts with 'dear diary')")
+def test_an_upload_that_is_no_picture(panel):
+    upload(panel, "notes.txt", b"dear diary")
+    said = panel.picker.preview.value
+    panel.score()
+    assert "there is no picture yet: choose a picture file" in panel.message.value
+    assert panel.result.value == "", "an old answer would be taken for the new question's"
+    return said.replace("&#x27;", "'")
+
+
+@fault(53, "upload of too many pixels", "big.png: 900 MP exceeds the 64 MP limit; scale it down")
+def test_an_upload_of_too_many_pixels(panel):
+    from test_images import png_header
+
+    upload(panel, "big.png", png_header(30_000, 30_000))
+    return panel.picker.preview.value
+
+
+@fault(
+    53,
+    "question without a caption",
+    "there is no caption yet: write one a line, two or more to compare",
+)
+def test_a_question_without_a_caption(panel):
+    panel.captions.value = " \n"
+    panel.button.click()
+    return panel.message.value
+
+
+@fault(
+    53,
+    "word that a model cannot write, typed into the demo",
+    "caption &#x27;a purple circle&#x27; has words outside …&#x27;s vocabulary: &#x27;purple&#x27;",
+)
+def test_an_unknown_word_in_the_demo(panel):
+    panel.captions.value = "a purple circle"
+    panel.button.click()
+    assert not panel.button.disabled
+    return panel.message.value
+
+
+@fault(53, "button pressed twice", "scored 1 time")
+def test_a_button_pressed_twice(panel, monkeypatch):
+    calls, real = [], demo.ask
+    monkeypatch.setattr(demo, "ask", lambda *args: calls.append(1) or real(*args))
+    panel.captions.value = "a red circle\na green triangle"
+    panel.button.click()
+    panel.button.click()
+    return f"scored {len(calls)} time"
+
+
+@fault(53, "script in a caption or a tag", "&lt;/script&gt;&lt;script&gt;alert(2)&lt;/script&gt;")
+def test_a_script_in_a_caption(panel):
+    """On the atlas's page and card, in the demo's message, and in the demo's answer."""
+    marked = atlas.build(three_models(), pictured(captions=(ATTACK, ATTACK[::-1])))
+    shown = [atlas.card(marked, "0"), demo.message(ATTACK)]
+    for text in shown:
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+    assert atlas.document(marked).count("<script>alert") == 0
+    assert isinstance(panel.view, ipywidgets.Widget)
+    return shown[1]
+
+
+@fault(54, "no run to show", "no runs yet")
+def test_no_run_to_show(tmp_path, capsys):
+    assert runs.main(["list", "--runs", str(tmp_path)]) == 0
+    return capsys.readouterr().out
+
+
+@fault(54, "scores that a run does not have", "has no aro; scores there: none")
+def test_scores_that_are_not_there(tmp_path):
+    with pytest.raises(runs.RunError) as caught:
+        open_run(FinetuneConfig(), root=tmp_path).scores("aro")
+    return caught.value
+
+
+@fault(71, "score file that is damaged", "grid.parquet cannot be read (…); write it again")
+def test_a_damaged_score_file(tmp_path):
+    (tmp_path / "grid.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(tables.TableError) as caught:
+        tables.read_scores(tmp_path / "grid.parquet")
+    return caught.value
+
+
+@fault(
+    71, "kept scores that are damaged", "mine-…/scores/x.parquet cannot be read (…); score again"
+)
+def test_kept_scores_that_are_damaged(tmp_path):
+    run = open_run(FinetuneConfig(run="mine"), root=tmp_path)
+    path = run.save_scores("x", pd.DataFrame({"id": ["a"], "s_0_0": [1.0]}))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(runs.RunError) as caught:
+        run.scores("x")
+    return caught.value
+
+
+def test_images_of_the_demo_come_through_the_one_decoder():
+    assert demo.open_image is images.open_image
