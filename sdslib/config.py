@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,9 @@ Arm = Literal[
     "random-teacher",
     "latent-regression",
     "hard-negatives",
+    "sds-text",
+    "sds-margin",
+    "teacher-choice",
 ]
 TRAINABLE = (
     "layernorm",
@@ -61,10 +64,13 @@ _SDS_KNOBS = frozenset(
         "teacher_revision",
     ]
 )
-UNREAD: dict[str, frozenset[str]] = {
-    "clip-only": _SDS_KNOBS,
-    "hard-negatives": _SDS_KNOBS,
-    "latent-regression": frozenset({"sds_gradient", "t_min", "t_max"}),
+_BRIDGE_KNOBS = frozenset(["bridge_start", "bridge_pairs", "bridge_input"])
+UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in get_args(Arm)} | {
+    "clip-only": _SDS_KNOBS | {"choice_draws"},
+    "hard-negatives": _SDS_KNOBS | {"choice_draws"},
+    "latent-regression": frozenset({"sds_gradient", "t_min", "t_max", "choice_draws"}),
+    "sds-margin": frozenset({"sds_gradient", "choice_draws"}),
+    "teacher-choice": _BRIDGE_KNOBS | {"sds_gradient", "sds_reduction"},
 }
 # What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
 NOT_IN_ID = frozenset(
@@ -214,7 +220,9 @@ class FinetuneConfig(ModelsConfig):
     """Everything that decides one fine-tuning run; the defaults are the preset `mini`.
 
     With `sds_weight` 0 an arm that weighs a term of the teacher *is* the arm `clip-only`; and the
-    arms `clip-only` and `hard-negatives` have weight 0. `None` in `train_pairs` and `eval_items`
+    arms `clip-only` and `hard-negatives` have weight 0. The arms `sds-text`, `sds-margin` and
+    `teacher-choice` are extensions that the paper does not have; their terms are of other sizes
+    than L_SDS, so choose `sds_weight` for them. `None` in `train_pairs` and `eval_items`
     means all; steps and epochs exclude each other; `t_min` and `t_max` are both drawn.
     """
 
@@ -237,6 +245,7 @@ class FinetuneConfig(ModelsConfig):
     bridge_start: Literal["ridge", "random", "zero"] = "ridge"
     bridge_pairs: Count = 2048
     bridge_input: Literal["projected", "pooled"] = "projected"
+    choice_draws: Count = 4  # (t, eps) draws a caption with which `teacher-choice` asks the teacher
     logit_scale: Literal["frozen", "trained"] = "frozen"
     eval_every: Whole = 50
     checkpoint_every: Whole = 50
@@ -514,6 +523,18 @@ def _a_batch(train_pairs: int | None, batch_size: int) -> str | None:
     return f"train_pairs {train_pairs} is less than one batch; lower batch_size {batch_size}"
 
 
+def _enough_noise(arm: str, choice_draws: int, batch_size: int) -> str | None:
+    if arm != "teacher-choice" or choice_draws <= batch_size:
+        return None
+    return f"choice_draws {choice_draws} needs as many pairs a batch; batch_size is {batch_size}"
+
+
+def _text_has_no_pooled(arm: str, bridge_input: str) -> str | None:
+    if arm != "sds-text" or bridge_input == "projected":
+        return None
+    return "arm 'sds-text' maps text embeddings too; leave bridge_input at 'projected'"
+
+
 def _something_to_learn(arm: str, sds_weight: float) -> str | None:
     if arm == "sds-only" and sds_weight == 0:
         return "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0"
@@ -530,6 +551,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("steps", "epochs"), _one_duration),
     (("train_pairs", "batch_size"), _a_batch),
     (("arm", "sds_weight"), _something_to_learn),
+    (("arm", "bridge_input"), _text_has_no_pooled),
+    (("arm", "choice_draws", "batch_size"), _enough_noise),
     (("trainable",), _known_sets),
     (("push_to",), _hub_repository),
 )

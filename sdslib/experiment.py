@@ -93,13 +93,18 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         config.precision,
         derive_seed(config.seed, "random teacher") if config.arm == "random-teacher" else None,
     )
-    latents = LatentCache(teacher, pairs)
-    bridge = start_bridge(config, student, latents, pairs).to(device)
-    return Parties(student, _trained(student, config), teacher, bridge, latents=latents)
+    latents, bridge = LatentCache(teacher, pairs), None
+    if _has_bridge(config):
+        bridge = start_bridge(config, student, latents, pairs).to(device)
+    return Parties(student, _trained(student, config), teacher, bridge, swapped_caption, latents)
 
 
 def _arms_with_teacher() -> set[str]:
     return {arm for arm, terms in TERMS.items() if "sds" in terms}
+
+
+def _has_bridge(config: FinetuneConfig) -> bool:
+    return config.arm in _arms_with_teacher() - {"teacher-choice"}
 
 
 def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:
@@ -333,7 +338,7 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
     student = load_student(config.clip_model, config.clip_pretrained, "cpu")
     _trained(student, config)
     bridge = None
-    if config.arm in _arms_with_teacher():
+    if _has_bridge(config):
         width = student.pooled_width if config.bridge_input == "pooled" else student.width
         bridge = Bridge(width, latent_shape(config.teacher, config.teacher_revision))
     return trainable_table(student, bridge)

@@ -99,6 +99,50 @@ def score_distillation_loss(
     return _per_example((residual + (z_t - z_t.detach())) ** 2, reduction)
 
 
+def denoising_margin_loss(
+    predict_noise: PredictNoise,
+    z: Tensor,
+    texts: tuple[Tensor, Tensor],
+    t: Tensor,
+    eps: Tensor,
+    alpha_bar: Tensor,
+    reduction: str = "sum",
+) -> Tensor:
+    """softplus(E(c) - E(c')), E the denoising loss under the caption c or under a false one c'.
+
+    `texts` are the states of (c, c'), the rest as `denoising_loss` -> [B]; both errors share t and
+    eps. Small where the latent is denoised better under its own caption. Not in the paper; the
+    difference is that of DiffusionITM's hard-negative tuning (Krojer et al. 2023, section 3.3),
+    without its ceiling.
+    """
+    right, wrong = (
+        denoising_loss(predict_noise, z, text, t, eps, alpha_bar, reduction) for text in texts
+    )
+    return F.softplus(right - wrong)
+
+
+def caption_log_likelihoods(errors: Tensor, elements: int) -> Tensor:
+    """What the diffusion model's errors say of which caption is true: [B, K, D] -> [B, K].
+
+    errors [B, K, D] are mean squared errors of D draws of (t, eps) that an image's K captions
+    share, `elements` is C * H * W. Each draw is a Gaussian log-likelihood whose variance is the
+    draw's mean error over the captions; the D draws are averaged. Softmax over K gives Diffusion
+    Classifier's posterior (Li et al. 2023, equation 5) with that weighting of t.
+    """
+    variance = errors.mean(dim=1, keepdim=True)
+    return -elements / 2 * (errors / variance).mean(dim=-1)
+
+
+def choice_loss(logits: Tensor, log_likelihoods: Tensor) -> Tensor:
+    """Cross-entropy of the student's choice among K captions to the teacher's.
+
+    logits, log_likelihoods [B, K] -> [B]; the gradient with respect to the logits is the
+    difference of the two softmaxes. Hinton et al. 2015, section 2, at temperature 1.
+    """
+    _expect(log_likelihoods, "log_likelihoods", logits.shape)
+    return F.cross_entropy(logits, log_likelihoods.softmax(dim=-1), reduction="none")
+
+
 def latent_regression_loss(z_hat: Tensor, z: Tensor, reduction: str = "sum") -> Tensor:
     """||z_hat - z||^2 between the bridge's latent and the VAE's: the control without a UNet.
 

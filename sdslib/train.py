@@ -99,9 +99,8 @@ def clip_term(
     config: FinetuneConfig,
 ) -> Tensor:
     """L_CLIP of the batch."""
-    student = parties.student
-    text_emb = student.encode_texts(student.tokenize(batch.captions).to(image_emb.device))
-    return losses.contrastive_loss(image_emb, text_emb, student.scale)
+    text_emb = _embed(parties, batch.captions, image_emb)
+    return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
 
 
 def hard_negative_term(
@@ -113,14 +112,10 @@ def hard_negative_term(
     config: FinetuneConfig,
 ) -> Tensor:
     """L_CLIP in which every image also sees a caption of the same words that it does not show."""
-    student, negative = parties.student, _there(parties.negative, "swapped captions", config)
-    wrong = [
-        negative(caption, derive_seed(config.seed, "negative", int(index)))
-        for caption, index in zip(batch.captions, batch.index, strict=True)
-    ]
-    tokens = student.tokenize([*batch.captions, *wrong]).to(image_emb.device)
-    text_emb, negative_emb = student.encode_texts(tokens).chunk(2)
-    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, student.scale)
+    captions = [*batch.captions, *_negatives(parties, batch, config)]
+    text_emb, negative_emb = _embed(parties, captions, image_emb).chunk(2)
+    scale = parties.student.scale
+    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
 
 
 def sds_term(
@@ -146,6 +141,123 @@ def shuffled_term(
     """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
     captions = batch.captions[1:] + batch.captions[:1]
     return _denoise(parties, batch, image_emb, captions, t, eps, config)
+
+
+def text_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
+    """Half of L_SDS on z = h_w(f(x)), half on z = h_w(g(c)): so the text tower is taught too."""
+    text_emb = _embed(parties, batch.captions, image_emb)
+    both = [
+        _denoise(parties, batch, emb, batch.captions, t, eps, config)
+        for emb in (image_emb, text_emb)
+    ]
+    return torch.stack(both).mean(dim=0)
+
+
+def margin_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
+    """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one."""
+    teacher = _there(parties.teacher, "a teacher", config)
+    captions = (batch.captions, _negatives(parties, batch, config))
+    return losses.denoising_margin_loss(
+        teacher.predict_noise,
+        _latent(parties, batch, image_emb, config),
+        (teacher.embed_texts(captions[0]), teacher.embed_texts(captions[1])),
+        t,
+        eps,
+        teacher.alpha_bar[t],
+        config.sds_reduction,
+    )
+
+
+def choice_term(
+    parties: Parties,
+    batch: Batch,
+    image_emb: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
+    """The student chooses between a caption and one of the same words as the teacher does.
+
+    The teacher sees the image itself, by its VAE latent, and is not told which caption is true.
+    A caption that has no other one gives 0.
+    """
+    wrong = _negatives(parties, batch, config)
+    able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
+    values = image_emb.new_zeros(len(batch.captions))
+    if not able:
+        return values
+    z = _there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(image_emb)
+    captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
+    t, eps = (x[:, able] for x in spread_draws(t, eps, config))
+    with torch.no_grad():
+        errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
+    text_emb = torch.stack([_embed(parties, some, image_emb) for some in captions], 1)
+    logits = parties.student.scale * (image_emb[able][:, None] * text_emb).sum(-1)
+    teacher_says = losses.caption_log_likelihoods(errors, z[0].numel())
+    found = losses.choice_loss(logits, teacher_says)
+    return values.index_put((torch.tensor(able, device=values.device),), found)
+
+
+def _errors(
+    parties: Parties,
+    z: Tensor,
+    captions: Sequence[str],
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+) -> Tensor:
+    """The teacher's mean squared error [A, D] on latents z [A, ...] for t, eps [D, A, ...]."""
+    teacher = _there(parties.teacher, "a teacher", config)
+    draws, text, t_all = len(t), teacher.embed_texts(captions), t.flatten()
+    found = losses.denoising_loss(
+        teacher.predict_noise,
+        z.repeat(draws, 1, 1, 1),
+        text.repeat(draws, 1, 1),
+        t_all,
+        eps.flatten(0, 1),
+        teacher.alpha_bar[t_all],
+        "mean",
+    )
+    return found.reshape(draws, -1).T
+
+
+def spread_draws(t: Tensor, eps: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
+    """`choice_draws` draws a pair from one: t [B], eps [B, C, H, W] -> [D, B], [D, B, C, H, W].
+
+    A pair's D timesteps are evenly spread over t_min...t_max, its noises those of D pairs: each
+    draw by itself is distributed as the one given, and a pair's draws are independent noises.
+    """
+    draws, span = config.choice_draws, config.t_max - config.t_min + 1
+    shifts = [span * d // draws for d in range(draws)]
+    spread = torch.stack([config.t_min + (t - config.t_min + shift) % span for shift in shifts])
+    return spread, torch.stack([eps.roll(-d, dims=0) for d in range(draws)])
+
+
+def _embed(parties: Parties, captions: Sequence[str], like: Tensor) -> Tensor:
+    student = parties.student
+    return student.encode_texts(student.tokenize(captions).to(like.device))
+
+
+def _negatives(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[str]:
+    negative = _there(parties.negative, "swapped captions", config)
+    return [
+        negative(caption, derive_seed(config.seed, "negative", int(index)))
+        for caption, index in zip(batch.captions, batch.index, strict=True)
+    ]
 
 
 def regression_term(
@@ -204,7 +316,14 @@ TERMS: dict[str, dict[str, Term]] = {
     "random-teacher": {"clip": clip_term, "sds": sds_term},
     "latent-regression": {"clip": clip_term, "sds": regression_term},
     "hard-negatives": {"clip": hard_negative_term},
+    # extensions: not in the paper
+    "sds-text": {"clip": clip_term, "sds": text_term},
+    "sds-margin": {"clip": clip_term, "sds": margin_term},
+    "teacher-choice": {"clip": clip_term, "sds": choice_term},
 }
+# Arms whose second term is a denoising error of the bridge's latent, so that it is told as one.
+DENOISING = frozenset(arm for arm, terms in TERMS.items()
+                      if terms.get("sds") in (sds_term, shuffled_term, text_term))  # fmt: skip
 
 
 def objective(terms: dict[str, Tensor], sds_weight: float) -> Tensor:
@@ -403,7 +522,7 @@ class Loop:
     def _means(self, terms: dict[str, Tensor]) -> dict[str, float | None]:
         means = {name: values.mean().item() for name, values in terms.items()}
         teacher, error = self.parties.teacher, means.get("sds")
-        if teacher is None or self.config.arm == "latent-regression":
+        if teacher is None or self.config.arm not in DENOISING:
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
             error /= math.prod(teacher.latent_shape)

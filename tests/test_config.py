@@ -84,6 +84,8 @@ REFUSED = [
     ({"t_min": 900, "t_max": 100}, "t_min must not be above t_max, got t_min 900 and t_max 100"),
     ({"steps": 5, "epochs": 2}, "steps and epochs exclude each other, got steps 5 and epochs 2"),
     ({"train_pairs": 8}, "train_pairs 8 is less than one batch; lower batch_size 32"),
+    ({"arm": "sds-text", "bridge_input": "pooled"}, "arm 'sds-text' maps text embeddings too"),
+    ({"arm": "teacher-choice", "choice_draws": 64}, "needs as many pairs a batch"),
     ({"arm": "sds-only", "sds_weight": 0}, "arm 'sds-only' learns nothing at sds_weight 0"),
     ({"arm": "clip-only", "sds_weight": 0.1}, "arm 'clip-only' has no L_SDS; leave out"),
     ({"clip_model": "ViT-B32"}, "unknown clip_model 'ViT-B32'; did you mean 'ViT-B-32'?"),

@@ -9,9 +9,12 @@ from tiny import LATENT, tiny_unet
 
 from sdslib.losses import (
     add_noise,
+    caption_log_likelihoods,
+    choice_loss,
     contrastive_loss,
     contrastive_loss_with_negatives,
     denoising_loss,
+    denoising_margin_loss,
     latent_regression_loss,
     score_distillation_loss,
 )
@@ -149,6 +152,42 @@ def test_the_two_gradients_differ(predict):
         for loss in (denoising_loss, score_distillation_loss)
     ]
     assert torch.cosine_similarity(*gradients, dim=0) < 0.999
+
+
+def test_margin_is_softplus_of_two_errors_under_the_same_noise(predict):
+    z, text, t, eps, alpha_bar = one_step()
+    other = text.flip(0)
+    margin = denoising_margin_loss(predict, z, (text, other), t, eps, alpha_bar)
+    right, wrong = (denoising_loss(predict, z, c, t, eps, alpha_bar) for c in (text, other))
+    torch.testing.assert_close(margin, torch.log1p((right - wrong).exp()))
+    alike = denoising_margin_loss(predict, z, (text, text), t, eps, alpha_bar)
+    torch.testing.assert_close(alike, torch.full_like(alike, 2.0).log())
+
+
+def test_margin_gradient_runs_through_the_unet(predict):
+    z, text, t, eps, alpha_bar = one_step(pairs=1)
+    texts = (text, draw(1, 6, 32, seed=9, dtype=torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda z: denoising_margin_loss(predict, z, texts, t, eps, alpha_bar, "mean"),
+        z.requires_grad_(),
+        fast_mode=True,
+    )
+
+
+def test_likelihoods_are_those_of_gaussians_with_the_captions_mean_error():
+    errors = torch.tensor([[[1.0, 4.0], [3.0, 4.0]]], dtype=torch.float64)  # [B 1, K 2, D 2]
+    found = caption_log_likelihoods(errors, 8)
+    by_hand = [-8 / 2 * (1 / 2 + 4 / 4) / 2, -8 / 2 * (3 / 2 + 4 / 4) / 2]
+    torch.testing.assert_close(found, torch.tensor([by_hand], dtype=torch.float64))
+    # a draw's own size does not matter, only the captions' shares of it
+    torch.testing.assert_close(caption_log_likelihoods(errors * torch.tensor([1, 50.0]), 8), found)
+
+
+def test_choice_gradient_is_the_difference_of_the_two_choices():
+    logits, teacher = draw(3, 4, seed=1), draw(3, 4, seed=2)
+    logits.requires_grad_()
+    choice_loss(logits, teacher).sum().backward()
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - teacher.softmax(-1))
 
 
 def test_latent_regression_is_the_squared_distance():

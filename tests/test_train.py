@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import reference
 import torch
 from PIL import Image
 from scipy import stats
@@ -14,6 +15,7 @@ from tiny import save_student, save_teacher
 
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig
+from sdslib.pairs import batches
 from sdslib.student import load_student, set_trainable
 from sdslib.teacher import load_teacher
 from sdslib.train import (
@@ -24,6 +26,7 @@ from sdslib.train import (
     draw_noise,
     learning_rate,
     objective,
+    spread_draws,
     step_losses,
     total_steps,
 )
@@ -217,7 +220,7 @@ def test_a_bridge_that_blocks_the_gradient_is_an_error(parties):
 @pytest.mark.parametrize("arm", sorted(TERMS))
 def test_every_arm_takes_a_step(parties, arm):
     weight = {"sds_weight": 0.0} if arm in ("clip-only", "hard-negatives") else {}
-    settings = config(arm=arm, **weight)
+    settings = config(arm=arm, choice_draws=2, **weight)
     some = parties(settings, teacher=arm not in ("clip-only", "hard-negatives"))
     latents = torch.randn(6, *(4, 4, 4), generator=torch.Generator().manual_seed(0))
     some = replace(some, latents=lambda index: latents[index], negative=lambda c, seed: CAPTIONS[0])
@@ -241,6 +244,79 @@ def test_latent_regression_never_asks_the_unet(parties):
     _, rows = run(some, settings, stop=1)
     assert rows[0].eps_error is None
     assert rows[0].sds > 0
+
+
+def choice_values(parties, negative, **changes):
+    """The second term of `teacher-choice` for the six pairs, and the parties."""
+    settings = config(arm="teacher-choice", batch_size=6, **changes)
+    latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    some = replace(parties(), latents=lambda index: latents[index], negative=negative)
+    batch = next(iter(batches(SomePairs(), some.student.transform, 6, 0, 0, 1, 0)))
+    t, eps = draw_noise(0, 6, some.teacher.latent_shape, settings)
+    return step_losses(some, batch, t, eps, settings)["sds"], (some, batch, latents, t, eps)
+
+
+def test_the_teachers_choice_is_that_of_its_errors_on_the_true_latents(parties):
+    values, (some, batch, latents, t, eps) = choice_values(parties, lambda c, seed: CAPTIONS[0])
+    values = values.detach()
+    for i, caption in enumerate(batch.captions):
+        if caption == CAPTIONS[0]:
+            continue
+        z = latents[batch.index[i]].numpy()
+        draws = [(20 + (int(t[i]) - 20 + 961 * d // 4) % 961, eps[(i + d) % 6]) for d in range(4)]
+        both = [caption, CAPTIONS[0]]
+        grids = [reference.denoising_grid(some.teacher, [z], both, [draw]) for draw in draws]
+        grids = np.array(grids)[:, 0]
+        shares = (grids / grids.mean(1, keepdims=True)).mean(0)
+        chosen = torch.tensor(-32 * shares).softmax(0)
+        image = some.student.encode_images(batch.pixels[i : i + 1])
+        texts = some.student.encode_texts(some.student.tokenize(both))
+        own = (some.student.scale * image @ texts.T).log_softmax(-1)[0].double()
+        expected = float(-(chosen * own.detach()).sum())
+        assert values[i].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_caption_without_another_one_teaches_nothing(parties):
+    values, _ = choice_values(parties, lambda caption, seed: caption)
+    assert values.tolist() == [0] * 6
+    assert not values.requires_grad
+
+
+def test_the_teachers_choice_moves_both_towers(parties):
+    values, (some, *_) = choice_values(parties, lambda c, seed: CAPTIONS[0])
+    values.mean().backward()
+    moved = [n for n, p in some.student.named_parameters() if p.grad is not None and p.grad.any()]
+    assert any(".visual." in name for name in moved)
+    assert any(".transformer." in name and ".visual." not in name for name in moved)
+
+
+def test_spread_draws_cover_the_range_evenly_with_noises_of_their_own():
+    settings = config(arm="teacher-choice", batch_size=6, choice_draws=4)
+    t, eps = draw_noise(0, 6, (4, 4, 4), settings)
+    spread, noises = spread_draws(t, eps, settings)
+    assert spread.dtype == torch.int64
+    assert torch.equal(spread[0], t)
+    gaps = spread.sort(dim=0).values.diff(dim=0)
+    assert set(gaps.flatten().tolist()) <= {240, 241}
+    assert 20 <= spread.min() <= spread.max() <= 980
+    for pair in range(6):
+        assert len({noise[pair].sum().item() for noise in noises}) == 4
+
+
+def test_the_loss_on_the_text_embedding_reaches_the_text_tower(parties):
+    reached = {}
+    for arm in ("sds", "sds-text"):
+        some, settings = parties(), config(arm=arm)
+        batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, 0, 1, 0)))
+        t, eps = draw_noise(0, 2, some.teacher.latent_shape, settings)
+        step_losses(some, batch, t, eps, settings)["sds"].mean().backward()
+        reached[arm] = {
+            name.split(".")[1]
+            for name, p in some.student.named_parameters()
+            if p.grad is not None and p.grad.any()
+        }
+    assert reached["sds"] == {"visual"}
+    assert reached["sds-text"] > {"visual"}
 
 
 @pytest.mark.parametrize("gradient", ["through", "residual"])
