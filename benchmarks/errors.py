@@ -1,7 +1,7 @@
 """The teacher's error at every timestep for 100 items: what the cheap scores are held against.
 
-`python -m benchmarks.errors` computes it anew (400,000 UNet evaluations): `errors.npz` holds ids [N],
-t [D], errors [N, I, K, D] (mean squared eps errors) and the sha256 of the teacher's UNet.
+`python -m benchmarks.errors` computes it anew, by 400,000 UNet evaluations, into `errors.npz`: the
+ids [N], t [D], errors [N, I, K, D] (mean squared, of eps) and the sha256 of the teacher's UNet.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ floor 1, parties
     tables      scores in, tables out
     figures     a table in, a figure out
 floor 2, verbs
+    live        training as it goes: curves that grow and a stop button
     train       the objective and the loop
     evaluate    scorers and score grids
     failures    which inequality of an item failed, by how much, and what flipped
@@ -39,14 +40,15 @@ floor 3, whole jobs, as the notebooks call them
     atlas       every item of a set with what each model does to it, as a page and as a widget
 floor 4, studies of models as they are
     baseline    student and teacher on every benchmark at hand
-    modelcard   the card beside a run's weights, and the push to the Hub
+    cases       which finished runs belong together, and their controls
     cells       a grid over a notebook's parameters: checked, and named by the ids of its runs
 floor 5, studies that rest on other studies
     casebook    from score files or runs to the atlas of their failures
-    report      from finished runs to the page and the PDF that are handed on
+    modelcard   the card beside a run's weights, and the push to the Hub
     sweep       many runs of one notebook, each a papermill process, here or on Ray
-floor 6, for a person to play with
+floor 6, for a person to play with, and to hand on
     demo        any picture against any captions, as a page and as a widget
+    report      from finished runs to the page and the PDF that are handed on
 """
 
 __version__ = "0.1.0"

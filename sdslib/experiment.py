@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -187,9 +187,23 @@ def swapped_caption(caption: str, seed: int) -> str:
 # --- training ------------------------------------------------------------------------------------
 
 
+Show = Callable[[Iterable[Step], int], Iterable[Step]]
+
+
+@contextmanager
+def shown(progress: Show | None, steps: Iterable[Step], total: int) -> Iterator[Iterable[Step]]:
+    """The steps as `progress` passes them on; what shows them ends with them, however they end."""
+    found = progress(steps, total) if progress else steps
+    try:
+        yield found
+    finally:
+        if isinstance(found, Generator):
+            found.close()
+
+
 def finetune(
     config: FinetuneConfig,
-    progress: Callable[[Iterable[Step], int], Iterable[Step]] | None = None,
+    progress: Show | None = None,
 ) -> Run:
     """Train, score and store one run, or give back the finished one; resumes what was cut off.
 
@@ -208,14 +222,14 @@ def finetune(
             run.save_scores(f"{UNTOUCHED}-{name}", score(parties.student, benchmark))
         loop = Loop(config, parties, data.pairs, validator(data), run.path)
         _resume(loop, run)
-        steps = progress(loop, loop.steps - loop.done) if progress else loop
-        for step in steps:
-            run.append_history(step.row())
-            last = loop.done == loop.steps
-            if last or stop.is_set() or loop.done % config.checkpoint_every == 0:
-                run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
-            if stop.is_set() and not last:
-                stop.obey(loop.done)
+        with shown(progress, loop, loop.steps - loop.done) as steps:
+            for step in steps:
+                run.append_history(step.row())
+                last = loop.done == loop.steps
+                if last or stop.is_set() or loop.done % config.checkpoint_every == 0:
+                    run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
+                if stop.is_set() and not last:
+                    stop.obey(loop.done)
         save_student(run, parties)
         for name, benchmark in data.scored().items():
             run.save_scores(name, score(parties.student, benchmark))

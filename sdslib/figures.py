@@ -178,11 +178,17 @@ _PANELS = {
 
 
 @style()
-def history(table: pd.DataFrame, note: str = "", chance: float = 0.25) -> Picture:
+def history(
+    table: pd.DataFrame,
+    note: str = "",
+    chance: float = 0.25,
+    absent: str = "not part of this run",
+) -> Picture:
     """Six curves of a run's history over its steps.
 
     Columns step and, where the arm has them, clip, sds, eps_error (mean squared, per latent
     element), grad_ratio (weighted L_SDS over L_CLIP), lr, val_text. A column `run` draws several.
+    `absent` is what the panel of an empty column says.
     """
     table = table if "run" in table else table.assign(run="run")
     figure, axes = _canvas("Training", note, FULL, 3.6, 2, 3)
@@ -190,7 +196,7 @@ def history(table: pd.DataFrame, note: str = "", chance: float = 0.25) -> Pictur
     for ax, (column, label) in zip(axes.flat, _PANELS.items(), strict=True):
         ax.set_title(label)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        drawn = _curves(ax, table, column, kinds)
+        drawn = _curves(ax, table, column, kinds, absent)
         if column == "lr" and drawn:
             ax.yaxis.set_major_formatter(_short)
         if column == "grad_ratio" and drawn:
@@ -211,7 +217,9 @@ def history(table: pd.DataFrame, note: str = "", chance: float = 0.25) -> Pictur
     return figure
 
 
-def _curves(ax: Axes, table: pd.DataFrame, column: str, kinds: Mapping[str, Look]) -> bool:
+def _curves(
+    ax: Axes, table: pd.DataFrame, column: str, kinds: Mapping[str, Look], absent: str
+) -> bool:
     """Draw one column of all runs; a column that is empty says so in its panel."""
     drawn = False
     for run, part in table.groupby("run", sort=False):
@@ -223,7 +231,7 @@ def _curves(ax: Axes, table: pd.DataFrame, column: str, kinds: Mapping[str, Look
                 marker=look.marker if few else "", lw=1.4 if few else 0.9)  # fmt: skip
         drawn = True
     if not drawn:
-        ax.text(0.5, 0.5, "not part of this run", transform=ax.transAxes, ha="center", color="#666")
+        ax.text(0.5, 0.5, absent, transform=ax.transAxes, ha="center", color="#666")
         ax.set(xticks=[], yticks=[])
     else:
         ax.grid(axis="y")
