@@ -107,7 +107,7 @@ def test_no_word_of_a_caption_alone_decides(scorer):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from("a red circle left of the blue".split()), min_size=1, max_size=12))
+@given(st.lists(st.sampled_from(["a", "red", "circle", "left", "of"]), min_size=1, max_size=12))
 def test_a_reordering_is_another_order_of_the_same_words(words):
     caption = " ".join(words)
     found = reorderings(caption)
