@@ -316,9 +316,14 @@ class BaselineConfig(ModelsConfig):
 
 
 class SweepConfig(Config):
-    """What the two ablation notebooks have in common."""
+    """What the two ablation notebooks have in common.
+
+    `fixed` holds further parameters of all runs in one string, as `lr=3e-3,trainable=all`.
+    """
 
     grid: Literal["reduced", "full"] = "reduced"
+    fixed: str | None = None
+    sds_weight: Rate = 1e-3
     seeds: Count | None = None
     steps: Count | None = None
     eval_items: Count | None = None
@@ -328,9 +333,14 @@ class SweepConfig(Config):
 
 
 class AblateWeightConfig(SweepConfig):
-    """`03_ablate_loss_weight`: `weights` is a list in one string, as `0,1e-3,1e-1`."""
+    """`03_ablate_loss_weight`: lists in one string, `weights` as `0,1e-3,1e-1`.
+
+    `panels` and `arms` name what stands beside the curve at `sds_weight`; `none` is nothing.
+    """
 
     weights: str | None = None
+    panels: str | None = None
+    arms: str | None = None
 
 
 class AblateTrainableConfig(SweepConfig):
@@ -609,6 +619,8 @@ def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
     if pretrained is None:
         choice = f", one of {_some(tags)}" if tags else ""
         return f"clip_model {name!r} needs a clip_pretrained tag{choice}"
+    if pretrained == "openai" and f"{name}-quickgelu" in names:
+        return f"clip_pretrained 'openai' has QuickGELU; use clip_model '{name}-quickgelu'"
     if not tags or pretrained in tags or pretrained.endswith(".safetensors"):
         return None
     close = _did_you_mean(suggest(pretrained, tags))

@@ -21,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
@@ -637,12 +637,16 @@ def calibration(
 
 @style()
 def tradeoff(
-    table: pd.DataFrame, note: str = "", title: str = "Gain and price of L_SDS"
+    table: pd.DataFrame,
+    note: str = "",
+    title: str = "Gain and price of L_SDS",
+    plain: Sequence[str] = (),
 ) -> Picture:
     """Measures over `sds_weight` (symmetric log, 0 included), each with its band.
 
     Columns sds_weight, measure, mean, low, high (shares) and, optionally, reference (a line, e.g.
-    the untouched student's share) and series (several curves a panel, e.g. the arm).
+    the untouched student's share) and series (several curves a panel, e.g. the arm). Measures in
+    `plain` are no shares but positive numbers, and have a log axis.
     """
     table = table if "series" in table else table.assign(series="")
     measures, kinds = list(dict.fromkeys(table["measure"])), looks(table["series"])
@@ -656,11 +660,16 @@ def tradeoff(
         ax.set_axis_off()
     weights = sorted(table["sds_weight"].unique())
     for ax, measure in zip(axes.flat, measures, strict=False):
-        ax.set_title(f"{measure} (%)")
+        ax.set_title(measure if measure in plain else f"{measure} (%)")
         _weight_axis(ax, weights)
         _bands(ax, table[table["measure"] == measure], kinds)
+        if measure in plain:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.yaxis.set_minor_locator(NullLocator())
     if len(kinds) > 1:
         _legend(figure, kinds, "both")
+    table = table[~table["measure"].isin(plain)]
     best = table.loc[table.groupby("measure", sort=False)["mean"].idxmax()]
     words = (
         f"{r.measure} is highest, {r.mean:.1%}, at {r.sds_weight:g}" for r in best.itertuples()
@@ -727,6 +736,31 @@ def bars_by_set(
         _legend(figure, kinds, "marker")
     words = (f"{r.measure} of {r.set} {r.mean:.1%}" for r in table.itertuples())
     figure.alt = _alt(title, note, words)
+    return figure
+
+
+@style()
+def changes(table: pd.DataFrame, note: str = "", title: str = "What moved") -> Picture:
+    """Relative changes (norm of the change over the norm before): rows layers, columns sets.
+
+    Blues are logarithmic from 0.01% to 100%; a layer that did not move is blank.
+    """
+    figure, axes = _canvas(title, note, FULL, 1.2 + 0.2 * len(table), 1, 1)
+    ax, values = axes[0, 0], table.to_numpy(dtype=float)
+    shown = np.ma.masked_less_equal(values, 0)
+    image = ax.imshow(shown, cmap=_BLUES, norm=LogNorm(1e-4, 1, clip=True), aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if value > 0:
+            color = "white" if value > 0.05 else "black"
+            text = f"{100 * value:.2g}"
+            ax.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+    ax.set_xticks(range(len(table.columns)), list(table.columns), rotation=30, ha="right")
+    ax.set_yticks(range(len(table)), list(table.index))
+    ax.tick_params(length=0)
+    bar = figure.colorbar(image, ax=ax, fraction=0.03, format=_percent)
+    bar.set_label("change (% of the norm)")
+    most = table.idxmax()
+    figure.alt = _alt(title, note, (f"{s} moves {layer} most" for s, layer in most.items()))
     return figure
 
 
