@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune miniworld lab test test-slow faults soak fuzz bench check lock clean
+.PHONY: help setup finetune report miniworld lab test test-slow faults soak fuzz bench check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -25,6 +25,9 @@ setup: $(READY) ## create .venv with everything in it (a second call does nothin
 
 finetune: $(READY) ## fine-tune the mini student with L_SDS; tables and figures end up in out.ipynb
 	papermill notebooks/02_finetune.ipynb out.ipynb -p sds_weight 0.001
+
+report: $(READY) ## from finished runs to reports/report.html and .pdf; makes a small run where there is none
+	papermill notebooks/07_report.ipynb out_report.ipynb
 
 miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 minutes)
 	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True

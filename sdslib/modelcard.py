@@ -21,7 +21,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib import experiment, page, storage
+from sdslib import experiment, page, storage, tables
+from sdslib.cases import config_of, duration, is_mini, objective, score_tables
 from sdslib.config import FinetuneConfig
 from sdslib.runs import Run
 
@@ -52,10 +53,11 @@ def write(run: Run, control: Run | None = None) -> Path:
 
 def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:
     """The card of a finished run; `source` is where a reader will load the weights from."""
-    config = settings(run)
+    config = config_of(run)
     scores = score_tables(run, control)
+    whole = experiment.before_after(scores).query("tag == 'all'")
     return ModelCard.from_template(
-        _metadata(run, config, scores),
+        _metadata(run, config, whole),
         template_str=page.asset("modelcard.md"),
         title=f"SDS-CLIP student {run.name}",
         mini=is_mini(config),
@@ -70,7 +72,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         bridge=(run.weights / "bridge.safetensors").is_file(),
         items=len(next(iter(scores.values()))),
         benchmark=config.benchmark,
-        scores=_score_rows(scores),
+        scores=_score_rows(whole),
         differences=_difference_rows(scores),
         limits=MINI_LIMITS if is_mini(config) else REAL_LIMITS,
         licence=_licence(config)[1],
@@ -111,45 +113,10 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
     return str(done.repo_url)
 
 
-def settings(run: Run) -> FinetuneConfig:
-    """The run's parameters as a config; what a younger library added has its default."""
-    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
-    return FinetuneConfig(**known)
-
-
-def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
-    """`experiment.models`, also where no run with L_CLIP alone stands beside this one."""
-    found = experiment.models(run, control or run, name)
-    if control is None and run.params["arm"] != "clip-only":
-        found.pop(experiment.CONTROL)
-    return found
-
-
-def is_mini(config: FinetuneConfig) -> bool:
-    """Whether the run trained or was measured in the mini-world."""
-    return "mini" in (config.train_data.partition(":")[0], config.benchmark.partition(":")[0])
-
-
-def objective(config: FinetuneConfig) -> str:
-    """The run's objective in one line."""
-    weighed = f"{config.sds_weight:g} * "
-    return {
-        "sds": f"L_CLIP + {weighed}L_SDS",
-        "clip-only": "L_CLIP",
-        "hard-negatives": "L_CLIP with swapped captions as negatives",
-        "sds-only": f"{weighed}L_SDS",
-    }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
-
-
 def described(model: str, tag: str | None) -> str:
     """A model's name with its tag."""
     name = model.removeprefix("local-dir:")
     return f"`{name}`" + (f", weights `{tag}`" if tag else "")
-
-
-def duration(config: FinetuneConfig) -> str:
-    """How long the run trained, in its own unit."""
-    return f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
 
 
 def _teacher(config: FinetuneConfig) -> str:
@@ -174,7 +141,7 @@ def _licence(config: FinetuneConfig) -> tuple[dict[str, str], str]:
     return {"license": "other", "license_name": "as-the-base-model"}, text
 
 
-def _metadata(run: Run, config: FinetuneConfig, scores: dict[str, pd.DataFrame]) -> ModelCardData:
+def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCardData:
     hub = config.clip_model.removeprefix("hf-hub:")
     more: dict[str, Any] = _licence(config)[0]
     if hub != config.clip_model:
@@ -194,20 +161,13 @@ def _metadata(run: Run, config: FinetuneConfig, scores: dict[str, pd.DataFrame])
                 metric_name=f"{row.metric} (share of right items)",
                 metric_value=round(float(row.accuracy), 4),
             )
-            for row in _whole(scores).itertuples()
-            if row.model == list(scores)[-1]
+            for row in whole[whole["model"] == whole["model"].iloc[-1]].itertuples()
         ],
         **more,
     )
 
 
-def _whole(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    table = experiment.before_after(scores)
-    return table[table["tag"] == "all"]
-
-
-def _score_rows(scores: dict[str, pd.DataFrame]) -> str:
-    whole = _whole(scores)
+def _score_rows(whole: pd.DataFrame) -> str:
     metrics = list(dict.fromkeys(whole["metric"]))
     rows = [["model", *metrics], ["---"] * (1 + len(metrics))]
     for model, part in whole.groupby("model", sort=False):
@@ -221,10 +181,12 @@ def _score_rows(scores: dict[str, pd.DataFrame]) -> str:
 def _difference_rows(scores: dict[str, pd.DataFrame]) -> str:
     head = ["comparison", "metric", "difference", "p", "smallest shown"]
     rows = [head, ["---"] * len(head)]
-    found = experiment.paired(scores)
-    for row in found[found["tag"] == "all"].itertuples():
-        rows.append([row.comparison, row.metric, points(row.difference, row.low, row.high),
-                     p_value(row.p), f"{100 * row.mdd:.1f}"])  # fmt: skip
+    *others, last = scores
+    for other in others:
+        for row in tables.compare(scores[other], scores[last], by=()).itertuples():
+            change = points(row.difference, row.low, row.high)
+            smallest = f"{100 * row.mdd:.1f}"
+            rows.append([f"{last} against {other}", row.metric, change, p_value(row.p), smallest])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

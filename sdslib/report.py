@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,45 +25,39 @@ from sdslib import (
     figures,
     modelcard,
     page,
-    runs,
     storage,
     tables,
 )
 from sdslib.atlas import Atlas, Query
 from sdslib.benchmarks import Benchmark, load_benchmark
+from sdslib.cases import (
+    SMALL,
+    Case,
+    config_of,
+    is_mini,
+    members,
+    output_folder,
+    papermill_line,
+    score_tables,
+)
 from sdslib.config import (
     FinetuneConfig,
-    ParameterError,
     ReportConfig,
-    preset,
     project_path,
 )
 from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link, Table, paragraph
 from sdslib.experiment import CONTROL, UNTOUCHED
-from sdslib.modelcard import duration, is_mini, objective, p_value, points, score_tables, share
-from sdslib.runs import Run
+from sdslib.modelcard import p_value, points, share
+from sdslib.runs import Run, runs_root
 from sdslib.sources import DataError
-from sdslib.train import Step
 
-Follow = Callable[[Iterable[Step], int], Iterable[Step]]
-NAME, SMALL = "report", "small"
+NAME = "report"
 TITLE = "Does a diffusion teacher make CLIP compositional?"
 PAPER = Link(
     "Basu et al., Distilling Knowledge from Text-to-Image Generative Models Improves "
     "Visio-Linguistic Reasoning in CLIP (EMNLP 2024)",
     "https://arxiv.org/abs/2307.09233",
 )
-# What is made where there is no run yet: enough to fill every part of a report in a minute.
-SMALL_RUN: dict[str, Any] = {
-    "run": SMALL,
-    "steps": 20,
-    "batch_size": 16,
-    "warmup": 3,
-    "sds_weight": 0.01,
-    "bridge_pairs": 256,
-    "eval_items": 200,
-    "eval_every": 10,
-}
 EQUATIONS = (
     (
         r"L_{\mathrm{total}} = L_{\mathrm{CLIP}} + \lambda\, L_{\mathrm{SDS}}",
@@ -81,48 +75,6 @@ EQUATIONS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """Runs that differ in their seed alone, each with its L_CLIP-only control where there is one.
-
-    Tables by item and examples are those of the first.
-    """
-
-    runs: tuple[Run, ...]
-    controls: tuple[Run | None, ...]
-
-    @property
-    def run(self) -> Run:
-        """The run that stands for the case."""
-        return self.runs[0]
-
-    @property
-    def control(self) -> Run | None:
-        """The control of that run."""
-        return self.controls[0]
-
-    @property
-    def config(self) -> FinetuneConfig:
-        """The parameters of that run."""
-        return modelcard.settings(self.run)
-
-    @property
-    def title(self) -> str:
-        """What was trained, in a few words."""
-        c = self.config
-        return f"{objective(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
-
-    @property
-    def note(self) -> str:
-        """What stands in the titles of figures."""
-        return "mini-world" if is_mini(self.config) else experiment.note(self.config)
-
-    @property
-    def scores(self) -> dict[str, pd.DataFrame]:
-        """Score tables on the reported set by model: untouched, L_CLIP only, and the arm."""
-        return score_tables(self.run, self.control)
-
-
-@dataclass(frozen=True)
 class Report:
     """A document, its figures by name, the cases it tells of, and where it goes."""
 
@@ -130,110 +82,6 @@ class Report:
     figures: dict[str, figures.Picture]
     cases: tuple[Case, ...]
     folder: Path
-
-
-# --- which runs ----------------------------------------------------------------------------------
-
-
-def collect(config: ReportConfig, progress: Callable[[str], Follow] | None = None) -> list[Case]:
-    """The cases to report on: the runs named, or all finished ones, the newest first.
-
-    Where none is finished a small run and its control are made first. `progress(label)` gives what
-    shows their steps. ParameterError names a run that is not there or not finished.
-    """
-    names = _names(config)
-    chosen = [_named(name, config) for name in names] if names else _finished(root(config))
-    if not chosen:
-        return group([_small(config, progress)], _finished(root(config)))
-    return group(chosen, _finished(chosen[0].path.parent), alone=bool(names))
-
-
-def root(config: ReportConfig) -> Path:
-    """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
-    folder = project_path(config.runs or "reports/runs")
-    is_root = folder.is_dir() and not (folder / "identity.json").is_file()
-    return folder if is_root else runs.runs_root()
-
-
-def folder(config: ReportConfig) -> Path:
-    """Where the report goes: `output`, or the folder that the folder of runs is in."""
-    return project_path(config.output) if config.output else root(config).parent
-
-
-def _names(config: ReportConfig) -> list[str]:
-    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
-    return [] if names and root(config) == project_path(names[0]) else names
-
-
-def _named(name: str, config: ReportConfig) -> Run:
-    path = project_path(name)
-    try:
-        run = runs.find_run(path if (path / "identity.json").is_file() else name, root(config))
-    except runs.RunError as error:
-        raise ParameterError([f"runs: {error}"]) from error
-    if "arm" not in run.params:
-        raise ParameterError([f"runs: {run.name} is no fine-tuning; give runs of 02_finetune"])
-    if not run.finished:
-        state = run.status()["message"]
-        raise ParameterError([f"runs: {run.name} is not finished ({state}); run it again first"])
-    return run
-
-
-def _finished(where: Path) -> list[Run]:
-    """All finished fine-tunings of a folder, the newest first."""
-    table = runs.list_runs(where)
-    table = table[table["state"].eq("finished") & table["arm"].notna()]
-    newest = table.sort_values("updated", kind="stable")["run"][::-1]
-    return [runs.find_run(where / name) for name in newest]
-
-
-def _small(config: ReportConfig, progress: Callable[[str], Follow] | None) -> Run:
-    settings = FinetuneConfig(
-        **SMALL_RUN,
-        seed=config.seed,
-        device=config.device,
-        threads=config.threads,
-        runs=str(root(config)),
-    )
-    follow = progress or (lambda label: lambda steps, total: steps)
-    print(f"no finished run in {config.runs or 'reports/runs'}: making a small one first")
-    experiment.finetune(experiment.control(settings), follow("L_CLIP alone"))
-    return experiment.finetune(settings, follow("a small run"))
-
-
-def group(chosen: Sequence[Run], there: Sequence[Run], alone: bool = False) -> list[Case]:
-    """Cases of the chosen runs, with controls from those there; seeds of one setting together.
-
-    A run with L_CLIP alone is a case of its own only where no other chosen run has it as control,
-    or where it was asked for `alone`.
-    """
-    controls = {run.path: _control(run, there) for run in chosen}
-    used = {
-        c.path for run, c in zip(chosen, controls.values(), strict=True) if c and c.path != run.path
-    }
-    kept = [r for r in chosen if r.path not in used or (alone and r.params["arm"] != "clip-only")]
-    cases: dict[str, list[Run]] = {}
-    for run in kept:
-        settings = modelcard.settings(run).model_copy(update={"seed": 0}).identity()
-        cases.setdefault(str(sorted(settings.items())), []).append(run)
-    found = []
-    for members in cases.values():
-        ordered = sorted(members, key=lambda r: r.params["seed"])
-        found.append(Case(tuple(ordered), tuple(controls[r.path] for r in ordered)))
-    return found
-
-
-def _control(run: Run, there: Sequence[Run]) -> Run | None:
-    """The newest finished run with the same parameters and L_CLIP alone; a control is its own."""
-    if run.params["arm"] == "clip-only":
-        return run
-    plain = modelcard.settings(run).model_dump() | {"arm": "clip-only", "sds_weight": 0.0}
-    wanted = FinetuneConfig(**plain).identity()
-    for other in there:
-        same = other.params["arm"] == "clip-only" and modelcard.settings(other).identity() == wanted
-        if same and other.params["benchmark"] == run.params["benchmark"]:
-            return other
-    return None
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -262,7 +110,7 @@ def build(config: ReportConfig, cases: Sequence[Case]) -> Report:
             *_again(cases),
         ],
     )
-    return Report(told, drawn, tuple(cases), folder(config))
+    return Report(told, drawn, tuple(cases), output_folder(config))
 
 
 def save(report: Report) -> pd.DataFrame:
@@ -284,7 +132,7 @@ def save(report: Report) -> pd.DataFrame:
         figures.save(figure, drawn, name)
     rows = [(_shown(path), f"{len(data) / 1000:.0f} kB") for path, data in wrote.items()]
     rows.append((_shown(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
-    for run, control in _members(report.cases):
+    for run, control in members(report.cases):
         if run.weights.is_dir():
             rows.append((_shown(modelcard.write(run, control)), "model card"))
     return pd.DataFrame(rows, columns=["file", "holds"])
@@ -299,17 +147,6 @@ def push(config: ReportConfig, report: Report) -> str:
     return f"{case.run.name} was sent to {where}"
 
 
-def _members(cases: Sequence[Case]) -> list[tuple[Run, Run | None]]:
-    """Every run of the report once, with its control; a control stands by itself."""
-    found: dict[Path, tuple[Run, Run | None]] = {}
-    for case in cases:
-        for run, control in zip(case.runs, case.controls, strict=True):
-            found[run.path] = (run, control)
-            if control is not None:
-                found.setdefault(control.path, (control, control))
-    return list(found.values())
-
-
 def _shown(path: Path) -> str:
     base = project_path(".").resolve()
     inside = path.resolve().is_relative_to(base)
@@ -318,7 +155,7 @@ def _shown(path: Path) -> str:
 
 def _date(cases: Sequence[Case]) -> datetime:
     """When the last of the runs ended: a report of the same runs stays the same."""
-    return max(datetime.fromisoformat(run.status()["updated"]) for run, _ in _members(cases))
+    return max(datetime.fromisoformat(run.status()["updated"]) for run, _ in members(cases))
 
 
 # --- chapters ------------------------------------------------------------------------------------
@@ -364,7 +201,7 @@ def _answers(case: Case) -> list[str]:
         table = _over_seeds(case)
         table = table.assign(p=float("nan"), mdd=float("nan"))
     else:
-        table = experiment.paired(case.scores)
+        table = case.paired
         table = table[table["tag"] == "all"]
     table = table[table["metric"] == table["metric"].iloc[0]]
     return [_verdict(row) for row in table.itertuples()]
@@ -441,7 +278,7 @@ def _sets(run: Run) -> list[str]:
 def _case(case: Case, number: int, drawn: dict[str, figures.Picture]) -> list[Block]:
     """Tables and figures of one case; the figures are also put into `drawn` by name."""
     scores, prefix = case.scores, f"{number + 1}-"
-    shares, paired = experiment.before_after(scores), experiment.paired(scores)
+    shares, paired = experiment.before_after(scores), case.paired
     made = _figures(case, shares, paired)
     drawn |= {prefix + name: drawing.figure for name, drawing in made.items()}
     blocks: list[Block] = [Heading(case.title, 3), paragraph(_which(case))]
@@ -669,11 +506,11 @@ def _lead(value: float) -> str:
 
 def _parameters(cases: Sequence[Case]) -> list[Block]:
     """Parameters that all runs share, then those in which they differ, one column a run."""
-    members = [run for run, _ in _members(cases)]
-    dumped = {run.name: modelcard.settings(run).model_dump() for run in members}
+    told = [run for run, _ in members(cases)]
+    dumped = {run.name: config_of(run).model_dump() for run in told}
     names = [n for n in FinetuneConfig.model_fields if n not in ("run", "runs")]
     odd = [n for n in names if len({str(values[n]) for values in dumped.values()}) > 1]
-    same = [(n, str(dumped[members[0].name][n])) for n in names if n not in odd]
+    same = [(n, str(dumped[told[0].name][n])) for n in names if n not in odd]
     blocks: list[Block] = [Heading("Parameters")]
     if odd:
         rows = [(run, *(str(values[n]) for n in odd)) for run, values in dumped.items()]
@@ -683,7 +520,7 @@ def _parameters(cases: Sequence[Case]) -> list[Block]:
 
 
 def _versions(cases: Sequence[Case]) -> list[Block]:
-    envs = [storage.read_json(run.path / "env.json") for run, _ in _members(cases)]
+    envs = [storage.read_json(run.path / "env.json") for run, _ in members(cases)]
     first = envs[0]
     rows = [
         ("python", str(first["python"])),
@@ -707,29 +544,17 @@ def _commit(env: Mapping[str, Any]) -> str:
 
 
 def _again(cases: Sequence[Case]) -> list[Block]:
-    members = [run for run, _ in _members(cases)]
+    told = [run for run, _ in members(cases)]
     text = "From a checkout of that commit; each line makes a run and its L_CLIP-only control, and "
     text += "a run that is finished is read, not made again. The last line makes this report."
-    wanted = [r for r in members if r.params["arm"] != "clip-only"] or members
-    last = "papermill notebooks/07_report.ipynb out_report.ipynb -p runs "
-    last += shlex.quote(",".join(case_run.name for case in cases for case_run in case.runs))
+    wanted = [r for r in told if r.params["arm"] != "clip-only"] or told
+    names = ",".join(_callable(run) for case in cases for run in case.runs)
+    last = f"papermill notebooks/07_report.ipynb out_report.ipynb -r runs {shlex.quote(names)}"
     lines = [papermill_line(run) for run in wanted]
     return [Heading("How to run it again"), paragraph(text), Code([*lines, last])]
 
 
-def papermill_line(run: Run) -> str:
-    """The line that makes this run: every parameter in which it differs from its preset."""
-    config = modelcard.settings(run)
-    standard = preset(config.preset).model_dump()
-    given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
-    for name in ("runs", "device", "threads", "num_workers", "resume", "tracker", "preset"):
-        given.pop(name, None)
-    if config.arm in ("clip-only", "hard-negatives"):
-        given.pop("sds_weight", None)
-    if config.preset != "mini":
-        given = {"preset": config.preset} | given
-    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
-    for name, value in given.items():
-        # papermill reads numbers and truth values out of -p; what is text goes through -r.
-        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
-    return " ".join(words)
+def _callable(run: Run) -> str:
+    """What the parameter `runs` finds this run by: its name, or its folder where that is needed."""
+    usual = run.path.parent.resolve() == runs_root().resolve()
+    return run.name if usual else run.shown_path

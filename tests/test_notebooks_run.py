@@ -17,6 +17,7 @@ REDUCED = {
     "02_finetune": {"steps": 6, "batch_size": 8, "eval_every": 3, "bridge_pairs": 64,
                     "eval_items": 60, "sds_weight": 0.001},
     "05_winoground_failures": {"teacher_items": 6},
+    "07_report": {"examples": 3},
     "06_caption_demo": {"ask_teacher": True, "draws": 8},
 }  # fmt: skip
 

@@ -1,0 +1,268 @@
+"""Which finished runs a report tells of: grouped by setting, each beside its L_CLIP-only control.
+
+Where no run is finished yet a small one is made first, so that there is something to see.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sdslib import experiment, runs
+from sdslib.config import FinetuneConfig, ParameterError, ReportConfig, preset, project_path
+from sdslib.runs import Run
+from sdslib.storage import read_json
+from sdslib.train import Step
+
+Follow = Callable[[Iterable[Step], int], Iterable[Step]]
+SMALL = "small"
+# What is made where there is no run yet: enough to fill every part of a report in a minute.
+SMALL_RUN: dict[str, Any] = {
+    "run": SMALL,
+    "steps": 20,
+    "batch_size": 16,
+    "warmup": 3,
+    "sds_weight": 0.01,
+    "bridge_pairs": 256,
+    "eval_items": 200,
+    "eval_every": 10,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Runs that differ in their seed alone, each with its L_CLIP-only control where there is one.
+
+    Tables by item and examples are those of the first.
+    """
+
+    runs: tuple[Run, ...]
+    controls: tuple[Run | None, ...]
+
+    @property
+    def run(self) -> Run:
+        """The run that stands for the case."""
+        return self.runs[0]
+
+    @property
+    def control(self) -> Run | None:
+        """The control of that run."""
+        return self.controls[0]
+
+    @property
+    def config(self) -> FinetuneConfig:
+        """The parameters of that run."""
+        return config_of(self.run)
+
+    @property
+    def title(self) -> str:
+        """What was trained, in a few words."""
+        c = self.config
+        return f"{objective(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
+
+    @property
+    def note(self) -> str:
+        """What stands in the titles of figures."""
+        return "mini-world" if is_mini(self.config) else experiment.note(self.config)
+
+    @cached_property
+    def scores(self) -> dict[str, pd.DataFrame]:
+        """Score tables on the reported set by model: untouched, L_CLIP only, and the arm."""
+        return score_tables(self.run, self.control)
+
+    @cached_property
+    def paired(self) -> pd.DataFrame:
+        """`experiment.paired` of these: the arm against each other model."""
+        return experiment.paired(self.scores)
+
+
+def members(cases: Sequence[Case]) -> list[tuple[Run, Run | None]]:
+    """Every run of the report once, with its control; a control stands by itself."""
+    found: dict[Path, tuple[Run, Run | None]] = {}
+    for case in cases:
+        for run, control in zip(case.runs, case.controls, strict=True):
+            found[run.path] = (run, control)
+            if control is not None:
+                found.setdefault(control.path, (control, control))
+    return list(found.values())
+
+
+def collect(config: ReportConfig, progress: Callable[[str], Follow] | None = None) -> list[Case]:
+    """The cases to report on: the runs named, or all finished ones, the newest first.
+
+    Where none is finished a small run and its control are made first. `progress(label)` gives what
+    shows their steps. ParameterError names a run that is not there or not finished.
+    """
+    names = _names(config)
+    chosen = [_named(name, config) for name in names] if names else _finished(root(config))
+    return group(chosen or [_small(config, progress)])
+
+
+def listing(cases: Sequence[Case]) -> pd.DataFrame:
+    """One row a case: what was trained, with which seeds, on what it is measured, its folders."""
+    rows = [
+        {
+            "setting": case.title,
+            "seeds": ", ".join(str(run.params["seed"]) for run in case.runs),
+            "set": f"{case.config.benchmark}, {len(case.scores[experiment.UNTOUCHED])} items",
+            "run": case.run.name,
+            "control": case.control.name if case.control else "none found",
+        }
+        for case in cases
+    ]
+    return pd.DataFrame(rows)
+
+
+def root(config: ReportConfig) -> Path:
+    """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
+    folder = project_path(config.runs or "reports/runs")
+    is_root = folder.is_dir() and not (folder / "identity.json").is_file()
+    return folder if is_root else runs.runs_root()
+
+
+def output_folder(config: ReportConfig) -> Path:
+    """Where the report goes: `output`, or the folder that the folder of runs is in."""
+    return project_path(config.output) if config.output else root(config).parent
+
+
+def _names(config: ReportConfig) -> list[str]:
+    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    return [] if names and root(config) == project_path(names[0]) else names
+
+
+def _named(name: str, config: ReportConfig) -> Run:
+    path = project_path(name)
+    try:
+        run = runs.find_run(path if (path / "identity.json").is_file() else name, root(config))
+    except runs.RunError as error:
+        raise ParameterError([f"runs: {error}"]) from error
+    if "arm" not in run.params:
+        raise ParameterError([f"runs: {run.name} is no fine-tuning; give runs of 02_finetune"])
+    if not run.finished:
+        state = run.status()["message"]
+        raise ParameterError([f"runs: {run.name} is not finished ({state}); run it again first"])
+    return run
+
+
+def _finished(where: Path) -> list[Run]:
+    """All finished fine-tunings of a folder, the newest first."""
+    table = runs.list_runs(where)
+    table = table[table["state"].eq("finished") & table["arm"].notna()]
+    newest = table.sort_values("updated", kind="stable")["run"][::-1]
+    return [runs.find_run(where / name) for name in newest]
+
+
+def _small(config: ReportConfig, progress: Callable[[str], Follow] | None) -> Run:
+    settings = FinetuneConfig(
+        **SMALL_RUN,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+        runs=str(root(config)),
+    )
+    follow = progress or (lambda label: lambda steps, total: steps)
+    print(f"no finished run in {config.runs or 'reports/runs'}: making a small one first")
+    experiment.finetune(experiment.control(settings), follow("L_CLIP alone"))
+    return experiment.finetune(settings, follow("a small run"))
+
+
+def group(chosen: Sequence[Run]) -> list[Case]:
+    """Cases of the chosen runs, each with its control, which has not to be among them.
+
+    Runs that differ in their seed alone are one case. A run with L_CLIP alone is a case of its own
+    only where no other chosen run has it as control.
+    """
+    chosen = list({run.path: run for run in chosen}.values())
+    there = {folder: _finished(folder) for folder in {run.path.parent for run in chosen}}
+    controls = {run.path: _control(run, there[run.path.parent]) for run in chosen}
+    used = {c.path for path, c in controls.items() if c is not None and c.path != path}
+    settings: dict[str, list[Run]] = {}
+    for run in chosen:
+        if run.path not in used:
+            same = config_of(run).model_copy(update={"seed": 0}).identity()
+            settings.setdefault(str(sorted(same.items())), []).append(run)
+    ordered = (sorted(runs, key=lambda run: run.params["seed"]) for runs in settings.values())
+    return [Case(tuple(runs), tuple(controls[run.path] for run in runs)) for runs in ordered]
+
+
+def _control(run: Run, there: Sequence[Run]) -> Run | None:
+    """The newest of the runs with the same parameters and data and L_CLIP alone, if there is one.
+
+    A run with L_CLIP alone is its own control.
+    """
+    if run.params["arm"] == "clip-only":
+        return run
+    plain = config_of(run).model_dump() | {"arm": "clip-only", "sds_weight": 0.0}
+    wanted = FinetuneConfig(**plain).identity()
+    same = (r for r in there if config_of(r).identity() == wanted and _same_data(r, run))
+    return next(same, None)
+
+
+def _same_data(one: Run, other: Run) -> bool:
+    """Whether what both read had the same content; the control reads no teacher."""
+    first, second = (read_json(run.path / "identity.json")["data"] for run in (one, other))
+    return all(first[name] == second[name] for name in first.keys() & second.keys())
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def config_of(run: Run) -> FinetuneConfig:
+    """The run's parameters as a config; what a younger library added has its default."""
+    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
+    return FinetuneConfig(**known)
+
+
+def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
+    """`experiment.models`, also where no run with L_CLIP alone stands beside this one."""
+    found = experiment.models(run, control or run, name)
+    if control is None and run.params["arm"] != "clip-only":
+        found.pop(experiment.CONTROL)
+    return found
+
+
+def is_mini(config: FinetuneConfig) -> bool:
+    """Whether the run trained or was measured in the mini-world."""
+    return "mini" in (config.train_data.partition(":")[0], config.benchmark.partition(":")[0])
+
+
+def objective(config: FinetuneConfig) -> str:
+    """The run's objective in one line."""
+    weighed = f"{config.sds_weight:g} * "
+    return {
+        "sds": f"L_CLIP + {weighed}L_SDS",
+        "clip-only": "L_CLIP",
+        "hard-negatives": "L_CLIP with swapped captions as negatives",
+        "sds-only": f"{weighed}L_SDS",
+    }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
+
+
+def duration(config: FinetuneConfig) -> str:
+    """How long the run trained, in its own unit."""
+    return f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
+
+
+def papermill_line(run: Run) -> str:
+    """The line that makes this run: every parameter in which it differs from its preset."""
+    config = config_of(run)
+    standard = preset(config.preset).model_dump()
+    given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
+    if config.runs == "reports/runs":
+        given.pop("runs")
+    for name in ("device", "threads", "num_workers", "resume", "tracker", "preset"):
+        given.pop(name, None)
+    if config.arm in ("clip-only", "hard-negatives"):
+        given.pop("sds_weight", None)
+    if config.preset != "mini":
+        given = {"preset": config.preset} | given
+    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
+    for name, value in given.items():
+        # papermill reads numbers and truth values out of -p; what is text goes through -r.
+        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
+    return " ".join(words)

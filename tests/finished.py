@@ -1,0 +1,44 @@
+"""Finished runs without training: published per-item scores and histories in new run folders."""
+
+import json
+
+import pandas as pd
+import tiny
+
+from sdslib import runs
+from sdslib.config import FinetuneConfig, project_root
+
+PUBLISHED = project_root() / "reports" / "published" / "default"
+NAME = "mini-winoground"
+SETS = (NAME, "mini-zeroshot-shape")
+DATA = {"pairs": "aa11", NAME: "bb22", "student": "cc33"}
+
+
+def published(arm="sds", seed=0):
+    """The folder of the published run of this arm and seed."""
+    for folder in sorted(PUBLISHED.glob("*/params.json")):
+        params = json.loads(folder.read_text())
+        if (params["arm"], params["seed"]) == (arm, seed):
+            return folder.parent
+    raise LookupError(f"no published run of arm {arm} and seed {seed}")
+
+
+def finish(root, arm="sds", seed=0, items=80, weights=False, data=DATA, **params):
+    """A finished run in `root` with the published scores of the first `items` items."""
+    source = published("clip-only" if arm == "clip-only" else "sds", seed)
+    config = FinetuneConfig(arm=arm, seed=seed, runs=str(root), **params)
+    run = runs.open_run(config, data, root)
+    with run:
+        for line in (source / "history.jsonl").read_text().splitlines():
+            run.append_history(json.loads(line))
+        for name in SETS:
+            table = pd.read_parquet(source / "scores" / f"{name}.parquet").head(items)
+            run.save_scores(name, table)
+            before = source / "scores" / f"untouched-{name}.parquet"
+            table = pd.read_parquet(before).head(items) if before.exists() else table
+            run.save_scores(f"untouched-{name}", table)
+        if weights:
+            with run.staged("weights") as folder:
+                tiny.save_student(folder)
+        run.finish()
+    return runs.find_run(run.path)

@@ -1,0 +1,132 @@
+"""Which runs a report tells of, which control stands beside each, and the line that makes it."""
+
+import shlex
+
+import pytest
+from finished import finish
+from papermill.cli import _resolve_type
+
+from sdslib import cases, experiment, runs
+from sdslib.config import FinetuneConfig, ParameterError, ReportConfig, override, preset, validate
+
+
+def collect(root, **parameters):
+    return cases.collect(ReportConfig(**({"runs": str(root)} | parameters)))
+
+
+def names(found):
+    return [[run.name for run in case.runs] for case in found]
+
+
+def test_a_run_stands_beside_its_control_and_seeds_of_one_setting_stand_together(tmp_path):
+    arms = {
+        (arm, seed): finish(tmp_path, arm, seed, items=20)
+        for seed in (1, 0)
+        for arm in ("clip-only", "sds")
+    }
+    (case,) = collect(tmp_path)
+    assert [run.path for run in case.runs] == [arms["sds", seed].path for seed in (0, 1)]
+    assert [c.path for c in case.controls] == [arms["clip-only", seed].path for seed in (0, 1)]
+    assert list(case.scores) == ["untouched", "L_CLIP only", "sds"]
+    assert len(cases.members([case])) == 4
+    assert cases.listing([case]).loc[0, "seeds"] == "0, 1"
+
+
+def test_other_parameters_or_other_data_make_no_control(tmp_path):
+    taught = finish(tmp_path, items=20)
+    finish(tmp_path, "clip-only", items=20, lr=0.5)
+    finish(tmp_path, "clip-only", items=20, data={"pairs": "other"})
+    found = collect(tmp_path, runs=str(taught.path))
+    assert found[0].control is None
+    assert list(found[0].scores) == ["untouched", "sds"]
+
+
+def test_weights_of_l_sds_are_settings_of_their_own_with_one_control(tmp_path):
+    plain = finish(tmp_path, "clip-only", items=20)
+    first, second = (finish(tmp_path, items=20, sds_weight=w) for w in (0.001, 0.1))
+    found = collect(tmp_path)
+    assert {case.run.path for case in found} == {first.path, second.path}
+    assert {case.control.path for case in found} == {plain.path}
+
+
+def test_a_control_alone_is_reported_against_the_untouched_student(tmp_path):
+    plain = finish(tmp_path, "clip-only", items=20)
+    (case,) = collect(tmp_path)
+    assert case.run.path == case.control.path == plain.path
+    assert list(case.scores) == ["untouched", "L_CLIP only"]
+
+
+def test_named_runs_alone_are_told_of_in_their_order(tmp_path):
+    first, second = (finish(tmp_path, items=20, sds_weight=w) for w in (0.001, 0.1))
+    found = collect(tmp_path, runs=f"{second.path}, {first.path}, {second.path}")
+    assert names(found) == [[second.name], [first.name]]
+
+
+def test_a_run_that_is_not_there_or_not_done_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "runs_root", lambda config=None, root=None: root or tmp_path)
+    run = finish(tmp_path, items=20)
+    typo = run.name[:-1] + "x"
+    with pytest.raises(ParameterError, match=f"runs: no run '{typo}'; did you mean '{run.name}'"):
+        collect(tmp_path, runs=typo)
+    cut = runs.open_run(FinetuneConfig(seed=9), {}, tmp_path)
+    cut.interrupt()
+    with pytest.raises(ParameterError, match=r"is not finished [(]interrupted"):
+        collect(tmp_path, runs=cut.name)
+    other = runs.open_run(ReportConfig(), {}, tmp_path)
+    other.finish()
+    with pytest.raises(ParameterError, match="is no fine-tuning"):
+        collect(tmp_path, runs=other.name)
+
+
+def test_the_report_lies_beside_the_folder_of_runs_or_where_it_is_told(tmp_path):
+    (tmp_path / "runs").mkdir()
+    config = ReportConfig(runs=str(tmp_path / "runs"))
+    assert cases.output_folder(config) == tmp_path
+    assert cases.output_folder(override(config, output=str(tmp_path / "x"))) == tmp_path / "x"
+    usual = cases.output_folder(ReportConfig(runs="one,two"))
+    assert usual == cases.runs.runs_root().parent
+
+
+def test_without_a_finished_run_a_small_one_and_its_control_are_made_and_said_so(
+    tmp_path, monkeypatch, capsys
+):
+    made = []
+
+    def finetune(config, progress=None):
+        made.append(config)
+        return finish(tmp_path, config.arm, items=20, **cases.SMALL_RUN | {"run": config.run})
+
+    monkeypatch.setattr(experiment, "finetune", finetune)
+    (case,) = collect(tmp_path)
+    assert [config.arm for config in made] == ["clip-only", "sds"]
+    assert made[1].steps == cases.SMALL_RUN["steps"]
+    assert case.run.name.startswith("small-")
+    assert case.control is not None
+    assert "making a small one first" in capsys.readouterr().out
+
+
+CHANGED = [
+    {},
+    {"sds_weight": 0.05, "trainable": "layernorm+bias", "seed": 3},
+    {"arm": "clip-only", "steps": 20},
+    {"arm": "hard-negatives", "lr": 5e-05},
+    {"arm": "sds-only", "bridge_start": "zero", "run": "my-run"},
+    {"epochs": 2, "steps": None, "teacher_revision": "0123", "eval_every": 0},
+    {"logit_scale": "trained", "train_data": "a b.json::x y", "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("base", ["mini", "paper"])
+@pytest.mark.parametrize("changed", CHANGED, ids=lambda c: "+".join(c) or "as it is")
+def test_the_line_makes_the_run_again(base, changed, tmp_path):
+    changed = {"steps": 7, **changed} if base == "paper" and "epochs" not in changed else changed
+    config = override(preset(base), **changed)
+    run = runs.open_run(config, {}, tmp_path)
+    run.finish()
+    words = shlex.split(cases.papermill_line(run))
+    assert words[:3] == ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
+    given = {}
+    for flag, name, value in zip(*(iter(words[3:]),) * 3, strict=True):
+        given[name] = _resolve_type(value) if flag == "-p" else value
+    assert validate(FinetuneConfig, given).identity() == config.identity()
+    assert given.get("run") == config.run

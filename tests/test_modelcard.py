@@ -1,0 +1,157 @@
+"""The card beside a run's weights says what they are; nothing is sent unless somebody asks."""
+
+import re
+
+import httpx2
+import open_clip
+import pytest
+from finished import finish
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from sdslib import cases, experiment, modelcard, storage
+from sdslib.config import ParameterError, ReportConfig, validate
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    control = finish(root, "clip-only", weights=True)
+    return finish(root, weights=True), control
+
+
+@pytest.fixture(scope="module")
+def card(runs):
+    return ModelCard.load(modelcard.write(*runs))
+
+
+def test_the_card_gives_the_tables_own_figures(runs, card):
+    table = experiment.before_after(cases.score_tables(*runs)).query("tag == 'all'")
+    told = table[table["model"] == "sds"].set_index("metric")
+    assert {r.metric_type for r in card.data.eval_results} == {"text", "image", "group"}
+    for result in card.data.eval_results:
+        assert result.metric_value == round(told.loc[result.metric_type, "accuracy"], 4)
+    for row in table.itertuples():
+        assert modelcard.share(row.accuracy, row.low, row.high) in card.text
+    paired = experiment.paired(cases.score_tables(*runs)).query("tag == 'all'")
+    for row in paired.itertuples():
+        assert modelcard.points(row.difference, row.low, row.high) in card.text
+        assert f"| {100 * row.mdd:.1f} |" in card.text
+
+
+def test_the_card_says_what_it_is_made_of_and_warns_of_the_mini_world(runs, card):
+    assert card.data.library_name == "open_clip"
+    assert card.data.license == "mit"
+    assert "mini-world" in card.data.tags
+    assert "no evidence about" in card.text
+    for words in ("data/mini/student", "data/mini/teacher", runs[0].name, "150 steps of 32 pairs"):
+        assert words in card.text
+    assert "{{" not in card.content
+    assert "{%" not in card.content
+
+
+def test_the_weights_and_their_manifest_stay_as_they_are(runs):
+    before = {p: p.read_bytes() for p in runs[0].weights.iterdir()}
+    assert modelcard.write(*runs) == runs[0].path / "README.md"
+    assert storage.manifest_problem(runs[0].weights) is None
+    assert {p: p.read_bytes() for p in runs[0].weights.iterdir()} == before
+    assert runs[0].finished
+
+
+def test_the_lines_that_load_the_student_do(card):
+    code = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+    names = {}
+    exec(code, names)
+    assert isinstance(names["model"], open_clip.CLIP)
+    assert names["tokenizer"]("a red circle").shape == (1, 16)
+
+
+def test_a_card_without_a_control_claims_none(runs):
+    text = str(modelcard.card(runs[0]))
+    assert "sds against untouched" in text
+    assert "L_CLIP only" not in text
+
+
+def test_weights_made_from_others_carry_the_others_licence(tmp_path):
+    real = finish(tmp_path, clip_model="hf-hub:laion/some-clip", train_data="a.json::b",
+                  teacher="owner/sd", teacher_revision="main")  # fmt: skip
+    card = modelcard.card(real)
+    assert card.data.license == "other"
+    assert card.data.base_model == "laion/some-clip"
+    assert "`owner/sd`, weights `main`" in card.text
+
+
+class Api:
+    """Keeps what would have been sent; `fault` is raised in place of a commit."""
+
+    def __init__(self, fault=None):
+        self.calls, self.fault = [], fault
+
+    def create_repo(self, repo, **options):
+        self.calls.append((repo, options))
+
+    def create_commit(self, repo, operations, commit_message):
+        if self.fault is not None:
+            raise self.fault
+        self.calls.append((repo, {o.path_in_repo: o for o in operations}))
+        return type("Done", (), {"repo_url": f"https://hub/{repo}"})()
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setattr(modelcard, "get_token", lambda: "hf_x")
+
+
+def test_a_push_sends_weights_and_card_in_one_commit_to_a_private_repository(runs, token):
+    api = Api()
+    assert modelcard.push(runs[0], "me/student", runs[1], api) == "https://hub/me/student"
+    (made, options), (repo, sent) = api.calls
+    assert (made, repo) == ("me/student", "me/student")
+    assert options == {"private": True, "exist_ok": True}
+    weights = {p.relative_to(runs[0].weights).as_posix() for p in runs[0].weights.rglob("*.*")}
+    assert set(sent) == {"README.md", *weights}
+    card = sent["README.md"].path_or_fileobj.decode()
+    assert 'open_clip.create_model_from_pretrained("hf-hub:me/student")' in card
+    assert "hf_x" not in card
+
+
+ANSWER = httpx2.Response(403, request=httpx2.Request("POST", "https://hub/api"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set; unset it"),
+        (
+            HfHubHTTPError("403 Forbidden", response=ANSWER),
+            "refused 'me/x': 403",
+        ),
+        (httpx2.ConnectError("no route to host"), "cannot be reached for 'me/x' .no route to host"),
+    ],
+)
+def test_a_push_that_fails_says_why(fault, message, runs, token):
+    with pytest.raises(modelcard.PushError, match=message):
+        modelcard.push(runs[0], "me/x", api=Api(fault))
+
+
+def test_without_a_token_nothing_is_sent(runs, monkeypatch):
+    monkeypatch.setattr(modelcard, "get_token", lambda: None)
+    api = Api()
+    with pytest.raises(modelcard.PushError, match="no token for 'me/x'; export HF_TOKEN"):
+        modelcard.push(runs[0], "me/x", api=api)
+    assert not api.calls
+
+
+def test_damaged_weights_are_not_sent(tmp_path, token):
+    run = finish(tmp_path, weights=True, items=20)
+    (run.weights / "open_clip_config.json").write_text("{}")
+    api = Api()
+    with pytest.raises(modelcard.PushError, match=r"weights are not whole .open_clip_config"):
+        modelcard.push(run, "me/x", api=api)
+    assert not api.calls
+
+
+@pytest.mark.parametrize("name", ["student", "a/b/c", "/x", "me/", "https://hub/me/x"])
+def test_what_is_no_repository_of_the_hub_is_refused(name):
+    with pytest.raises(ParameterError, match="push_to must be a repository of the Hub, owner/name"):
+        validate(ReportConfig, {"push_to": name})
