@@ -1,5 +1,6 @@
 """One list of dependencies, told three times: ranges, exact versions, conda's list."""
 
+import json
 import re
 import socket
 import sys
@@ -118,3 +119,57 @@ def test_a_host_name_cannot_be_looked_up():
 def test_this_machine_can_be_reached():
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname(), timeout=5).close()
+
+
+CONTAINER = ROOT / ".devcontainer"
+
+
+def instructions() -> list[str]:
+    """The Dockerfile's instructions, comments left out and broken lines joined."""
+    text = re.sub(r"(?m)^#.*\n", "", (CONTAINER / "Dockerfile").read_text())
+    return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line]
+
+
+def test_the_image_is_a_slim_python_of_the_pinned_version_and_sets_up_as_a_person_does():
+    found = instructions()
+    images = [line.split()[1] for line in found if line.startswith("FROM ")]
+    assert images == ["python:3.11-slim", "tools"]
+    assert "RUN make setup" in found
+    assert any("install" in line and " make" in line for line in found)
+    order = [next(n for n, line in enumerate(found) if line.startswith(word)) for word in
+             ("FROM tools", "COPY . .", "RUN make setup", "CMD ")]  # fmt: skip
+    assert order == sorted(order)
+    assert "//" not in " ".join(found)
+
+
+def test_the_image_starts_what_setup_installs():
+    command = json.loads(next(line for line in instructions() if line.startswith("CMD "))[4:])
+    assert command[:2] == [".venv/bin/jupyter", "lab"]
+    assert (ROOT / command[2].removeprefix("--notebook-dir=")).is_dir()
+    assert not any("token" in word or "password" in word for word in command)
+
+
+def test_the_image_leaves_out_what_is_ignored_and_keeps_what_setup_reads():
+    left_out = (CONTAINER / "Dockerfile.dockerignore").read_text().split()
+    assert {".git", ".venv", "reports/runs", "data/mini/world"} <= set(left_out)
+    kept = {"pyproject.toml", "constraints.txt", "Makefile", "README.md", "sdslib", "notebooks"}
+    assert not kept & set(left_out)
+
+
+def test_the_development_container_is_the_same_image_before_setup():
+    container = json.loads((CONTAINER / "devcontainer.json").read_text())
+    build = container["build"]
+    assert (CONTAINER / build["dockerfile"]).is_file()
+    assert (CONTAINER / build["context"]).resolve() == ROOT.resolve()
+    assert f"FROM python:3.11-slim AS {build['target']}" in instructions()
+    assert container["postCreateCommand"] == "make setup"
+
+
+def test_binder_builds_from_the_list_for_conda_and_nothing_stands_before_it():
+    before = ("Dockerfile", "binder", ".binder", "environment.yaml", "runtime.txt", "postBuild")
+    assert not [name for name in before if (ROOT / name).exists()]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert conda["dependencies"][0] == "python=3.11"
+    for option, name in (entry.split() for entry in conda_pip_section() if entry.startswith("--")):
+        assert option in ("--constraint", "--editable")  # both make Binder copy the project first
+        assert (ROOT / name).exists()

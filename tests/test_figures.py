@@ -316,3 +316,29 @@ def test_drawing_leaves_the_readers_own_style_alone():
 def test_counts_in_a_matrix_are_the_tables():
     found = [t.get_text() for t in figures.confusion(counts()).axes[0].texts]
     assert found == ["40\n39%", "5\n5%", "50\n49%", "7\n7%"]
+
+
+def test_letters_stay_letters_in_svg_and_fonts_go_along_in_pdf(tmp_path):
+    _, svg, pdf = figures.save(DRAWN["confusion"]("mini-world"), tmp_path, "x")
+    words = " ".join(ET.parse(svg).getroot().itertext())
+    assert "mini-world" in words
+    assert b"/FontFile2" in pdf.read_bytes()
+
+
+def test_an_equation_is_as_large_as_its_letters_and_says_itself():
+    short, long = (figures.equation(tex, "words") for tex in (r"a_\theta", r"a_\theta + b + c + d"))
+    assert short.get_figwidth() < long.get_figwidth() < figures.FULL
+    assert short.alt == "words"
+    with Image.open(io.BytesIO(long.png(200))) as image:
+        dark = np.asarray(image.convert("L")) < 128
+    assert dark.any()
+    edges = np.concatenate([dark[0], dark[-1], dark[:, 0], dark[:, -1]])
+    assert not edges.any()  # nothing is cut off
+
+
+def test_a_comparison_looks_as_the_model_that_it_is_against():
+    names = ["sds against untouched", "sds against L_CLIP only"]
+    found = figures._compared_looks(names)
+    assert list(found.values()) == list(figures.looks(["untouched", "L_CLIP only"]).values())
+    apart = figures._compared_looks(["a against untouched", "b against untouched"])
+    assert len(set(apart.values())) == 2
