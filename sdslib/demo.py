@@ -21,7 +21,7 @@ from sdslib.config import DemoConfig, ParameterError, project_path
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
 from sdslib.figures import Picture
-from sdslib.images import ImageRef, open_image
+from sdslib.images import ImageError, ImageRef, open_image
 from sdslib.miniworld import COLORS, SHAPES, SIZES, Scene, Thing, say
 from sdslib.probes import Remembering
 from sdslib.sources import DataError
@@ -178,18 +178,21 @@ def start(demo: Demo) -> Question:
     ref = scene_ref(START)
     own: tuple[str, ...] = scene_captions(START)
     about = f"a drawn scene: {own[0]}"
-    if config.image is not None:
-        path = project_path(config.image)
-        ref, about = upload_ref(path.name, ImageRef(path.name, path.read_bytes).data()), path.name
-    elif config.item is not None:
-        try:
+    try:
+        if config.image is not None:
+            path = project_path(config.image)
+            data = ImageRef(path.name, path.read_bytes).data()
+            ref, about, own = upload_ref(path.name, data), path.name, ()
+        elif config.item is not None:
             item = demo.item(config.item)
-        except QuestionError as reason:
-            raise ParameterError([f"item: {reason}"]) from None
-        ref, own, about = item.images[0], item.captions, f"image 0 of item {item.id}"
-    given = config.captions
-    captions = lines(given.replace("|", "\n")) if given is not None else own[:MOST]
-    return Question(ref, tuple(captions), about)
+            ref, own, about = item.images[0], item.captions[:MOST], f"image 0 of item {item.id}"
+        given = config.captions
+        captions = lines(given.replace("|", "\n")) if given is not None else own
+    except ImageError as reason:
+        raise ParameterError([f"image: {reason}"]) from None
+    except QuestionError as reason:
+        raise ParameterError([f"{'captions' if config.captions else 'item'}: {reason}"]) from None
+    return Question(ref, captions or scene_captions(START), about)
 
 
 def start_pair(demo: Demo) -> Item:
@@ -276,18 +279,26 @@ def message(reason: object) -> str:
 def _score_view(scores: pd.DataFrame, captions: Sequence[str]) -> str:
     """Captions down, models across; every cell has a bar from zero, the score and its margin."""
     models = list(dict.fromkeys(scores["model"]))
-    head = "".join(f'<th scope="col">{page.text(m)}{_unit(m)}</th>' for m in models)
     columns = {m: scores[scores["model"] == m] for m in models}
-    rows = []
-    for k, caption in enumerate(captions):
-        cells = "".join(_score_cell(columns[m], k) for m in models)
-        rows.append(f'<tr><th scope="row">{page.text(caption)}</th>{cells}</tr>')
+    rows = [
+        f'<th scope="row">{page.text(caption)}</th>'
+        + "".join(_score_cell(columns[m], k) for m in models)
+        for k, caption in enumerate(captions)
+    ]
+    head = ["caption", *(page.text(m) + _unit(m) for m in models)]
     return (
-        f'<h4>Scores</h4><div class="wide"><table class="plain answers"><tr><th scope="col">caption</th>'
-        f"{head}</tr>{''.join(rows)}</table></div><p><small>Bars begin at zero, a model's own unit "
-        "each: the cosine similarity, or minus the teacher's denoising error (over its mean at each t "
-        "where that is known). The margin is the lead over the best other caption.</small></p>"
+        f"<h4>Scores</h4>{_table(head, rows, 'answers')}<p><small>Bars begin at zero, each model's "
+        "in its own unit: the cosine similarity, or minus the teacher's denoising error (over its "
+        "mean at each t where that is known). The margin is the lead over the best other caption."
+        "</small></p>"
     )
+
+
+def _table(head: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    """A table of cells that are HTML already; wider than the page, it scrolls by itself."""
+    top = "".join(f'<th scope="col">{name}</th>' for name in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table class="plain {kind}"><tr>{top}</tr>{body}</table></div>'
 
 
 def _unit(model: str) -> str:
@@ -331,18 +342,15 @@ def _draw_view(errors: pd.DataFrame, captions: Sequence[str]) -> str:
         f"{len(values)} draws</li>"
         for caption, mean, win in zip(captions, values.mean(axis=0), wins, strict=True)
     )
-    head = "".join(f'<th scope="col">{page.text(caption)}</th>' for caption in captions)
-    rows = "".join(
-        f'<tr><th scope="row">{t}</th>'
+    rows = [
+        f'<th scope="row">{t}</th>'
         + "".join(f"<td>{'✓ ' if k == row.argmin() else ''}{page.number(v)}</td>"
                   for k, v in enumerate(row))
-        + "</tr>"
         for t, row in zip(errors["t"], values, strict=True)
-    )  # fmt: skip
+    ]  # fmt: skip
     return (
         f"<h4>The teacher, draw by draw</h4><ul>{told}</ul><details><summary>All {len(values)} "
-        f'draws</summary><div class="wide"><table class="plain"><tr><th scope="col">t</th>{head}</tr>{rows}'
-        "</table></div></details>"
+        f"draws</summary>{_table(['t', *map(page.text, captions)], rows)}</details>"
     )
 
 
@@ -372,21 +380,19 @@ def _word(row: Any) -> str:
 
 def _order_view(harder: Mapping[str, pd.DataFrame], captions: Sequence[str]) -> str:
     rows = [
-        f'<tr><th scope="row">{page.text(captions[row.caption])}</th><td>{page.text(model)}</td>'
+        f'<th scope="row">{page.text(captions[row.caption])}</th><td>{page.text(model)}</td>'
         f'<td class="text">{page.text(row.text)}</td><td>{page.number(row.score)}</td>'
-        f"<td>{_lead(row.lead)}</td></tr>"
+        f"<td>{_lead(row.lead)}</td>"
         for k in range(len(captions))
         for model, table in harder.items()
         for row in table[table["caption"] == k].itertuples()
     ]
     if not rows:
         return "<h4>Hardest re-orderings</h4><p>A caption of one word has none.</p>"
-    names = ("caption", "model", "the same words", "score", "the caption's lead")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    head = ("caption", "model", "the same words", "score", "the caption's lead")
     return (
         "<h4>Hardest re-orderings</h4><p><small>Orders of a caption's own words that score "
-        'highest; ✗ scores above the caption itself.</small></p><div class="wide"><table class="plain">'
-        f"<tr>{head}</tr>{''.join(rows)}</table></div>"
+        f"highest; ✗ scores above the caption itself.</small></p>{_table(head, rows)}"
     )
 
 
@@ -430,15 +436,16 @@ def winoground(demo: Demo) -> Any:
 class Picker:
     """Controls that pick one picture: a composed scene, a file, an item of the benchmark.
 
-    `given` is a picture to begin with that none of them made. `view` is the widget; `changed` is
-    called without arguments when the picture may have changed.
+    `title` is put before every label, so that two pickers can be told apart without seeing where
+    they stand. `given` is a picture to begin with that none of them made. `view` is the widget;
+    `changed` is called without arguments when the picture may have changed.
     """
 
     def __init__(
         self,
         demo: Demo,
         changed: Callable[[], None],
-        title: str = "picture",
+        title: str = "",
         scene: Scene = START,
         given: tuple[ImageRef, str] | None = None,
     ) -> None:
@@ -449,12 +456,12 @@ class Picker:
         sources = [("a scene to compose", "scene"), ("a file", "file")]
         sources += [(f"an item of {demo.benchmark.name}", "item")] if demo.benchmark else []
         sources = [("as the parameters say", "given"), *sources] if given else sources
-        self.source = _dropdown(f"{title} from", sources, sources[0][1], "20em")
-        self.scene = _scene_controls(scene)
-        self.upload = w.FileUpload(description="choose a picture file", accept="image/*")
-        self.upload.layout.width = "14em"
-        self.item = w.Text(value="0", description="item", continuous_update=False)
-        self.image = _dropdown("image", [("0", 0), ("1", 1)], 0, "8em")
+        self.source = _dropdown(f"{title}picture", sources, sources[0][1], "24em")
+        self.scene = _scene_controls(scene, title)
+        self.upload = w.FileUpload(description=f"{title}choose a file", accept="image/*")
+        self.upload.layout.width = "16em"
+        self.item = _text(f"{title}item", "0", "14em")
+        self.image = _dropdown(f"{title}image of the item", [("0", 0), ("1", 1)], 0, "16em")
         rows = w.Layout(flex_flow="row wrap")
         self.boxes = {
             "given": w.Box(),
@@ -466,7 +473,8 @@ class Picker:
         self.upload.observe(self._take, "value")
         for control in (self.source, *self.scene.values(), self.item, self.image):
             control.observe(lambda _: self._picked(), "value")
-        self.view = w.VBox([self.source, *self.boxes.values(), self.preview])
+        controls = w.VBox([self.source, *self.boxes.values()], layout=w.Layout(flex="1"))
+        self.view = w.HBox([self.preview, controls])
         self.show()
 
     def read(self) -> tuple[ImageRef, str, tuple[str, ...]]:
@@ -503,8 +511,7 @@ class Picker:
         try:
             ref, about, _ = self.read()
             tag = page.image_tag(ref.load(), about)
-            words = f"<figcaption>{page.text(about)}</figcaption>"
-            self.preview.value = f'<div class="demo"><figure>{tag}{words}</figure></div>'
+            self.preview.value = f'<div class="demo preview">{tag}</div>'
         except (ValueError, OSError) as reason:
             self.preview.value = f'<div class="demo">{message(reason)}</div>'
 
@@ -616,19 +623,11 @@ class PairPanel:
         self.demo, self._quiet = demo, False
         scenes = (START, replace(miniworld.swapped(START, "Relation"), place=1))
         self.pickers = [
-            Picker(demo, self.update, f"image {k}", scene) for k, scene in enumerate(scenes)
+            Picker(demo, self.update, f"{k}: ", scene) for k, scene in enumerate(scenes)
         ]
-        self.captions = [
-            w.Text(
-                value=caption,
-                description=f"caption {k}",
-                continuous_update=False,
-                layout=w.Layout(width="44em", max_width="98%"),
-            )
-            for k, caption in enumerate(pair.captions)
-        ]
+        self.captions = [_text(f"caption {k}", caption) for k, caption in enumerate(pair.captions)]
         self.teacher = _checkbox("ask the teacher too", demo.config.ask_teacher)
-        self.item = w.Text(description="whole item", placeholder="id", continuous_update=False)
+        self.item = _text("whole item, by its id", "", "18em")
         self.message, self.result = w.HTML(), w.HTML()
         for control in (*self.captions, self.teacher):
             control.observe(lambda _: self.update(), "value")
@@ -708,13 +707,23 @@ def _dropdown(label: str, options: Sequence, value: Any, width: str = "13em") ->
     return w.Dropdown(description=label, options=options, value=value, style=style, layout=layout)
 
 
+def _text(label: str, value: str, width: str = "44em") -> Any:
+    """A line of text that counts when it is left or Enter is pressed."""
+    import ipywidgets as w
+
+    style, layout = {"description_width": "initial"}, w.Layout(width=width, max_width="98%")
+    return w.Text(
+        description=label, value=value, style=style, layout=layout, continuous_update=False
+    )
+
+
 def _checkbox(label: str, value: bool) -> Any:
     import ipywidgets as w
 
     return w.Checkbox(description=label, value=value, indent=False, layout=w.Layout(width="auto"))
 
 
-def _scene_controls(scene: Scene) -> dict[str, Any]:
+def _scene_controls(scene: Scene, title: str = "") -> dict[str, Any]:
     """Drop-downs for two things and their relation, and which of its many drawings to take."""
     import ipywidgets as w
 
@@ -722,14 +731,16 @@ def _scene_controls(scene: Scene) -> dict[str, Any]:
 
     def thing(which: str, of: Thing) -> dict[str, Any]:
         names = {f"{which} {part}": part for part in kinds}
-        return {n: _dropdown(n, kinds[p], getattr(of, p)) for n, p in names.items()}
+        return {n: _dropdown(title + n, kinds[p], getattr(of, p), "15em") for n, p in names.items()}
 
     relation = "left of" if scene.axis == "h" else "above"
-    variant = w.BoundedIntText(value=scene.place, min=0, max=9999, description="variant",
-                               layout=w.Layout(width="12em"))  # fmt: skip
+    variant = w.BoundedIntText(
+        value=scene.place, min=0, max=9999, description=f"{title}variant",
+        style={"description_width": "initial"}, layout=w.Layout(width="10em"),
+    )  # fmt: skip
     return {
         **thing("first", scene.things[0]),
-        "relation": _dropdown("relation", tuple(RELATIONS), relation),
+        "relation": _dropdown(f"{title}relation", tuple(RELATIONS), relation),
         **thing("second", scene.things[1]),
         "variant": variant,
     }
