@@ -281,6 +281,31 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
     return student.to(device).eval()
 
 
+def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0) -> Student:
+    """An open_clip model by name, or a folder's, with weights drawn from `seed`: for its costs.
+
+    No weights are read or downloaded. WeightsError for unknown names, and where the tokenizer of
+    the model is on the Hub and the Hub is out of reach.
+    """
+    source, name = model, model
+    if model not in open_clip.list_models() and not model.startswith(HF_HUB_PREFIX):
+        source, name = f"{LOCAL_DIR_PREFIX}{_check_folder(model)}", shown(model)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        try:
+            network = open_clip.create_model(
+                source, load_weights=False, pretrained_text=False, device=device
+            )
+            tokenizer = open_clip.get_tokenizer(source)
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(
+                f"{name}: its config or tokenizer is out of reach: {reason}"
+            ) from error
+    origin = Origin(f"{name}, random weights", open_clip.get_model_config(source))
+    return Student(network, tokenizer, origin).requires_grad_(False).eval()
+
+
 def _check_folder(model: str) -> Path:
     """The folder, once its files are known to be whole and to fit each other."""
     folder = project_path(model.removeprefix(LOCAL_DIR_PREFIX))

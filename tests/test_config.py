@@ -369,3 +369,32 @@ def test_a_tracker_whose_package_is_missing_is_one_clear_line(monkeypatch):
 def test_an_unknown_tracker_is_told_which_there_are():
     with pytest.raises(ParameterError, match="tracker must be one of 'tensorboard', got 'wandb'"):
         validate(FinetuneConfig, {"tracker": "wandb"})
+
+
+PAPERS_STUDENTS = [
+    *((f"{name}-quickgelu", "openai") for name in
+      ("RN50", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")),
+    ("ViT-B-16", "laion400m_e32"),
+    ("coca_ViT-B-32", "laion2b_s13b_b90k"),
+    ("coca_ViT-L-14", "laion2b_s13b_b90k"),
+]  # fmt: skip
+PAPERS_TEACHERS = [
+    "CompVis/stable-diffusion-v1-4",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1",
+]
+
+
+@pytest.mark.parametrize(("name", "tag"), PAPERS_STUDENTS)
+@pytest.mark.parametrize("teacher", PAPERS_TEACHERS)
+def test_every_student_and_teacher_of_the_paper_goes_by_its_name(name, tag, teacher):
+    given = {"preset": "paper", "clip_model": name, "clip_pretrained": tag, "teacher": teacher}
+    config = guard(given | {"teacher_revision": "main"})
+    assert (config.clip_model, config.clip_pretrained, config.teacher) == (name, tag, teacher)
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-16", "ViT-L-14-336"])
+def test_weights_of_openai_go_by_their_quickgelu_names_alone(name):
+    with pytest.raises(ParameterError, match=f"has QuickGELU; use clip_model '{name}-quickgelu'"):
+        guard({"preset": "paper", "clip_model": name})

@@ -16,7 +16,13 @@ from safetensors.torch import load_file, save_file
 from sdslib import config, student
 from sdslib.bridge import Bridge
 from sdslib.checks import VocabularyError, WeightsError
-from sdslib.student import TRAINABLE, load_student, set_trainable, trainable_table
+from sdslib.student import (
+    TRAINABLE,
+    load_student,
+    random_student,
+    set_trainable,
+    trainable_table,
+)
 
 CAPTIONS = ["a red circle left of a blue square", "the small green triangle", "A White Circle"]
 KINDS = ("vit", "resnet", "coca")
@@ -455,3 +461,43 @@ def test_named_model_takes_a_safetensors_file(tmp_path, monkeypatch, folders):
     one = load_student("tiny-vit", str(folders["vit"] / student.WEIGHTS))
     expected = load_student(str(folders["vit"]), None)
     assert torch.equal(one.encode_images(pixels()), expected.encode_images(pixels()))
+
+
+# Parameters of the published weights (of CoCa without its decoder's buffers).
+PAPERS = {
+    "RN50-quickgelu": 102_007_137,
+    "ViT-B-32-quickgelu": 151_277_313,
+    "ViT-B-16-quickgelu": 149_620_737,
+    "ViT-L-14-quickgelu": 427_616_513,
+    "ViT-L-14-336-quickgelu": 427_944_193,
+    "ViT-B-16": 149_620_737,
+    "coca_ViT-B-32": 253_560_065,
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_students_are_built_at_full_size_without_weights(name):
+    one = random_student(name, "meta")
+    assert sum(p.numel() for p in one.parameters()) == PAPERS[name]
+    found = set_trainable(one, "layernorm")
+    share = sum(p.numel() for _, p in found) / PAPERS[name]
+    assert 1e-4 < share < 1e-2
+
+
+def test_a_student_of_random_weights_repeats_by_seed_and_has_the_folders_shape(folders):
+    folder = str(folders["vit"])
+    one, again, other = (random_student(folder, seed=seed) for seed in (5, 5, 6))
+    loaded = load_student(folder, None)
+    assert {n: v.shape for n, v in one.state_dict().items()} == {
+        n: v.shape for n, v in loaded.state_dict().items()
+    }
+    found = [s.encode_images(pixels()) for s in (one, again, other, loaded)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+    assert one.tokenize(CAPTIONS[:1]).shape == loaded.tokenize(CAPTIONS[:1]).shape
+
+
+def test_a_student_of_random_weights_has_to_be_known():
+    with pytest.raises(WeightsError, match="unknown model 'ViT-B-23'"):
+        random_student("ViT-B-23")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sdslib import teacher as room
 from sdslib.checks import VocabularyError, WeightsError
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
-from sdslib.teacher import Teacher, latent_shape, load_teacher
+from sdslib.teacher import CONFIGS, KNOWN, Teacher, latent_shape, load_teacher, random_teacher
 
 CAPTIONS = ["a red circle left of a blue square", "a blue circle left of a red square"]
 T = torch.tensor([1, 640])
@@ -416,3 +416,53 @@ def test_teachers_out_of_reach_are_one_line(tmp_path, monkeypatch):
         assert len(message.splitlines()) == 1
     with pytest.raises(ValueError, match="precision must be fp32, bf16 or fp16, got 'int8'"):
         load_teacher("anything", precision="int8")
+
+
+# Parameters of UNet, VAE and text encoder, as published for the weights on the Hub.
+V1, V2 = (859_520_964, 83_653_863, 123_060_480), (865_910_724, 83_653_863, 340_387_840)
+REAL = {
+    "CompVis/stable-diffusion-v1-4": (V1, 64, False),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (V1, 64, False),
+    "stabilityai/stable-diffusion-2-1-base": (V2, 64, False),
+    "stabilityai/stable-diffusion-2-1": (V2, 96, True),
+}
+
+
+@pytest.mark.parametrize("source", REAL)
+def test_the_papers_teachers_are_built_at_full_size_without_network_or_weights(source):
+    counts, side, velocity = REAL[source]
+    teacher = random_teacher(source, device="meta")
+    parts = (teacher.unet, teacher.vae, teacher.text_encoder)
+    assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == counts
+    assert teacher.latent_shape == latent_shape(source) == (4, side, side)
+    assert (teacher.image_size, teacher.is_velocity) == (8 * side, velocity)
+    assert len(teacher.alpha_bar) == 1000
+    assert teacher.vae.config.scaling_factor == 0.18215
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(KNOWN.values())))
+def test_committed_shapes_hold_the_configs_of_a_pipeline_and_no_weights(name):
+    files = {p.relative_to(room.SHAPES / name).as_posix() for p in (room.SHAPES / name).rglob("*")
+             if p.is_file()}  # fmt: skip
+    assert files == set(CONFIGS)
+    room.check_configs(room.SHAPES / name)
+
+
+def test_an_architecture_without_weights_tells_captions_apart_and_repeats_by_seed(folder):
+    one, again, other = (random_teacher(str(folder), seed=seed) for seed in (0, 0, 1))
+    assert one.name.endswith("random weights")
+    z, text = torch.ones(2, 4, 4, 4), one.embed_texts(CAPTIONS)
+    assert torch.equal(one.predict_noise(z, T, text), again.predict_noise(z, T, text))
+    assert not torch.equal(one.predict_noise(z, T, text), other.predict_noise(z, T, text))
+    tokens = room.ByteTokens(8, 300)(["ab", "a longer caption", ""])
+    assert tokens.input_ids.shape == (3, 8)
+    assert tokens.input_ids[0].tolist() == [97, 98, 0, 0, 0, 0, 0, 0]
+    assert tokens.attention_mask.sum(1).tolist() == [2, 8, 0]
+
+
+def test_half_precision_and_checkpointing_reach_a_teacher_of_random_weights(folder):
+    teacher = random_teacher(str(folder), precision="bf16", checkpointing=True)
+    assert teacher.unet.dtype == torch.bfloat16
+    assert teacher.vae.dtype == torch.float32
+    assert any(getattr(m, "gradient_checkpointing", False) for m in teacher.unet.modules())
