@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune report miniworld lab test test-slow faults soak fuzz bench check lock clean
+.PHONY: help setup finetune tables reproduce report miniworld lab test test-slow faults soak fuzz bench check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -28,6 +28,12 @@ finetune: $(READY) ## fine-tune the mini student with L_SDS; tables and figures 
 
 report: $(READY) ## from finished runs to reports/report.html and .pdf; makes a small run where there is none
 	papermill notebooks/07_report.ipynb out_report.ipynb
+
+tables: $(READY) ## rebuild reports/tables and reports/figures from reports/published, in seconds
+	python -m sdslib.publish tables
+
+reproduce: $(READY) ## train every published study again, publish it and rebuild the tables
+	python -m sdslib.publish reproduce
 
 miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 minutes)
 	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True

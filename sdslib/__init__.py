@@ -30,6 +30,7 @@ floor 2, verbs
     live        training as it goes: curves that grow and a stop button
     train       the objective and the loop
     evaluate    scorers and score grids
+    studies     finished runs by setting and seed: means, paired differences, by tag
     failures    which inequality of an item failed, by how much, and what flipped
     document    text, tables and figures in order, as one HTML page and as a PDF
 floor 3, whole jobs, as the notebooks call them
@@ -48,6 +49,8 @@ floor 5, studies that rest on other studies
     sweep       many runs of one notebook, each a papermill process, here or on Ray
 floor 6, for a person to play with, and to hand on
     demo        any picture against any captions, as a page and as a widget
+    ablations   which runs an ablation needs, and its tables and figures
+    publish     what stands behind a published figure; its tables, rebuilt and retrained
     report      from finished runs to the page and the PDF that are handed on
 """
 

@@ -57,17 +57,20 @@ def config_of(run: Run) -> FinetuneConfig:
     return FinetuneConfig(**run.params)
 
 
-def paired(runs: Iterable[Run]) -> list[Pair]:
-    """Every run with its control among them; StudyError names a run whose control is missing."""
+def paired(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Pair]:
+    """Every run with its control, which is one of `among` (the runs themselves by default).
+
+    StudyError names a run whose control is missing.
+    """
     runs = list(runs)
-    known = {_key(config_of(run).identity()): run for run in runs}
+    known = {_key(config_of(run).identity()): run for run in (runs if among is None else among)}
     found = []
     for run in runs:
         own = config_of(run).identity()
         control = {k: v for k, v in own.items() if k not in UNREAD["clip-only"]}
         there = known.get(_key(control | {"arm": "clip-only"}))
         if there is None:
-            raise StudyError(f"the control of {run.name} is missing; publish it with the run")
+            raise StudyError(f"the control of {run.name} is missing; it stands beside its run")
         found.append((run, there))
     return found
 

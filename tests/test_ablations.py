@@ -1,0 +1,255 @@
+"""The ablations: the runs they ask for, and the tables and figures made of finished ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished import finish
+from sweeping import remembered
+
+from sdslib import ablations, experiment, sweep
+from sdslib.cells import check
+from sdslib.config import (
+    AblateTrainableConfig,
+    AblateWeightConfig,
+    FinetuneConfig,
+    ParameterError,
+    project_root,
+)
+from sdslib.figures import Picture
+from sdslib.student import load_student
+
+
+class Here:
+    """Leaves finished runs with published scores, and weights whose LayerNorms moved by 1%."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def cores(self):
+        return 2, 2
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def wait(self, seconds):
+        job = self.jobs.pop()
+        given = {k: v for k, v in job.parameters.items() if k not in ("runs", "threads")}
+        (cell,) = check(job.notebook, [given])
+        root = Path(job.parameters["runs"])
+        for config in (cell.config, experiment.control(cell.config)):
+            self.train(root, config)
+        return [(job.key, None)]
+
+    def train(self, root, config):
+        prints = experiment.load_data(config).fingerprints()
+        prints |= experiment.weights_fingerprints(config)
+        values = config.model_dump(exclude={"arm", "seed", "runs", "run"})
+        run = finish(root, config.arm, config.seed, 40, data=prints, **values)
+        if not run.weights.exists():
+            student = load_student(config.clip_model, None)
+            with torch.no_grad():
+                for name, value in student.model.named_parameters():
+                    if ".ln_1." in name:
+                        value.mul_(1.01)
+            student.save(run.weights)
+
+    def close(self):
+        """Nothing to end."""
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Sweeps whose cells are finished in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_data", remembered(experiment.load_data))
+        patch.setattr(sweep, "Local", Here)
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(quick, tmp_path_factory):
+    config = AblateWeightConfig(
+        weights="0,0.001,0.1", panels="sds_gradient,t_range", arms="clip-only,sds,hard-negatives",
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )  # fmt: skip
+    return ablations.weights(config)
+
+
+@pytest.fixture(scope="module")
+def sets(quick, tmp_path_factory):
+    runs = str(tmp_path_factory.mktemp("runs"))
+    return ablations.trainable(AblateTrainableConfig(sets="layernorm,lora", runs=runs))
+
+
+class Planned(Exception):
+    """The cells are known; nothing is run."""
+
+
+def study_of(config):
+    weights = isinstance(config, AblateWeightConfig)
+    return ablations.weights(config) if weights else ablations.trainable(config)
+
+
+def cells_of(study):
+    return [cell.config for cell in study.sweep.cells]
+
+
+def test_a_reduced_grid_is_small_and_its_runs_are_shared_between_the_questions(weights):
+    configs = cells_of(weights)
+    # 3 weights x 2 seeds, then one route and two ranges of t, and one arm; the rest is there
+    assert len(configs) == 6 + 1 + 2 + 1
+    assert {config.steps for config in configs} == {20}
+    assert weights.states.to_dict("records") == [{"state": "finished", "size": 10}]
+    assert ablations.failures(weights).empty
+
+
+def test_a_full_grid_is_the_study():
+    def plans(config):
+        found = []
+
+        def refuse(notebook, cells, options):
+            found.extend(cells)
+            raise Planned
+
+        patch.setattr(sweep, "run", refuse)
+        with pytest.raises(Planned):
+            study_of(config)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        curve = plans(AblateWeightConfig(grid="full", panels="none", arms="none"))
+        panels = plans(AblateWeightConfig(grid="full", weights="0", arms="none", seeds=3))
+        arms = plans(AblateWeightConfig(grid="full", weights="0", panels="none"))
+        sets = plans(AblateTrainableConfig(grid="full"))
+    assert len({c["sds_weight"] for c in curve}) >= 5
+    assert {c["seed"] for c in curve} == set(range(5))
+    assert "steps" not in curve[0]
+    assert len(panels) == 3 + 3 * (2 + 3 + 3 + 3)
+    assert len({c["arm"] for c in arms if "arm" in c}) == 7
+    assert len(sets) == 9 * 5
+
+
+def test_what_is_asked_for_reaches_every_run():
+    config = AblateWeightConfig(
+        fixed="lr=3e-3, trainable=all", steps=7, eval_items=9, device="cpu", threads=1
+    )
+    fixed = ablations._fixed(config)
+    assert fixed["lr"] == 3e-3
+    assert (fixed["trainable"], fixed["steps"], fixed["eval_items"]) == ("all", 7, 9)
+    assert (fixed["device"], fixed["threads"]) == ("cpu", 1)
+    assert ablations._fixed(AblateWeightConfig(grid="full")) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"panels": "t_rnge"}, "unknown panels 't_rnge'; did you mean 't_range'?"),
+        ({"arms": "xyz"}, "unknown arms 'xyz'; there are"),
+        ({"weights": "0,-1"}, "sds_weight must be finite and ≥ 0, got -1"),
+        ({"weights": ","}, "the grid is empty"),
+        ({"fixed": "lr"}, "fixed is name=value,name=value; got 'lr'"),
+        ({"fixed": "lrr=1"}, "unknown parameter 'lrr'"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_one_line_before_anything_runs(given, message):
+    nothing = {"panels": "none", "arms": "none"}
+    with pytest.raises(ParameterError, match="invalid parameters") as error:
+        ablations.weights(AblateWeightConfig(**(nothing | given)))
+    assert message in str(error.value)
+
+
+def test_the_curve_has_every_weight_measure_and_the_ratio_of_gradients(weights):
+    table = ablations.curve(weights)
+    assert sorted(table["sds_weight"].unique()) == [0, 1e-3, 1e-1]
+    assert table["measure"].unique().tolist() == ["text", "zero-shot shape", "gradient ratio"]
+    assert set(table[table["measure"] == "text"]["seeds"]) == {2}
+    assert set(table[table["measure"] == "gradient ratio"]["sds_weight"]) == {1e-3, 1e-1}
+    assert isinstance(ablations.draw_curve(weights), Picture)
+
+
+def test_settings_are_compared_with_the_untouched_student_and_the_control(weights):
+    table = ablations.compared(weights, "weights")
+    assert set(table["against"]) == {"untouched", "L_CLIP only"}
+    assert len(ablations.compared(weights, *ablations.PANELS)["setting"].unique()) == 5
+    assert ablations.compared(weights, "bridge_start").empty
+
+
+def test_panels_are_drawn_beside_each_other_or_said_to_be_absent(weights, sets):
+    table = ablations.panels(weights)
+    assert table["panel"].unique().tolist() == ["sds_gradient", "t_range"]
+    assert "t 20–500" in table["setting"].tolist()
+    assert isinstance(ablations.draw_panels(weights), Picture)
+    assert ablations.panels(sets).empty
+    assert ablations.draw_panels(sets) == "no panels were asked for"
+
+
+def test_arms_stand_in_one_table_beside_the_untouched_student(weights, sets):
+    table = ablations.arm_table(weights)
+    assert table["arm"].tolist() == ["untouched", "L_CLIP only", "sds", "hard-negatives"]
+    row = table.set_index("arm").loc["hard-negatives"]
+    assert "[" in row["against untouched"]
+    assert "[" in row["against L_CLIP only"]
+    assert np.isfinite(row["zero-shot shape"])
+    assert isinstance(ablations.draw_arms(weights), Picture)
+    assert ablations.arm_table(sets).empty
+    assert ablations.draw_arms(sets) == "no arms were asked for"
+
+
+def test_one_call_runs_all_arms(quick, tmp_path):
+    study = ablations.arms(dict(ablations.SMALL, eval_items=12), 1, runs=str(tmp_path))
+    assert ablations.arm_table(study)["arm"].tolist() == [
+        "untouched", "L_CLIP only", *(arm for arm in ablations.ARMS if arm != "clip-only"),
+    ]  # fmt: skip
+    assert len(cells_of(study)) == 7
+
+
+def test_sets_are_told_with_their_parameters(sets):
+    counts = ablations.parameter_counts(sets).set_index("set")
+    student = load_student(FinetuneConfig().clip_model, None)
+    norms = sum(v.numel() for n, v in student.model.named_parameters() if ".ln_" in f".{n}")
+    assert counts.loc["layernorm", "parameters"] == norms
+    table = ablations.gains(sets)
+    assert table["set"].unique().tolist() == ["layernorm", "lora"]
+    assert f"{norms:,}" in table["parameters"].iloc[0]
+    assert isinstance(ablations.draw_gains(sets), Picture)
+
+
+def test_what_moved_is_the_change_of_the_weights_by_layer(sets):
+    table = ablations.moved(sets)
+    one = table[table["set"] == "layernorm"].set_index("layer")
+    assert one.loc["temperature", "change"] == 0
+    assert one.loc["image input", "relative"] == 0
+    block = one.loc["image block 0"]
+    before = load_student(FinetuneConfig().clip_model, None).model.state_dict()
+    own = {n: v for n, v in before.items() if n.startswith("visual.transformer.resblocks.0.")}
+    norms = torch.cat([v.flatten() for n, v in own.items() if ".ln_1." in n]).double()
+    assert block["change"] == pytest.approx(0.01 * norms.norm().item(), rel=1e-4)
+    assert block["parameters"] == sum(v.numel() for v in own.values())
+    whole = torch.cat([v.flatten() for v in own.values()]).double().norm().item()
+    assert block["relative"] == pytest.approx(block["change"] / whole, rel=1e-4)
+    assert isinstance(ablations.draw_moved(sets), Picture)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("visual.conv1.weight", "image input"),
+        ("visual.transformer.resblocks.3.mlp.c_fc.weight", "image block 3"),
+        ("visual.ln_post.weight", "image output"),
+        ("visual.proj", "image output"),
+        ("visual.trunk.blocks.11.attn.qkv.weight", "image block 11"),
+        ("token_embedding.weight", "text input"),
+        ("transformer.resblocks.0.ln_1.weight", "text block 0"),
+        ("text_projection", "text output"),
+        ("ln_final.bias", "text output"),
+        ("logit_scale", "temperature"),
+    ],
+)
+def test_a_parameter_belongs_to_a_layer(name, layer):
+    assert ablations.layer_of(name) == layer
+
+
+def test_the_summary_is_named_from_the_project_or_in_full(weights):
+    assert Path(weights.summary).is_file() or (project_root() / weights.summary).is_file()

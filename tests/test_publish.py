@@ -1,0 +1,180 @@
+"""Published evidence: complete, without weights and folders, and the committed tables are its."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from finished import finish
+from PIL import Image
+
+from sdslib import publish, sweep
+from sdslib.config import project_root
+from sdslib.publish import StudyError
+from sdslib.runs import open_run
+
+ROOT = project_root()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return [finish(root, "sds", seed, weights=True) for seed in (0, 1)], [
+        finish(root, "clip-only", seed) for seed in (0, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    publish.study("small", runs[0], folder)
+    return folder
+
+
+def test_a_study_keeps_its_runs_and_their_controls_without_weights_or_folders(runs, folder):
+    kept = publish.published("small", folder)
+    assert {run.name for run in kept} == {run.name for part in runs for run in part}
+    files = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert "history.jsonl" in files
+    assert not [name for name in files if name.endswith(".safetensors")]
+    for run in kept:
+        assert run.params["runs"] is None
+    scores = f"{runs[0][0].name}/scores/mini-winoground.parquet"
+    copied = (folder / "small" / scores).read_bytes()
+    assert copied == (runs[0][0].path.parent / scores).read_bytes()
+
+
+def test_a_study_is_exactly_what_is_named(runs, folder, tmp_path):
+    publish.study("again", runs[0], tmp_path)
+    publish.study("again", runs[1], tmp_path)
+    assert {r.name for r in publish.published("again", tmp_path)} == {r.name for r in runs[1]}
+    assert publish.names(tmp_path) == ["again"]
+    assert publish.names(tmp_path / "absent") == []
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
+    run = finish(tmp_path, "clip-only")
+    other = open_run(publish.studies.config_of(run).model_copy(update={"seed": 3}), {}, tmp_path)
+    with pytest.raises(StudyError, match="is not finished"):
+        publish.study("a", [other], tmp_path)
+    other.interrupt()
+
+
+def test_a_run_whose_control_is_nowhere_is_refused(tmp_path):
+    with pytest.raises(StudyError, match="the control of"):
+        publish.study("a", [finish(tmp_path / "runs", "sds")], tmp_path)
+    assert publish.names(tmp_path) == ["runs"]
+
+
+def test_an_unknown_study_is_told_which_there_are(folder):
+    with pytest.raises(StudyError, match="no study 'smal' is published; there are small"):
+        publish.published("smal", folder)
+
+
+def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
+    made = [publish.rebuild(folder, tmp_path / n, tmp_path / n / "drawn") for n in ("a", "b")]
+    assert [path.name for path in made[0]] == [
+        "small-scores.csv",
+        "small-differences.csv",
+        "small-by-tag.csv",
+        "small-gradients.csv",
+        "small.md",
+        "small.png",
+    ]
+    for one, other in zip(*made, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    page = (tmp_path / "a" / "small.md").read_text()
+    assert "mini-world, 2 seeds" in page
+    scores = pd.read_csv(tmp_path / "a" / "small-scores.csv")
+    share = scores[scores["measure"] == "text"].iloc[0]
+    assert f"{100 * share['mean']:.1f} [" in page
+    with Image.open(tmp_path / "a" / "drawn" / "small.png") as picture:
+        assert picture.width > 1000
+
+
+def test_many_settings_are_bars(tmp_path):
+    made = [finish(tmp_path / "runs", "clip-only", steps=steps) for steps in range(1, 8)]
+    publish.study("many", made, tmp_path / "published")
+    written = publish.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
+    assert (tmp_path / "f" / "many.png") in written
+
+
+@pytest.mark.slow
+def test_the_committed_tables_are_those_of_the_published_files(tmp_path):
+    written = publish.rebuild(None, tmp_path / "tables", tmp_path / "figures")
+    for path in (p for p in written if p.parent.name == "tables"):
+        assert path.read_bytes() == (ROOT / publish.TABLES / path.name).read_bytes(), path.name
+    names = {path.name for path in (ROOT / publish.TABLES).iterdir()}
+    assert names == {p.name for p in written if p.parent.name == "tables"}
+    for path in (p for p in written if p.parent.name == "figures"):
+        with Image.open(path) as new, Image.open(ROOT / publish.FIGURES / path.name) as old:
+            assert new.size == old.size
+
+
+def test_the_published_studies_can_be_trained_again():
+    for name in publish.names():
+        for run in publish.published(name):
+            given = publish.given(run)
+            assert "runs" not in given
+            assert given.get("arm", "sds") == run.params["arm"]
+
+
+def test_parameters_that_are_no_more_are_told(folder, monkeypatch):
+    run = publish.published("small", folder)[0]
+    monkeypatch.setattr(type(run), "params", property(lambda self: json.loads(
+        (self.path / "params.json").read_text()) | {"weight_decay": 0.5}))  # fmt: skip
+    monkeypatch.setattr(publish, "validate", lambda cls, found: cls())
+    with pytest.raises(StudyError, match="do not give this run any more"):
+        publish.given(run)
+
+
+def test_reproducing_trains_what_was_published_and_publishes_it(runs, folder, monkeypatch, capsys):
+    asked = []
+
+    class Done:
+        failed = None
+
+        def runs(self):
+            return [run for part in runs for run in part]
+
+        def text(self):
+            return "4 runs: 4 finished, 0 failed"
+
+    def run(notebook, cells, options):
+        asked.extend(cells)
+        return Done()
+
+    monkeypatch.setattr(sweep, "run", run)
+    before = {path.name for path in (folder / "small").iterdir()}
+    assert publish.reproduce([], sweep.Options(), folder)
+    assert {path.name for path in (folder / "small").iterdir()} == before
+    assert len(asked) == 4
+    assert "small: 4 runs: 4 finished, 0 failed" in capsys.readouterr().out
+    Done.failed = {"a": "no"}
+    assert not publish.reproduce(["small"], sweep.Options(), folder)
+
+
+def test_the_command_publishes_by_name_and_by_summary(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publish, "rebuild", lambda: [])
+    monkeypatch.setattr(publish, "PUBLISHED", str(tmp_path))
+    root = str(runs[0][0].path.parent)
+    assert publish.main(["study", "one", runs[0][0].name, "--runs", root]) == 0
+    assert len(publish.published("one", tmp_path)) == 2
+    summary = tmp_path / "summary.parquet"
+    pd.DataFrame({"run": [r.name for r in runs[0]]}).to_parquet(summary)
+    assert publish.main(["study", "two", str(summary), "--runs", root]) == 0
+    assert len(publish.published("two", tmp_path)) == 4
+    pd.DataFrame({"run": ["mini-sds-0000000000", None]}).to_parquet(summary)
+    assert publish.main(["study", "three", str(summary), "--runs", root]) == 2
+    assert "2 of its runs are not there, as mini-sds-0000000000" in capsys.readouterr().err
+
+
+def test_the_command_rebuilds_the_tables_without_torch(tmp_path):
+    code = (
+        "import sys; from sdslib import publish; publish.rebuild = lambda: [];"
+        "sys.exit(publish.main(['tables']) or int('torch' in sys.modules))"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0
