@@ -234,10 +234,10 @@ def test_a_cut_notebook(tmp_path):
     "run … is locked by pid … on host … since …; wait for it or stop it",
 )
 def test_two_processes_in_one_run(tmp_path):
-    open_run(FinetuneConfig(), root=tmp_path)
+    run = open_run(FinetuneConfig(), root=tmp_path)
     code = (
-        "from sdslib.config import FinetuneConfig; from sdslib.runs import open_run\n"
-        f"open_run(FinetuneConfig(), root={str(tmp_path)!r})"
+        "from pathlib import Path; from sdslib import storage\n"
+        f"storage.acquire(Path({str(run.path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
