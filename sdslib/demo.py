@@ -462,10 +462,11 @@ class Picker:
         self.upload.layout.width = "16em"
         self.item = _text(f"{title}item", "0", "14em")
         self.image = _dropdown(f"{title}image of the item", [("0", 0), ("1", 1)], 0, "16em")
-        rows = w.Layout(flex_flow="row wrap")
+        parts = list(self.scene.values())
+        rows = (parts[:3], [parts[3], parts[-1]], parts[4:7])  # a thing, the relation, a thing
         self.boxes = {
             "given": w.Box(),
-            "scene": w.HBox(list(self.scene.values()), layout=rows),
+            "scene": w.VBox([w.HBox(row, layout=_wrapping()) for row in rows]),
             "file": w.HBox([self.upload]),
             "item": w.HBox([self.item, self.image]),
         }

@@ -1,0 +1,322 @@
+"""The live notebooks as a person meets them: JupyterLab on this machine, driven in Chromium."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from sdslib import atlas, demo, miniworld
+from sdslib.benchmarks import Benchmark, Item, load_benchmark
+from sdslib.config import DemoConfig, project_root
+from sdslib.evaluate import clip_scorer, score_grids
+from sdslib.miniworld import Thing
+from sdslib.student import load_student
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+WAIT = 90_000  # ms; a busy machine is slow, and a missing thing stays missing
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NO_UPDATES = "jupyterlab.NeverCheckForUpdate"
+ATTACK = "<img src=x onerror=alert(1)>"
+CAPTIONS = ("a green star above a black heart", "a black heart above a green star")
+SCENE = {
+    "first size": "large", "first color": "green", "first shape": "star", "relation": "above",
+    "second size": "small", "second color": "black", "second shape": "heart",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def student():
+    config = DemoConfig()
+    return load_student(config.clip_model, config.clip_pretrained)
+
+
+@pytest.fixture(scope="module")
+def items():
+    """Twelve pairs of the mini-world of all kinds."""
+    miniworld.ensure_world()
+    whole = load_benchmark("mini:winoground")
+    return replace(whole, items=whole.items[::100])
+
+
+@pytest.fixture(scope="module")
+def scores(student, items):
+    return score_grids(clip_scorer(student), items)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = shutil.which("chromium")
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail("chromium is not installed; `apt-get install chromium`")
+    if found is None:
+        pytest.skip("chromium is not installed")
+    return found
+
+
+@dataclass
+class Lab:
+    """A JupyterLab of its own: address, token and the folder that it serves."""
+
+    url: str
+    token: str
+    folder: Path
+
+    def address(self, notebook):
+        return f"{self.url}/lab/tree/{notebook}.ipynb?token={self.token}"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, chromium, scores):
+    folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
+    (home / "runs").mkdir()
+    scores.drop(columns=["n_images", "n_captions", "answer", "equal_captions"]).to_csv(
+        home / "student.csv", index=False
+    )
+    runs = str(home / "runs")
+    copy_notebook("06_caption_demo", folder, runs=runs)
+    copy_notebook("05_winoground_failures", folder, runs=runs, teacher_items=0,
+                  scores=str(home / "student.csv"))  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token, log = secrets.token_hex(16), (home / "log").open("w")
+    process = subprocess.Popen(
+        command(folder, port), env=own_home(home, token), stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/api?token={token}", process, home / "log")
+        yield Lab(url, token, folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+
+
+def copy_notebook(name, folder, **parameters):
+    book = load_notebook_node(str(project_root() / "notebooks" / f"{name}.ipynb"))
+    nbformat.write(parameterize_notebook(book, parameters), folder / f"{name}.ipynb")
+
+
+def command(folder, port):
+    return [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root"),
+        *(f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
+        *(f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly"),
+        *("--LabApp.news_url=None", f"--LabApp.check_for_updates_class={NO_UPDATES}"),
+    ]  # fmt: skip
+
+
+def own_home(home, token):
+    """An environment in which JupyterLab finds no settings of a person, and asks for no news."""
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    names = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
+    folders = {f"JUPYTER_{key}_DIR": str(home / name) for key, name in names.items()}
+    own = {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_TOKEN": token,
+    }
+    return os.environ | folders | own
+
+
+def wait_for(url, process, log):
+    for _ in range(600):
+        with suppress(OSError):
+            return urllib.request.urlopen(url, timeout=5).read()
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+@dataclass
+class Seen:
+    """What the page did that it should not."""
+
+    errors: list = field(default_factory=list)
+    dialogs: list = field(default_factory=list)
+    outside: list = field(default_factory=list)
+
+    def watch(self, page):
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", self.dialog)
+        page.on("websocket", lambda socket: self.request(socket.url))
+        page.route("**/*", self.route)
+
+    def dialog(self, dialog):
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def request(self, url):
+        parts = urlsplit(url)
+        local = parts.hostname in ("127.0.0.1", "localhost") or parts.scheme in ("data", "blob")
+        if not local:
+            self.outside.append(url)
+        return local
+
+    def route(self, route):
+        if self.request(route.request.url):
+            route.continue_()
+        else:
+            route.abort()
+
+
+@pytest.fixture
+def seen():
+    return Seen()
+
+
+@pytest.fixture
+def page(chromium, seen):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(WAIT)
+        seen.watch(page)
+        yield page
+        browser.close()
+
+
+def run_all(page, lab, notebook):
+    """Open a notebook in JupyterLab and run all its cells by the menu, as a person would."""
+    page.goto(lab.address(notebook))
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before, JupyterLab asks for one
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def cell(page, source):
+    """The cell that holds this source, scrolled to, so that JupyterLab draws it."""
+    found = page.locator(".jp-CodeCell").filter(has_text=source)
+    found.first.scroll_into_view_if_needed()
+    return found
+
+
+def upload(page, panel, path):
+    with page.expect_file_chooser() as chooser:
+        panel.get_by_role("button", name="choose a file").click()
+    chooser.value.set_files(path)
+
+
+def save(page, path):
+    """Save by the keyboard, and read what was written."""
+    before = path.stat().st_mtime_ns
+    page.keyboard.press("Control+s")
+    for _ in range(300):
+        page.wait_for_timeout(100)
+        if path.stat().st_mtime_ns != before:
+            return nbformat.read(path, 4)
+    return pytest.fail(f"{path.name} was not saved")
+
+
+def numbers(texts):
+    return [float(text.replace("\N{MINUS SIGN}", "-")) for text in texts]
+
+
+def library_scores(student, ref):
+    own = Benchmark("own", "choice", (Item("0", (ref,), CAPTIONS, 0),), 1, "made by the test")
+    return score_grids(clip_scorer(student), own)[["s_0_0", "s_0_1"]].iloc[0].tolist()
+
+
+def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
+    page, lab, seen, student, tmp_path
+):
+    run_all(page, lab, "06_caption_demo")
+    panel = cell(page, "demo.captions(models)")
+    panel.get_by_role("button", name="score").wait_for()
+
+    for label, value in SCENE.items():
+        panel.get_by_label(label, exact=True).select_option(value)
+    text = panel.get_by_label("captions, one a line")
+    text.fill("\n".join(CAPTIONS))
+    text.blur()
+    panel.get_by_role("button", name="score").dblclick()
+    panel.locator("table.answers", has_text=CAPTIONS[0]).wait_for()
+    panel.get_by_text("Hardest re-orderings").wait_for()
+    things = Thing("star", "green", "large"), Thing("heart", "black")
+    ref = demo.scene_ref(demo.compose(things[0], "above", things[1]))
+    expected = library_scores(student, ref)
+    found = numbers(panel.locator("b.score").all_inner_texts())
+    assert found == pytest.approx(expected, abs=6e-5)
+
+    text.fill(ATTACK)
+    text.blur()
+    panel.get_by_role("button", name="score").click()
+    panel.get_by_role("alert").filter(has_text="vocabulary").wait_for()
+    assert ATTACK in panel.get_by_role("alert").inner_text()
+    text.fill("  \n ")
+    text.blur()
+    panel.get_by_role("button", name="score").click()
+    panel.get_by_role("alert").filter(has_text="no caption yet").wait_for()
+
+    wrong = tmp_path / "picture.png"
+    wrong.write_text("this is no picture")
+    panel.get_by_label("picture", exact=True).select_option("a file")
+    upload(page, panel, wrong)
+    panel.get_by_role("alert").filter(has_text="picture.png is not an image").wait_for()
+
+    good = tmp_path / "good.png"
+    good.write_bytes(ref.data())
+    upload(page, panel, good)
+    panel.get_by_alt_text("good.png").wait_for()
+    text.fill("\n".join(CAPTIONS))
+    text.blur()
+    panel.get_by_role("button", name="score").click()
+    panel.locator("table.answers", has_text=CAPTIONS[0]).wait_for()
+    assert numbers(panel.locator("b.score").all_inner_texts()) == found
+
+    saved = save(page, lab.folder / "06_caption_demo.ipynb")
+    outputs = [o.get("data", {}) for c in saved.cells for o in c.get("outputs", [])]
+    bundles = [data for data in outputs if WIDGET in data]
+    assert len(bundles) == 2
+    assert all('class="demo"' in bundle["text/html"] for bundle in bundles)
+    assert seen == Seen()
+
+
+def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scores, items):
+    run_all(page, lab, "05_winoground_failures")
+    panel = cell(page, "casebook.show(study)")
+    panel.get_by_role("button", name="next").wait_for()
+    built = atlas.build({"student": scores}, items)
+    every = atlas.select(built, atlas.Query())
+    wrong = atlas.select(built, atlas.Query(outcome="wrong", sort="smallest margin first"))
+    assert 2 < len(wrong) < len(every) == 12
+
+    panel.get_by_label("outcome", exact=True).select_option("wrong")
+    panel.get_by_label("sort", exact=True).select_option("smallest margin first")
+    for place, item in enumerate(wrong[:3], start=1):
+        panel.get_by_text(f"item {place} among {len(wrong)} of 12 items").wait_for()
+        assert panel.locator("article").get_attribute("data-id") == item
+        panel.get_by_role("button", name="next").click()
+    word = built.captions(wrong[-1])[0].split()[1]
+    panel.get_by_label("words", exact=True).fill(word)
+    panel.get_by_label("words", exact=True).blur()
+    left = atlas.select(built, atlas.Query(outcome="wrong", words=word))
+    panel.get_by_text(f"among {len(left)} of 12 items").wait_for()
+    assert seen == Seen()
