@@ -161,8 +161,8 @@ def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -
         {
             "setting": pairs["setting"],
             "measure": [
-                m if m == k else f"{m} ({k})"
-                for m, k in zip(pairs["measure"], pairs["metric"], strict=True)
+                metric if measure == "text" else measure
+                for measure, metric in zip(pairs["measure"], pairs["metric"], strict=True)
             ],
             "against": pairs["against"],
             "difference": _percents(pairs, "difference", "+"),

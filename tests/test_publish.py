@@ -101,7 +101,6 @@ def test_many_settings_are_bars(tmp_path):
     assert (tmp_path / "f" / "many.png") in written
 
 
-@pytest.mark.slow
 def test_the_committed_tables_are_those_of_the_published_files(tmp_path):
     written = publish.rebuild(None, tmp_path / "tables", tmp_path / "figures")
     for path in (p for p in written if p.parent.name == "tables"):
