@@ -18,6 +18,7 @@ from sdslib.config import (
     project_root,
 )
 from sdslib.figures import Picture
+from sdslib.runs import identify
 from sdslib.student import load_student
 
 
@@ -45,15 +46,16 @@ class Here:
     def train(self, root, config):
         prints = experiment.load_data(config).fingerprints()
         prints |= experiment.weights_fingerprints(config)
+        if list(root.glob(f"*-{identify(config, prints)['id']}")):
+            return
         values = config.model_dump(exclude={"arm", "seed", "runs", "run"})
         run = finish(root, config.arm, config.seed, 40, data=prints, **values)
-        if not run.weights.exists():
-            student = load_student(config.clip_model, None)
-            with torch.no_grad():
-                for name, value in student.model.named_parameters():
-                    if ".ln_1." in name:
-                        value.mul_(1.01)
-            student.save(run.weights)
+        student = load_student(config.clip_model, None)
+        with torch.no_grad():
+            for name, value in student.model.named_parameters():
+                if ".ln_1." in name:
+                    value.mul_(1.01)
+        student.save(run.weights)
 
     def close(self):
         """Nothing to end."""
