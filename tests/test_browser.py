@@ -26,9 +26,9 @@ from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.miniworld import Thing
 from sdslib.student import load_student
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
-WAIT = 90_000  # ms; a busy machine is slow, and a missing thing stays missing
+WAIT = 180_000  # ms; a busy machine is slow, and a missing thing stays missing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NO_UPDATES = "jupyterlab.NeverCheckForUpdate"
 ATTACK = "<img src=x onerror=alert(1)>"
