@@ -25,6 +25,7 @@ _BODY, _SMALL, _CODE = 9.5, 7.5, 8.0  # points
 _HEADS = {1: 17, 2: 13, 3: 10.5}
 _INK, _PALE, _LINK = (17, 17, 17), (85, 85, 85), (0, 84, 140)
 _DPI = 220
+_LONG = ' class="long"'  # cells that may be broken; all others keep to one line, and scroll
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,14 @@ class Table:
         head = "".join(f'<th scope="col">{page.text(h)}</th>' for h in self.head)
         rows = "".join(
             f'<tr><th scope="row">{page.text(first)}</th>'
-            + "".join(f"<td>{page.text(cell)}</td>" for cell in rest)
+            + "".join(f"<td{_LONG * (len(cell) > 60)}>{page.text(cell)}</td>" for cell in rest)
             + "</tr>"
             for first, *rest in self.rows
         )
+        caption = page.text(self.caption)
         return (
-            f'<div class="scroll"><table><caption>{page.text(self.caption)}</caption>'
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">'
+            f"<table><caption>{caption}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
 

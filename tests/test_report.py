@@ -71,7 +71,7 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
 
 
 def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(told, saved):
-    for row in experiment.paired(told.cases[0].scores).itertuples():
+    for row in told.cases[0].paired.itertuples():
         cells = (
             modelcard.points(row.difference, row.low, row.high),
             modelcard.p_value(row.p),
@@ -178,7 +178,7 @@ def test_parameters_versions_and_lines_are_those_of_the_runs(told, saved):
     text = saved[1]
     for name in ("sds_weight", "bridge_pairs", "t_max", "batch_size"):
         assert f">{name}<" in text
-    packages = re.search(r">packages</th><td>([^<]*)", text)[1]
+    packages = re.search(r">packages</th><td class=\"long\">([^<]*)", text)[1]
     assert re.search(r"torch \d+\.\d+", packages)
     for run in told.cases[0].runs:
         assert document.page.text(cases.papermill_line(run)) in text
@@ -194,9 +194,9 @@ def test_files_are_whole_named_and_the_same_for_the_same_runs(config, saved, tol
     assert (told.cases[0].run.path / "README.md").is_file()
     assert not (told.cases[0].control.path / "README.md").exists()  # it kept no weights
     assert len(table) == 4
-    report.save(report.build(config, cases.collect(config)))
-    assert (told.folder / "report.html").read_text() == page
-    assert (told.folder / "report.pdf").read_bytes() == pdf
+    again = report.build(config, cases.collect(config)).document
+    assert document.html(again, document.page.asset("atlas.css")) == page
+    assert document.pdf(again) == pdf
 
 
 def test_nothing_is_sent_unless_push_to_names_a_place(config, told, monkeypatch):
