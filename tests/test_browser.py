@@ -26,9 +26,9 @@ from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.miniworld import Thing
 from sdslib.student import load_student
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
-WAIT = 180_000  # ms; a busy machine is slow, and a missing thing stays missing
+WAIT = 300_000  # ms; a busy machine is slow, and a missing thing stays missing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NO_UPDATES = "jupyterlab.NeverCheckForUpdate"
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -218,6 +218,13 @@ def cell(page, source):
     return found
 
 
+def appears(page, control):
+    """Wait for a control, or fail with the message of the cell that broke before it."""
+    broken = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+    control.or_(broken).first.wait_for()
+    assert not broken.count(), broken.first.inner_text()
+
+
 def upload(page, panel, path):
     with page.expect_file_chooser() as chooser:
         panel.get_by_role("button", name="choose a file").click()
@@ -249,7 +256,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
 ):
     run_all(page, lab, "06_caption_demo")
     panel = cell(page, "demo.captions(models)")
-    panel.get_by_role("button", name="score").wait_for()
+    appears(page, panel.get_by_role("button", name="score"))
 
     for label, value in SCENE.items():
         panel.get_by_label(label, exact=True).select_option(value)
@@ -302,7 +309,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
 def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scores, items):
     run_all(page, lab, "05_winoground_failures")
     panel = cell(page, "casebook.show(study)")
-    panel.get_by_role("button", name="next").wait_for()
+    appears(page, panel.get_by_role("button", name="next"))
     built = atlas.build({"student": scores}, items)
     every = atlas.select(built, atlas.Query())
     wrong = atlas.select(built, atlas.Query(outcome="wrong", sort="smallest margin first"))
