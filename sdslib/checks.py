@@ -1,7 +1,7 @@
 """What a caption and a folder of weights must satisfy before a model sees them.
 
-Floor 0, shared by student and teacher: no vendor is imported, a tokenizer is whatever behaves as
-one of transformers' fast tokenizers.
+Floor 0, shared by student and teacher: no model's vendor is imported, a tokenizer is whatever
+behaves as one of transformers' fast tokenizers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PASSPORT = "passport.json"
@@ -99,12 +100,17 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
         entries.pop("__metadata__", None)
         expected = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{shown(file)} is not a safetensors file; get it again") from error
     if size != expected:
         have, need = size / 1e6, expected / 1e6
         raise WeightsError(f"{shown(file)} is cut: {have:.3f} of {need:.3f} MB; get it again")
-    return shapes
+    try:
+        with safe_open(file, "pt"):
+            return shapes
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise WeightsError(f"{shown(file)} cannot be read ({reason}); get it again") from error
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], owner: str) -> None:
@@ -136,11 +142,12 @@ def tokenizer_hash(folder: Path) -> str:
 
 def passport(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What weights must meet again when they are loaded, from their config and tokenizer."""
-    model, text = config["model_cfg"], config["model_cfg"].get("text_cfg", {})
+    model, preprocess = config["model_cfg"], config.get("preprocess_cfg")
+    text = model.get("text_cfg")
     return {
         "quick_gelu": bool(model.get("quick_gelu", False)),
-        "preprocess": dict(config.get("preprocess_cfg", {})),
-        "context_length": text.get("context_length", 77),
+        "preprocess": preprocess if isinstance(preprocess, dict) else {},
+        "context_length": text.get("context_length", 77) if isinstance(text, dict) else None,
         "tokenizer": tokenizer_hash(folder),
     }
 
@@ -181,7 +188,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{shown(file)} does not exist; the folder is not complete")
     try:
         found = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{shown(file)} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{shown(file)} is not a JSON object")

@@ -139,12 +139,12 @@ class Run:
     @property
     def id(self) -> str:
         """The hash of the parameters that matter, the data, and the code that computes."""
-        return str(read_json(self.path / "identity.json")["id"])
+        return str(self._read("identity.json", "id")["id"])
 
     @property
     def params(self) -> dict[str, Any]:
         """The validated parameters, as in the Config."""
-        return dict(read_json(self.path / "params.json"))
+        return self._read("params.json")
 
     @property
     def weights(self) -> Path:
@@ -175,6 +175,13 @@ class Run:
         `died` is concluded by the reader: the file says running and the process is gone.
         """
         return read_status(self.path)
+
+    def _read(self, name: str, *keys: str) -> dict[str, Any]:
+        """A JSON object of the folder; RunError where it is none or lacks a key."""
+        found = read_json(self.path / name)
+        if not isinstance(found, dict) or not found.keys() >= set(keys):
+            raise RunError(f"{self.name}/{name} has not the expected form; delete the run's folder")
+        return found
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add one row, flushed to the system; numbers that are not finite are kept as null."""
@@ -543,7 +550,9 @@ def read_status(folder: Path) -> dict[str, Any]:
             step = _last_step(folder, status["step"])
             message = f"died at step {step} while running"
             return status | {"state": "died", "step": step, "message": message}
-    except (KeyError, TypeError) as error:
+        if not isinstance(status["message"], str) or not status.keys() >= unknown.keys():
+            raise KeyError("message")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{folder.name}/status.json has not the expected form") from error
     return dict(status)
 
@@ -562,7 +571,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and line.endswith(b"\n"):
             yield row, line
@@ -690,7 +699,7 @@ def list_runs(root: Path | str | None = None) -> pd.DataFrame:
 
 def describe(run: Run) -> str:
     """The run in words: how it ended, what is kept, with which parameters."""
-    status, env = run.status(), read_json(run.path / "env.json")
+    status, env = run.status(), run._read("env.json", "device", "threads", "python")
     good = [(f, storage.manifest_problem(f)) for f in _checkpoints(run.path)]
     lines = [
         f"{run.name}: {status['message']}",

@@ -133,6 +133,6 @@ def _captions(data: bytes, ending: str, where: str) -> list[str]:
     try:
         text = data.decode("utf-8")
         found: Any = text.strip() if ending == "txt" else json.loads(text).get("caption", [])
-    except (ValueError, AttributeError) as reason:
+    except (ValueError, AttributeError, RecursionError) as reason:
         raise DataError(f"{where}: not a caption ({reason})") from None
     return [caption_at(one, where) for one in (found if isinstance(found, list) else [found])]

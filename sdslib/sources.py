@@ -144,7 +144,7 @@ def read_json(path: Path | str) -> Any:
         raise DataError(
             f"{path.name}:{reason.lineno}:{reason.colno}: {_no_json(text, reason)}"
         ) from None
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise DataError(f"{path.name}: {reason}") from None
 
 
@@ -159,7 +159,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if line.strip():
             try:
                 rows.append(json.loads(line, parse_constant=_no_constant))
-            except ValueError as reason:
+            except (ValueError, RecursionError) as reason:
                 raise DataError(f"{path.name}:{number}: not valid JSON ({reason})") from None
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path.name}:{number}: expected an object, got {_kind(rows[-1])}")

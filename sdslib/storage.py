@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise StorageError(f"{_short(path)} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{_short(path)} is not JSON: {error}") from error
 
 
@@ -209,7 +209,7 @@ def _owner(lock: Path) -> dict[str, Any] | None:
         return {key: owner[key] for key in ("pid", "host", "started", "since")} | boot
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None  # its writer died between creating and filling it, or we would not be alone
 
 

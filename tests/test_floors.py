@@ -46,7 +46,7 @@ DOORS = {
     "ray": {"sweep"},
     "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles"},
     "spacy": {"shuffles"},
-    "safetensors": {"runs", "bridge", "student", "minimodels"},
+    "safetensors": {"checks", "runs", "bridge", "student", "minimodels"},
 }
 # Installed by whoever needs it, as its language model is; the room says so when it is missing.
 OPTIONAL = {"spacy"}
