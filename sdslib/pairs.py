@@ -285,7 +285,9 @@ def _stream(path: Path, key: str, model: type[BaseModel]) -> Iterator[tuple[str,
                 yield where, check_row(entry, model, where)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except ijson.JSONError as reason:
+    except DataError:
+        raise
+    except (ijson.JSONError, ValueError) as reason:
         raise DataError(
             f"{path.name}: not valid JSON near {key}[{index + 1}] ({_first_line(reason)})"
         ) from None
