@@ -336,7 +336,7 @@ def gains(study: Study) -> pd.DataFrame:
     table = studies.means(study.parts["trainable"].settings)
     counts = parameter_counts(study).set_index("set")
     table.insert(0, "set", table.pop("setting").str.removeprefix("trainable "))
-    words = {s: f"{r.parameters:,} ({r.share:.1%})" for s, r in counts.iterrows()}
+    words = {r.Index: f"{r.parameters:,} ({r.share:.1%})" for r in counts.itertuples()}
     return table.assign(parameters=table["set"].map(words))
 
 

@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 DEATHS = 2  # attempts of a cell whose process dies; one that ends with an error is not repeated
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RANKED_BY = ("validation.text", "mini-winoground.text", "winoground.text")
+# No figures are sent home, GPUs stay as they are, and a busy machine may take its time to start.
+_RAY_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 _CELL = "from sdslib import sweep; sweep._run_cell()"
 _PR_SET_PDEATHSIG = 1
 _DIED, _KERNEL_DIED = "died: ", 3
@@ -246,13 +254,19 @@ class OnRay:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in _RAY_ENV.items():
+            os.environ.setdefault(name, value)
         import ray
 
         address = address or os.environ.get("RAY_ADDRESS")
         own = {} if address else {"num_cpus": Local().cores()[0], "include_dashboard": False}
-        ray.init(address=address or "local", logging_level="error", log_to_driver=False, **own)
+        try:
+            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **own)
+        except Exception as error:  # Ray raises bare Exceptions where its own processes failed
+            reason = " ".join(str(error).split())
+            raise PlanError(
+                f"Ray did not start: {reason}; `--executor local` needs none"
+            ) from error
         self._ray, self._live = ray, dict[Any, Job]()
 
     def cores(self) -> tuple[int, int]:
