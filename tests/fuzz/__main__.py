@@ -22,7 +22,7 @@ def run(name: str, seconds: int) -> bool:
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "fuzz", name, "--child", work]
         options = [work, str(CORPUS / name), f"-max_total_time={seconds}", "-timeout=60",
-                   "-rss_limit_mb=4096", "-max_len=8192", "-print_final_stats=1",
+                   "-rss_limit_mb=4096", "-max_len=32768", "-print_final_stats=1",
                    f"-artifact_prefix={FOUND}/{name}-"]  # fmt: skip
         done = subprocess.run([*command, *options], capture_output=True, text=True)
     calls = re.search(r"number_of_executed_units: (\d+)", done.stderr)
