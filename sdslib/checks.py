@@ -100,7 +100,7 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
         entries.pop("__metadata__", None)
         expected = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{shown(file)} is not a safetensors file; get it again") from error
     if size != expected:
         have, need = size / 1e6, expected / 1e6

@@ -221,8 +221,8 @@ def finished(config: FinetuneConfig, tally: Tally, had: bool) -> bool:
 def settle(config: FinetuneConfig, expected: dict[str, object], tally: Tally) -> None:
     """Compare a finished run with the one that was never killed, and look for leftovers."""
     folder = folder_of(config)
-    if folder is None:
-        tally.faults.append("a run that finished has no folder")
+    if folder is None or not find_run(folder).finished:
+        tally.faults.append(f"a process ended by itself and left no finished run in {config.runs}")
         return
     found = digest(find_run(folder))
     wrong = [part for part, value in expected.items() if found[part] != value]
