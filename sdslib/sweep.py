@@ -43,8 +43,6 @@ RANKED_BY = ("validation.text", "mini-winoground.text", "winoground.text")
 _RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_agent_register_timeout_ms": "120000",
-    "RAY_raylet_start_wait_time_s": "120",
     "RAY_worker_register_timeout_seconds": "300",
 }
 _CELL = "from sdslib import sweep; sweep._run_cell()"
