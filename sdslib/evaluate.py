@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from sdslib import metrics
 from sdslib.config import derive_seed
 from sdslib.losses import denoising_loss
+from sdslib.student import caption_lengths
 from sdslib.tables import (
     NOTES,
     TableError,
@@ -144,10 +145,13 @@ class ClipScorer:
         strings, place = np.unique(np.array(captions, dtype=object), return_inverse=True)
         tokens = [self.student.tokenize(list(some)).cpu() for some in _chunks(strings, 1024)]
         distinct, row = np.unique(torch.cat(tokens).numpy(), axis=0, return_inverse=True)
-        order, found = np.argsort(caption_lengths(distinct), kind="stable"), []
+        order, found = (
+            np.argsort(caption_lengths(torch.from_numpy(distinct)).numpy(), kind="stable"),
+            [],
+        )
         with _scoring(self.student) as device:
             for batch in _chunks(order, self.batch_size):
-                emb = _encode_short(self.student, torch.from_numpy(distinct[batch]).to(device))
+                emb = self.student.encode_short_texts(torch.from_numpy(distinct[batch]).to(device))
                 found.append(emb.double().cpu().numpy())
         self.counts["captions"] += len(distinct)
         return np.concatenate(found)[np.argsort(order)], row.reshape(-1)[place]
@@ -173,43 +177,6 @@ def squared(image: Image, mode: str) -> Image:
         return image.resize((side, side))
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
-
-
-class _TextTower(nn.Module):
-    """`encode_texts` as a forward, which `functional_call` can run with other tensors."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.student.encode_texts(tokens)
-
-
-def _encode_short(student: Student, tokens: Tensor) -> Tensor:
-    """Unit embeddings of tokens [B, M], the padding all of them share left out where exact.
-
-    Exact means that no token sees a later one and the highest id is taken as the end (CLIP's own
-    text tower); any other tower gets the full length.
-    """
-    width = int(caption_lengths(tokens.cpu().numpy()).max())
-    model: Any = student.model
-    mask: Any = getattr(model, "attn_mask", None)
-    causal = mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
-    if not causal or getattr(model, "text_pool_type", "") != "argmax" or width >= tokens.shape[1]:
-        return student.encode_texts(tokens)
-    short = {
-        "student.model.positional_embedding": model.positional_embedding[:width],
-        "student.model.attn_mask": mask[:width, :width],
-    }
-    return torch.func.functional_call(_TextTower(student), short, tokens[:, :width])
-
-
-def caption_lengths(tokens: np.ndarray) -> np.ndarray:
-    """Tokens of each row [N, M] up to the first of its trailing run of equal (padding) tokens."""
-    same = (tokens == tokens[:, -1:])[:, ::-1]
-    run = np.where(same.all(axis=1), tokens.shape[1], same.argmin(axis=1))
-    return tokens.shape[1] - run + 1
 
 
 @dataclass(frozen=True)

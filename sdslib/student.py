@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import project_path
+from sdslib.sources import cached_file
 from sdslib.storage import MANIFEST, manifest_problem, staged_folder, write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -120,6 +121,25 @@ class Student(nn.Module):
         """Unit embeddings [B, D], float32, of token ids [B, M]."""
         with self._as_saved() as model:
             return F.normalize(model.encode_text(tokens, normalize=False).float(), dim=-1)
+
+    def encode_short_texts(self, tokens: Tensor) -> Tensor:
+        """`encode_texts`, the padding that all rows share left out where that changes nothing.
+
+        It changes nothing where no token sees a later one and the highest id is taken as the end:
+        in CLIP's own text tower. Any other tower gets the full length.
+        """
+        width, mask = int(caption_lengths(tokens).max()), getattr(self.model, "attn_mask", None)
+        causal = mask is not None and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
+        by_id = getattr(self.model, "text_pool_type", "") == "argmax"
+        if not causal or not by_id or width >= tokens.shape[1]:
+            return self.encode_texts(tokens)
+        with self._as_saved() as model:
+            short = {
+                "model.positional_embedding": model.positional_embedding[:width],
+                "model.attn_mask": model.attn_mask[:width, :width],
+            }
+            emb = torch.func.functional_call(_TextTower(model), short, tokens[:, :width])
+            return F.normalize(emb.float(), dim=-1)
 
     @contextmanager
     def _as_saved(self) -> Iterator[Any]:
@@ -218,6 +238,24 @@ class Student(nn.Module):
             write_json(stage / checks.PASSPORT, passport | checks.passport(document, stage))
 
 
+class _TextTower(nn.Module):
+    """`encode_text` as a forward, which `functional_call` can run with other tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.encode_text(tokens, normalize=False)
+
+
+def caption_lengths(tokens: Tensor) -> Tensor:
+    """Tokens [N] of each row [N, M] up to the first of its trailing run of equal (padding) ones."""
+    same = (tokens == tokens[:, -1:]).flip(1)
+    run = same.long().cumprod(dim=1).sum(dim=1)
+    return tokens.shape[1] - run + 1
+
+
 def _hold_statistics(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -281,6 +319,36 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
     return student.to(device).eval()
 
 
+def weights_problem(model: str, pretrained: str | None) -> str | None:
+    """What is missing for `load_student`, and how to get it; None where all is there. No network.
+
+    Files are looked at, not read whole.
+    """
+    try:
+        if model.startswith(HF_HUB_PREFIX):
+            return _uncached(model.removeprefix(HF_HUB_PREFIX), [WEIGHTS])
+        if model not in open_clip.list_models():
+            _check_folder(model)
+            return None
+        cfg = _known_tag(model, pretrained)
+    except WeightsError as error:
+        return str(error)
+    if "hf_hub" not in cfg:
+        return None
+    repo, _, file = str(cfg["hf_hub"]).rpartition("/")
+    return _uncached(repo, [*([Path(file).stem + ".safetensors"] if file else []), WEIGHTS])
+
+
+def _uncached(repo: str, names: Sequence[str]) -> str | None:
+    if cached_file(repo, names):
+        return None
+    return (
+        f"the weights of {repo} are not in the local cache; where there is a network run "
+        f"`hf download {repo} {names[0]}` (licence: https://huggingface.co/{repo}), or give "
+        "clip_model a local-dir: folder"
+    )
+
+
 def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0) -> Student:
     """An open_clip model by name, or a folder's, with weights drawn from `seed`: for its costs.
 
@@ -315,7 +383,7 @@ def _check_folder(model: str) -> Path:
             raise WeightsError(f"student folder {model!r} does not exist{close}")
         raise WeightsError(f"unknown model {model!r}{_nearest(model, open_clip.list_models())}")
     config = checks.read_config(folder / CONFIG)
-    if config.get("model_cfg") is None:
+    if not isinstance(config.get("model_cfg"), dict):
         raise WeightsError(f"{shown(folder / CONFIG)} has no 'model_cfg'")
     checks.find_weights(folder, (WEIGHTS,))
     checks.check_passport(folder, config)
@@ -335,6 +403,13 @@ def _check_shapes(state: dict[str, Tensor], file: Path, name: str) -> None:
 
 def _check_tag(model: str, tag: str | None) -> None:
     """Refuse an unknown tag, pickled or unreachable weights, and the wrong activation."""
+    cfg = _known_tag(model, tag)
+    if cfg:
+        _cached(f"{model}/{tag}", lambda: download_pretrained(cfg))
+
+
+def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
+    """open_clip's entry of the tag, or nothing for a file of weights, which is checked here."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tag:
         raise WeightsError(f"{model} needs weights; clip_pretrained is one of {', '.join(tags)}")
@@ -346,14 +421,14 @@ def _check_tag(model: str, tag: str | None) -> None:
             raise WeightsError(f"unknown weights {tag!r} for {model}{_nearest(tag, tags)}")
         checks.refuse_pickle(Path(tag))
         checks.check_safetensors(Path(tag))
-        return
+        return {}
     quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
     if bool(cfg.get("quick_gelu", False)) != quick:
         raise WeightsError(
             f"weights {tag!r} were trained with {'GELU' if quick else 'QuickGELU'} and {model} has "
             f"the other activation; use {base if quick else base + '-quickgelu'}"
         )
-    _cached(f"{model}/{tag}", lambda: download_pretrained(cfg))
+    return cfg
 
 
 def _from_hub(repo: str) -> str:

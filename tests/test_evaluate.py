@@ -83,14 +83,14 @@ def test_clip_scores_equal_pair_by_pair_encoding(student):
 
 def test_every_distinct_image_and_caption_is_encoded_exactly_once(student, monkeypatch):
     rows = {"images": 0, "captions": 0}
-    for name, key in (("encode_images", "images"), ("encode_texts", "captions")):
-        real = getattr(student, name)
+    for name, key in (("encode_image", "images"), ("encode_text", "captions")):
+        real = getattr(student.model, name)
 
-        def counted(batch, real=real, key=key):
+        def counted(batch, real=real, key=key, **options):
             rows[key] += len(batch)
-            return real(batch)
+            return real(batch, **options)
 
-        monkeypatch.setattr(student, name, counted)
+        monkeypatch.setattr(student.model, name, counted)
     items = grid_items(7)
     scorer = evaluate.clip_scorer(student, batch_size=4)
     table = evaluate.score_grids(scorer, benchmark(items))
@@ -138,11 +138,6 @@ def test_batch_size_and_order_change_no_score(student):
     np.testing.assert_allclose(tables.grids_of(one), tables.grids_of(many)[::-1], rtol=0, atol=1e-6)
 
 
-def test_caption_lengths_end_at_the_first_padding_token():
-    tokens = np.array([[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3]])
-    assert evaluate.caption_lengths(tokens).tolist() == [4, 5, 2, 1]
-
-
 def test_preprocessing_modes_keep_the_middle_the_whole_or_the_shape(student, teacher):
     """A wide image, red left, green middle, blue right."""
     wide = Image.new("RGB", (90, 30))
@@ -169,13 +164,13 @@ def test_preprocessing_modes_keep_the_middle_the_whole_or_the_shape(student, tea
 
 def widths_of(student, monkeypatch) -> list[int]:
     """The token lengths that reach the text tower from now on."""
-    seen, real = [], student.encode_texts
+    seen, real = [], student.model.encode_text
 
-    def watched(tokens):
+    def watched(tokens, **options):
         seen.append(tokens.shape[1])
-        return real(tokens)
+        return real(tokens, **options)
 
-    monkeypatch.setattr(student, "encode_texts", watched)
+    monkeypatch.setattr(student.model, "encode_text", watched)
     return seen
 
 
@@ -325,7 +320,7 @@ def test_a_score_that_is_not_finite_stops_with_the_items_id(teacher, student, mo
     with pytest.raises(metrics.ScoreError, match="item 'g0' is not finite"):
         evaluate.score_grids(evaluate.diffusion_scorer(teacher, 2), benchmark(grid_items()))
     monkeypatch.setattr(
-        student, "encode_texts", lambda tokens: torch.full((len(tokens), 16), np.nan)
+        student, "encode_short_texts", lambda tokens: torch.full((len(tokens), 16), np.nan)
     )
     with pytest.raises(metrics.ScoreError, match="item 'g0'"):
         evaluate.score_grids(evaluate.clip_scorer(student), benchmark(grid_items()))

@@ -18,6 +18,7 @@ from sdslib.bridge import Bridge
 from sdslib.checks import VocabularyError, WeightsError
 from sdslib.student import (
     TRAINABLE,
+    caption_lengths,
     load_student,
     random_student,
     set_trainable,
@@ -116,6 +117,21 @@ def test_transform_is_the_folders_preprocessing(load):
     out = load().transform(gray)
     assert out.shape == (3, 32, 32)
     assert np.allclose(out, (128 / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+def test_caption_lengths_end_at_the_first_padding_token():
+    rows = [[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3], [0, 0, 9, 0, 0]]
+    assert caption_lengths(torch.tensor(rows)).tolist() == [4, 5, 2, 1, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("names", ["layernorm", "lora"])
+def test_short_texts_have_the_embeddings_of_padded_ones(load, kind, names):
+    one = load(kind)
+    optimizer_steps(one, set_trainable(one, names))
+    tokens = one.tokenize(["a red circle", "A White Circle"])
+    with torch.no_grad():
+        torch.testing.assert_close(one.encode_short_texts(tokens), one.encode_texts(tokens))
 
 
 # --- words ---------------------------------------------------------------------------------------
