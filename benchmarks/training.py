@@ -92,7 +92,7 @@ def _loop(config: FinetuneConfig) -> train.Loop:
 
 def _batch(config: FinetuneConfig, loop: train.Loop) -> Batch:
     pairs, transform = load_pairs("mini"), loop.parties.student.transform
-    return next(iter(batches(pairs, transform, BATCH, config.seed, 0, 1, 0)))
+    return next(iter(batches(pairs, transform, BATCH, config.seed, range(1))))
 
 
 def importing() -> list[Row]:

@@ -12,6 +12,7 @@ floor 0, arithmetic and tools
     state       modules and optimizers as flat named tensors
     checks      what a caption and a folder of weights must satisfy before a model sees them
     progress    how far a long job is
+    processes   several processes that train one model: parts of a batch, gathered, averaged
     page        pieces of HTML that refer to nothing outside the page
 floor 0.5, materials drawn from a seed
     miniworld   draws the mini-world in the file formats of the real sets
@@ -33,6 +34,7 @@ floor 2, verbs
     studies     finished runs by setting and seed: means, paired differences, by tag
     failures    which inequality of an item failed, by how much, and what flipped
     document    text, tables and figures in order, as one HTML page and as a PDF
+    launch      one run in several processes of this machine, and its news
 floor 3, whole jobs, as the notebooks call them
     blind       baselines that see no image: the caption's length, its likelihood
     minimodels  trains and examines the mini-world's student and teacher
@@ -40,6 +42,8 @@ floor 3, whole jobs, as the notebooks call them
     probes      one image and any captions: margins, words that decide, hardest re-orderings
     atlas       every item of a set with what each model does to it, as a page and as a widget
 floor 4, studies of models as they are
+    rehearsal   what a run would cost, by a few steps at full size with random weights
+    doctor      what a run needs, what of it is here, and how to get the rest
     baseline    student and teacher on every benchmark at hand
     cases       which finished runs belong together, and their controls
     cells       a grid over a notebook's parameters: checked, and named by the ids of its runs

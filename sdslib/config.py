@@ -55,6 +55,7 @@ _SDS_KNOBS = frozenset(
         "sds_weight",
         "sds_gradient",
         "sds_reduction",
+        "sds_share",
         "t_min",
         "t_max",
         "bridge_start",
@@ -76,7 +77,8 @@ UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in
 NOT_IN_ID = frozenset(
     [
         *("preset", "run", "runs", "resume", "checkpoint_every", "tracker"),
-        *("num_workers", "device", "threads"),
+        *("num_workers", "device", "threads", "processes", "micro_batch", "checkpointing"),
+        "dry_run",
     ]
 )
 TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -224,12 +226,17 @@ class FinetuneConfig(ModelsConfig):
     `teacher-choice` are extensions that the paper does not have; their terms are of other sizes
     than L_SDS, so choose `sds_weight` for them. `None` in `train_pairs` and `eval_items`
     means all; steps and epochs exclude each other; `t_min` and `t_max` are both drawn.
+
+    `sds_share` below 1 shows the teacher a random part of each batch, its term scaled so that the
+    gradient is right on average. `micro_batch` and `checkpointing` save memory and `processes`
+    divide the batch; they change the last bits of a number, nothing else.
     """
 
     arm: Arm = "sds"
     sds_weight: Weight = 1e-3
     sds_gradient: Literal["through", "residual"] = "through"
     sds_reduction: Literal["sum", "mean"] = "sum"
+    sds_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     trainable: str = "layernorm"
     train_data: Source = "mini"
     train_pairs: Count | None = None
@@ -249,6 +256,10 @@ class FinetuneConfig(ModelsConfig):
     logit_scale: Literal["frozen", "trained"] = "frozen"
     eval_every: Whole = 50
     checkpoint_every: Whole = 50
+    micro_batch: Count | None = None  # pairs that the teacher sees at once
+    checkpointing: bool = False  # the UNet's activations are computed again, not kept
+    processes: Count = 1
+    dry_run: bool = False
     resume: bool = True
     tracker: Literal["tensorboard"] | None = None
 
@@ -533,10 +544,23 @@ def _a_batch(train_pairs: int | None, batch_size: int) -> str | None:
     return f"train_pairs {train_pairs} is less than one batch; lower batch_size {batch_size}"
 
 
-def _enough_noise(arm: str, choice_draws: int, batch_size: int) -> str | None:
-    if arm != "teacher-choice" or choice_draws <= batch_size:
+def _enough_noise(arm: str, choice_draws: int, batch_size: int, sds_share: float) -> str | None:
+    seen = max(1, round(sds_share * batch_size))
+    if arm != "teacher-choice" or choice_draws <= seen:
         return None
-    return f"choice_draws {choice_draws} needs as many pairs a batch; batch_size is {batch_size}"
+    return f"choice_draws {choice_draws} needs as many pairs that the teacher sees; it sees {seen}"
+
+
+def _even_parts(batch_size: int, processes: int) -> str | None:
+    if batch_size % processes == 0:
+        return None
+    return f"batch_size {batch_size} cannot be divided among {processes} processes"
+
+
+def _noise_of_others(arm: str, processes: int) -> str | None:
+    if arm != "teacher-choice" or processes == 1:
+        return None
+    return "arm 'teacher-choice' lends noises across the batch; leave processes at 1"
 
 
 def _text_has_no_pooled(arm: str, bridge_input: str) -> str | None:
@@ -562,7 +586,9 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("train_pairs", "batch_size"), _a_batch),
     (("arm", "sds_weight"), _something_to_learn),
     (("arm", "bridge_input"), _text_has_no_pooled),
-    (("arm", "choice_draws", "batch_size"), _enough_noise),
+    (("arm", "choice_draws", "batch_size", "sds_share"), _enough_noise),
+    (("batch_size", "processes"), _even_parts),
+    (("arm", "processes"), _noise_of_others),
     (("trainable",), _known_sets),
     (("push_to",), _hub_repository),
 )

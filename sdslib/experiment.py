@@ -1,31 +1,44 @@
 """One fine-tuning experiment, end to end: load the parties, train, score, compare.
 
 A finished run is never computed twice: `finetune` gives it back. The rooms below do the work;
-this one knows in which order. N pairs, D embedding, C,H,W latent.
+this one knows in which order. N pairs, D embedding, C,H,W latent. As a program it is what torchrun
+and `accelerate launch` run: `accelerate launch -m sdslib.experiment -p preset paper`.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import hashlib
+import json
 import signal
+import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import benchmarks, evaluate, figures, miniworld, tables
+from sdslib import benchmarks, evaluate, figures, launch, miniworld, processes, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import PASSPORT
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, override, project_path
+from sdslib.config import (
+    FinetuneConfig,
+    ParameterError,
+    derive_seed,
+    override,
+    project_path,
+    validate,
+)
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.runs import Run, open_run
+from sdslib.runs import Run, find_run, open_run
 from sdslib.storage import file_sha256, read_json, write_json
 from sdslib.student import Student, load_student, set_trainable, trainable_table
 from sdslib.teacher import Teacher, latent_shape, load_teacher
@@ -92,11 +105,17 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         device,
         config.precision,
         derive_seed(config.seed, "random teacher") if config.arm == "random-teacher" else None,
+        config.checkpointing,
     )
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
     return Parties(student, _trained(student, config), teacher, bridge, swapped_caption, latents)
+
+
+def has_teacher(config: FinetuneConfig) -> bool:
+    """Whether the arm needs a teacher at all."""
+    return config.arm in _arms_with_teacher()
 
 
 def _arms_with_teacher() -> set[str]:
@@ -141,7 +160,7 @@ def start_bridge(
     if config.bridge_start == "random":
         seed = derive_seed(config.seed, "bridge")
         bridge.load_state_dict(random_start(width, bridge.latent_shape, seed))
-    elif config.bridge_start == "ridge":
+    elif config.bridge_start == "ridge" and processes.is_main():  # the others are given it
         rng = np.random.default_rng(derive_seed(config.seed, "bridge"))
         index = rng.permutation(len(pairs))[: config.bridge_pairs]
         emb = embed_pairs(student, pairs, index, pooled)
@@ -207,34 +226,62 @@ def finetune(
 ) -> Run:
     """Train, score and store one run, or give back the finished one; resumes what was cut off.
 
-    `progress(steps, total)` wraps the iterator of steps to show it.
+    `progress(steps, total)` wraps the iterator of steps to show it. With `config.processes` above
+    the number that torchrun or accelerate has launched, they are launched, and followed here. Of
+    several processes all come here, and the main one alone writes.
     """
-    device = pick_device(config.device)
+    if config.processes > processes.count():
+        return _follow(config, progress)
+    device = processes.join(pick_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = load_data(config)
-    run = open_run(config, data.fingerprints() | weights_fingerprints(config))
+    data = processes.main_first(lambda: load_data(config))
+    run = _open_together(config, data)
     if run.finished:
         return run
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
-        for name, benchmark in data.scored().items():
-            run.save_scores(f"{UNTOUCHED}-{name}", score(parties.student, benchmark))
-        loop = Loop(config, parties, data.pairs, validator(data), run.path)
+        if processes.is_main():
+            if processes.count() > 1:
+                run.note(processes=processes.count())
+            save_all_scores(run, parties, data, f"{UNTOUCHED}-")
+        validate_ = validator(data) if processes.is_main() else None
+        loop = Loop(config, parties, data.pairs, validate_, run.path)
         _resume(loop, run)
         with shown(progress, loop, loop.steps - loop.done) as steps:
             for step in steps:
-                run.append_history(step.row())
+                stopping = processes.anywhere(stop.is_set(), device)
                 last = loop.done == loop.steps
-                if last or stop.is_set() or loop.done % config.checkpoint_every == 0:
-                    run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
-                if stop.is_set() and not last:
+                if processes.is_main():
+                    run.append_history(step.row())
+                    if last or stopping or loop.done % config.checkpoint_every == 0:
+                        run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
+                if stopping and not last:
                     stop.obey(loop.done)
-        save_student(run, parties)
-        for name, benchmark in data.scored().items():
-            run.save_scores(name, score(parties.student, benchmark))
-        run.finish()
+        if processes.is_main():
+            save_student(run, parties)
+            save_all_scores(run, parties, data)
+            run.finish()
     return run
+
+
+def _obey(stop: Stop, workers: launch.Workers, done: int) -> None:
+    if stop.is_set():
+        workers.ask(stop.number)
+        stop.obey(done)
+
+
+def _open_together(config: FinetuneConfig, data: Data) -> Run:
+    """The run, which the main process opens to write and the others to read."""
+    opened: list[Run] = []
+
+    def path() -> Path:
+        found = open_run(config, data.fingerprints() | weights_fingerprints(config))
+        opened.append(found)
+        return found.path
+
+    where = processes.told(path)
+    return opened[0] if opened else find_run(where)
 
 
 def _resume(loop: Loop, run: Run) -> None:
@@ -242,6 +289,42 @@ def _resume(loop: Loop, run: Run) -> None:
     if found is not None:
         done, tensors, _ = found
         loop.unpack(tensors, done)
+    if processes.is_main():
+        launch.tell_opened(run.path, loop.done, loop.steps)
+
+
+def save_all_scores(run: Run, parties: Parties, data: Data, prefix: str = "") -> None:
+    """Score the student on every set, and keep the tables."""
+    for name, benchmark in data.scored().items():
+        run.save_scores(f"{prefix}{name}", score(parties.student, benchmark))
+
+
+def _follow(config: FinetuneConfig, progress: Show | None) -> Run:
+    """The run, computed by `config.processes` processes of this machine."""
+    device = pick_device(config.device)
+    if device.type == "cuda" and torch.cuda.device_count() < config.processes:
+        there = f"processes {config.processes} but {torch.cuda.device_count()} GPUs"
+        raise ParameterError([f"{there}; a process needs one of its own"])
+    with (
+        stop_requested() as stop,
+        launch.workers(config.model_dump(mode="json"), config.processes) as workers,
+    ):
+        opened = workers.opened(lambda: _obey(stop, workers, 0))
+        left = opened["steps"] - opened["done"]
+        with shown(progress, _steps(workers, stop), left) as steps:
+            for _ in steps:
+                pass
+    return find_run(Path(opened["path"]))
+
+
+def _steps(workers: launch.Workers, stop: Stop) -> Iterator[Step]:
+    done = 0
+    for row in workers.rows():
+        _obey(stop, workers, done)
+        if row is not None:
+            step = Step.from_row(row)
+            done = step.step
+            yield step
 
 
 def weights_fingerprints(config: FinetuneConfig) -> dict[str, str]:
@@ -421,3 +504,44 @@ def save_results(run: Run, **tables_: pd.DataFrame) -> str:
     rows = [table.assign(table=name) for name, table in tables_.items() if len(table)]
     run.save_results(pd.concat(rows, ignore_index=True))
     return run.shown_path
+
+
+# --- as a program --------------------------------------------------------------------------------
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Fine-tune, in as many processes as torchrun or accelerate has launched of this program."""
+    parser = argparse.ArgumentParser(prog="python -m sdslib.experiment", description=main.__doc__)
+    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
+    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
+    parser.add_argument("--params", type=Path, help="a JSON file of all parameters, in their place")
+    options = parser.parse_args(words)
+    try:
+        if options.params:
+            config = FinetuneConfig(**json.loads(options.params.read_bytes()))
+        else:
+            config = validate(FinetuneConfig, {name: literal(text) for name, text in options.given})
+        run = finetune(config)
+    except Exception as error:
+        launch.tell_error(processes.place(), error)
+        if isinstance(error, ParameterError):
+            print(error, file=sys.stderr)
+            return 2
+        raise
+    if processes.is_main():
+        launch.tell_opened(run.path, 0, 0)
+        print(run.shown_path)
+    processes.leave()
+    return 0
+
+
+def literal(text: str) -> Any:
+    """What a word of a command line stands for: `True`, `None`, `3`, `1e-3`, else itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

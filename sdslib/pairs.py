@@ -12,7 +12,7 @@ import json
 import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -362,6 +362,29 @@ class Batch:
     index: torch.Tensor  # int64 [B]
     pixels: torch.Tensor  # [B, 3, S, S]
     captions: tuple[str, ...]
+    others: tuple[str, ...] = ()  # each pair's next caption in the whole batch, as in a ring
+    whole: torch.Tensor | None = None  # the index of all processes' pairs together
+
+    def __post_init__(self) -> None:
+        if not self.others:
+            object.__setattr__(self, "others", self.captions[1:] + self.captions[:1])
+        if self.whole is None:
+            object.__setattr__(self, "whole", self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its pixels on the device."""
+        return replace(self, pixels=self.pixels.to(device))
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """The pairs at these places [M] of the batch, each with the same other caption."""
+        places = rows.tolist()
+        return replace(
+            self,
+            index=self.index[rows],
+            pixels=self.pixels[rows],
+            captions=tuple(self.captions[i] for i in places),
+            others=tuple(self.others[i] for i in places),
+        )
 
 
 def steps_per_epoch(pairs: Pairs, batch_size: int) -> int:
@@ -380,45 +403,54 @@ def batches(
     transform: Transform,
     batch_size: int,
     seed: int,
-    start_step: int,
-    steps: int,
+    steps: range,
     num_workers: int = 0,
+    part: slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of the steps `start_step` to `steps - 1`, counted from the start of training.
+    """The batches of these `steps`, counted from 0 at the start of training.
 
     The order within an epoch is a permutation drawn from (seed, "order", epoch), the caption of an
     image from (seed, "caption", epoch, index); a step is the same whatever came before it and
-    however many workers make it. `transform` maps an RGB image to [3, S, S] and is to be
-    deterministic. Raises `DataError` for 0 batches, before the first one.
+    however many workers make it. Of each batch `part` is made, one process's of several.
+    `transform` maps an RGB image to [3, S, S] and is to be deterministic. Raises `DataError` for 0
+    batches, before the first one.
     """
-    source = _Steps(pairs, transform, batch_size, seed, steps_per_epoch(pairs, batch_size))
+    steps_per_epoch(pairs, batch_size)
     loader = DataLoader(
-        source,
-        sampler=range(start_step, steps),
+        _Steps(pairs, transform, batch_size, seed, part),
+        sampler=steps,
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_same,
         generator=torch.Generator(),  # the loader would draw from, and so move, torch's own
     )
-    return _named_failures(loader, start_step)
+    return _named_failures(loader, steps.start)
 
 
 class _Steps(Dataset):
     """Step number to `Batch`."""
 
     def __init__(
-        self, pairs: Pairs, transform: Transform, batch_size: int, seed: int, per_epoch: int
+        self, pairs: Pairs, transform: Transform, batch_size: int, seed: int, part: slice
     ) -> None:
         self.pairs, self.transform, self.batch_size = pairs, transform, batch_size
-        self.seed, self.per_epoch = seed, per_epoch
+        self.seed, self.part = seed, part
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, place = divmod(step, self.per_epoch)
+        epoch, place = divmod(step, steps_per_epoch(self.pairs, self.batch_size))
         order = epoch_order(self.seed, epoch, len(self.pairs))
-        index = order[place * self.batch_size : (place + 1) * self.batch_size]
+        whole = order[place * self.batch_size : (place + 1) * self.batch_size]
+        index = whole[self.part]
         pixels = [self.transform(self.pairs.image(int(i))) for i in index]
-        captions = [self._caption(epoch, int(i)) for i in index]
-        return Batch(torch.from_numpy(index.copy()), torch.stack(pixels), tuple(captions))
+        captions = tuple(self._caption(epoch, int(i)) for i in whole)
+        others = captions[1:] + captions[:1]
+        return Batch(
+            torch.from_numpy(index.copy()),
+            torch.stack(pixels),
+            captions[self.part],
+            others[self.part],
+            torch.from_numpy(whole.copy()),
+        )
 
     def _caption(self, epoch: int, index: int) -> str:
         captions = self.pairs.captions(index)

@@ -398,6 +398,17 @@ def hub_access(repo: str, local: str = "a local folder") -> AccessError | None:
     return _refusal(repo, page, fault, local, "it was refused" if token else "none was found")
 
 
+def cached_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path | None:
+    """The first of these files of a model repository that the local cache holds; no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
 def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
     said = {
         OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "

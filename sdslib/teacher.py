@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import derive_seed, project_path
+from sdslib.sources import cached_file
 from sdslib.storage import MANIFEST, manifest_problem
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -373,6 +374,31 @@ def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
     if problem:
         raise WeightsError(f"{shown(folder)}: {problem}; get it again")
     return configs
+
+
+def weights_problem(source: str, revision: str | None = None) -> str | None:
+    """What `load_teacher` would miss, and how to get it, or None; nothing is downloaded."""
+    weights = [f"{part}/{name}" for part, name in WEIGHTS.items()]
+    try:
+        folder = project_path(source)
+        if not folder.is_dir():
+            if source.count("/") != 1 or folder.parent.is_dir():
+                return f"teacher folder {source!r} does not exist"
+            found = cached_file(source, [CONFIGS[0]], revision)
+            absent = [f for f in [*CONFIGS, *weights] if not cached_file(source, [f], revision)]
+            if found is None or absent:
+                named = " ".join(f"'{name}'" for name in [*CONFIGS, "tokenizer/*", *weights])
+                return (
+                    f"{len(absent)} of the files of {source} are not in the local cache, as "
+                    f"{absent[0]}; where there is a network run `hf download {source} --include "
+                    f"{named}` (licence: https://huggingface.co/{source}), or give teacher a "
+                    "folder in diffusers' layout"
+                )
+            folder = found.parent
+        check_folder(folder)
+    except WeightsError as error:
+        return str(error)
+    return None
 
 
 def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:

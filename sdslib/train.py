@@ -1,7 +1,8 @@
 """The objective, term by term, and the loop that yields its steps.
 
-B pairs, D embedding, C,H,W latent, M token length. Every draw derives from (seed, purpose, step),
-so a run that was killed goes on bit for bit from its last checkpoint with no RNG state saved.
+B pairs, D embedding, C,H,W latent, M pairs that the teacher sees. Every draw derives from (seed,
+purpose, step), so a run that was killed goes on bit for bit from its last checkpoint with no RNG
+state saved. Several processes (`sdslib.processes`) take each their part of the same batch.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sdslib import losses
+from sdslib import losses, processes
 from sdslib.bridge import Bridge
 from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
@@ -71,23 +72,64 @@ class Step:
         row = asdict(self)
         return row | {f"val_{k}": v for k, v in row.pop("validation").items()}
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Step:
+        """The step whose `row` this is."""
+        known = {f.name for f in fields(cls)} - {"validation"}
+        found = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+        return cls(**{k: v for k, v in row.items() if k in known}, validation=found)
+
 
 # --- the objective -------------------------------------------------------------------------------
 
 
 def step_losses(
-    parties: Parties, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
+    parties: Parties,
+    batch: Batch,
+    t: Tensor,
+    eps: Tensor,
+    config: FinetuneConfig,
+    rows: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of the arm's objective, each one value a pair [B]; the caller weighs and averages.
 
     `L_total = L_CLIP + sds_weight * L_SDS` (Basu et al. 2024): "clip" is the first term, "sds"
-    what the arm puts in the second one's place.
+    what the arm puts in the second one's place. Of several processes each has the first term of
+    all pairs, and the second of its own.
+
+    `rows` [M], of `draw_rows`, are the places of the pairs that the second term sees; t and eps
+    are theirs then, [M]. Their values are scaled so that the mean over the batch, those that are
+    not seen counted as 0, is the full batch's on average.
     """
     image_emb = parties.student.encode_images(batch.pixels)
-    return {
-        name: term(parties, batch, image_emb, t, eps, config)
-        for name, term in TERMS[config.arm].items()
-    }
+    values = {}
+    for name, term in TERMS[config.arm].items():
+        if name == "clip" or rows is None:
+            values[name] = term(parties, batch, image_emb, t, eps, config)
+        else:
+            values[name] = image_emb.new_zeros(len(image_emb))
+            if len(rows):
+                found = term(parties, batch.take(rows), image_emb[rows], t, eps, config)
+                scale = config.batch_size / seen_pairs(config)
+                values[name] = values[name].index_put((rows.to(found.device),), scale * found)
+    return values
+
+
+def seen_pairs(config: FinetuneConfig) -> int:
+    """M: how many pairs of a batch the second term sees, at least one."""
+    return max(1, round(config.sds_share * config.batch_size))
+
+
+def draw_rows(step: int, config: FinetuneConfig) -> Tensor | None:
+    """The places [M] of a step's pairs that the teacher sees, ascending; None where it sees all.
+
+    Every set of M places is as likely as any other.
+    """
+    if seen_pairs(config) == config.batch_size:
+        return None
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "share", step))
+    order = torch.randperm(config.batch_size, generator=generator)
+    return order[: seen_pairs(config)].sort().values
 
 
 def clip_term(
@@ -98,8 +140,9 @@ def clip_term(
     eps: Tensor,
     config: FinetuneConfig,
 ) -> Tensor:
-    """L_CLIP of the batch."""
+    """L_CLIP of the batch, all processes' pairs together."""
     text_emb = _embed(parties, batch.captions, image_emb)
+    image_emb, text_emb = _everyones(image_emb, text_emb)
     return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
 
 
@@ -114,6 +157,7 @@ def hard_negative_term(
     """L_CLIP in which every image also sees a caption of the same words that it does not show."""
     captions = [*batch.captions, *_negatives(parties, batch, config)]
     text_emb, negative_emb = _embed(parties, captions, image_emb).chunk(2)
+    image_emb, text_emb, negative_emb = _everyones(image_emb, text_emb, negative_emb)
     scale = parties.student.scale
     return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
 
@@ -139,8 +183,7 @@ def shuffled_term(
     config: FinetuneConfig,
 ) -> Tensor:
     """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
-    captions = batch.captions[1:] + batch.captions[:1]
-    return _denoise(parties, batch, image_emb, captions, t, eps, config)
+    return _denoise(parties, batch, image_emb, batch.others, t, eps, config)
 
 
 def text_term(
@@ -170,16 +213,21 @@ def margin_term(
 ) -> Tensor:
     """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one."""
     teacher = _there(parties.teacher, "a teacher", config)
-    captions = (batch.captions, _negatives(parties, batch, config))
-    return losses.denoising_margin_loss(
-        teacher.predict_noise,
-        _latent(parties, batch, image_emb, config),
-        (teacher.embed_texts(captions[0]), teacher.embed_texts(captions[1])),
-        t,
-        eps,
-        teacher.alpha_bar[t],
-        config.sds_reduction,
-    )
+    right = teacher.embed_texts(batch.captions)
+    wrong = teacher.embed_texts(_negatives(parties, batch, config))
+
+    def values(z: Tensor, rows: slice) -> Tensor:
+        return losses.denoising_margin_loss(
+            teacher.predict_noise,
+            z,
+            (right[rows], wrong[rows]),
+            t[rows],
+            eps[rows],
+            teacher.alpha_bar[t[rows]],
+            config.sds_reduction,
+        )
+
+    return in_parts(values, _latent(parties, batch, image_emb, config), config.micro_batch)
 
 
 def choice_term(
@@ -222,16 +270,17 @@ def _errors(
 ) -> Tensor:
     """The teacher's mean squared error [A, D] on latents z [A, ...] for t, eps [D, A, ...]."""
     teacher = _there(parties.teacher, "a teacher", config)
-    draws, text, t_all = len(t), teacher.embed_texts(captions), t.flatten()
-    found = losses.denoising_loss(
-        teacher.predict_noise,
-        z.repeat(draws, 1, 1, 1),
-        text.repeat(draws, 1, 1),
-        t_all,
-        eps.flatten(0, 1),
-        teacher.alpha_bar[t_all],
-        "mean",
-    )
+    draws, t_all, eps_all = len(t), t.flatten(), eps.flatten(0, 1)
+    text = teacher.embed_texts(captions).repeat(draws, 1, 1)
+
+    def values(z: Tensor, rows: slice) -> Tensor:
+        t = t_all[rows]
+        abar = teacher.alpha_bar[t]
+        return losses.denoising_loss(
+            teacher.predict_noise, z, text[rows], t, eps_all[rows], abar, "mean"
+        )
+
+    found = in_parts(values, z.repeat(draws, 1, 1, 1), config.micro_batch)
     return found.reshape(draws, -1).T
 
 
@@ -245,6 +294,36 @@ def spread_draws(t: Tensor, eps: Tensor, config: FinetuneConfig) -> tuple[Tensor
     shifts = [span * d // draws for d in range(draws)]
     spread = torch.stack([config.t_min + (t - config.t_min + shift) % span for shift in shifts])
     return spread, torch.stack([eps.roll(-d, dims=0) for d in range(draws)])
+
+
+def in_parts(
+    values: Callable[[Tensor, slice], Tensor], z: Tensor, size: int | None = None
+) -> Tensor:
+    """`values(z, rows)` [B] of latents z [B, C, H, W], `size` rows at a time, or all at once.
+
+    Value and gradient are those of all rows at once, but only one part's activations are alive:
+    its gradient with respect to z is taken as soon as its values are there. Each value may depend
+    on its own row of z alone, and on nothing else that learns.
+    """
+    if size is None or len(z) <= size:
+        return values(z, slice(0, len(z)))
+    found = []
+    for start in range(0, len(z), size):
+        rows = slice(start, start + size)
+        own = z[rows].detach().requires_grad_(z.requires_grad)
+        some = values(own, rows)
+        if some.requires_grad:
+            (slope,) = torch.autograd.grad(some.sum(), own)
+            # z - z.detach() is exactly zero, and passes the slope on.
+            some = some.detach() + ((z[rows] - own.detach()) * slope).flatten(1).sum(1)
+        found.append(some)
+    return torch.cat(found)
+
+
+def _everyones(*embeddings: Tensor) -> tuple[Tensor, ...]:
+    """The embeddings [B, D] of all processes' pairs, through one exchange."""
+    together = processes.gather(torch.cat(embeddings, dim=1))
+    return together.chunk(len(embeddings), dim=1)
 
 
 def _embed(parties: Parties, captions: Sequence[str], like: Tensor) -> Tensor:
@@ -296,15 +375,20 @@ def _denoise(
     config: FinetuneConfig,
 ) -> Tensor:
     teacher = _there(parties.teacher, "a teacher", config)
-    return ESTIMATORS[config.sds_gradient](
-        teacher.predict_noise,
-        _latent(parties, batch, image_emb, config),
-        teacher.embed_texts(captions),
-        t,
-        eps,
-        teacher.alpha_bar[t],
-        config.sds_reduction,
-    )
+    text = teacher.embed_texts(captions)
+
+    def values(z: Tensor, rows: slice) -> Tensor:
+        return ESTIMATORS[config.sds_gradient](
+            teacher.predict_noise,
+            z,
+            text[rows],
+            t[rows],
+            eps[rows],
+            teacher.alpha_bar[t[rows]],
+            config.sds_reduction,
+        )
+
+    return in_parts(values, _latent(parties, batch, image_emb, config), config.micro_batch)
 
 
 Term = Callable[[Parties, Batch, Tensor, Tensor, Tensor, FinetuneConfig], Tensor]
@@ -379,6 +463,7 @@ class Loop:
 
     `validate(student)` is called every `eval_every` steps and after the last one. With
     `config.tracker` each step is also logged to `folder`/tracker, for that tracker's own viewer.
+    Of several processes each iterates, over the same steps: what a `Step` says is of them all.
     """
 
     def __init__(
@@ -411,14 +496,15 @@ class Loop:
 
     def __iter__(self) -> Iterator[Step]:
         config, student = self.config, self.parties.student
+        processes.same(self._learning())
         loader = batches(
             self.pairs,
             student.transform,
             config.batch_size,
             config.seed,
-            self.done,
-            self.steps,
+            range(self.done, self.steps),
             config.num_workers,
+            processes.part(config.batch_size),
         )
         if config.tracker:  # what an interrupted run logged past its checkpoint is purged
             options = {config.tracker: {"purge_step": self.done + 1}}
@@ -446,7 +532,8 @@ class Loop:
         raise TrainingError(
             f"step {self.done + 1}: out of memory ({reason}); nothing of the step is kept. Take a "
             f"batch_size below {config.batch_size}, precision 'bf16' in place of "
-            f"{config.precision!r}, or less to train than {config.trainable!r}"
+            f"{config.precision!r}, or less to train than {config.trainable!r}; or let the teacher "
+            f"see fewer pairs at once with micro_batch (now {config.micro_batch or 'all'})"
         )
 
     def _step(self, batch: Batch) -> Step:
@@ -455,34 +542,42 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         parties.student.train()
-        batch = Batch(batch.index, batch.pixels.to(_device(parties)), batch.captions)
-        t, eps = self._noise(step, len(batch.captions))
-        terms = step_losses(parties, batch, t, eps, config)
+        t, eps, rows = self._draws(step)
+        terms = step_losses(parties, batch.to(_device(parties)), t, eps, config, rows)
         _check_finite(terms, step, batch)
         ratio = self._ratio(terms, step)
         loss = objective(terms, config.sds_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        if loss.requires_grad:  # not where the objective is of pairs in other processes alone
+            self.accelerator.backward(loss)
+        processes.mean_gradients(self._learning())
         norms = self._clip(step, batch)
         self.optimizer.step()
         self.done += 1
         return Step(
             step=self.done,
-            loss=loss.item(),
             lr=lr,
             grad_norm=norms[0],
             bridge_grad_norm=norms[1],
             grad_ratio=ratio,
             validation=self._validation(),
             seconds=time.perf_counter() - start,
-            **self._means(terms),
+            **self._means(terms, loss),
         )
 
-    def _noise(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _learning(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _draws(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """t, eps and the places of the pairs that the teacher sees, of this process's part."""
         teacher, device = self.parties.teacher, _device(self.parties)
         shape = teacher.latent_shape if teacher is not None else ()
-        t, eps = draw_noise(step, batch_size, shape, self.config)
-        return t.to(device), eps.to(device)
+        own, rows = processes.part(self.config.batch_size), draw_rows(step, self.config)
+        t, eps = draw_noise(step, seen_pairs(self.config), shape, self.config)
+        if rows is None:
+            return t[own].to(device), eps[own].to(device), None
+        mine = (own.start <= rows) & (rows < own.stop)
+        return t[mine].to(device), eps[mine].to(device), rows[mine] - own.start
 
     def _ratio(self, terms: dict[str, Tensor], step: int) -> float | None:
         """|sds_weight grad L_SDS| / |grad L_CLIP|, at step 0 and where validation is due."""
@@ -514,19 +609,22 @@ class Loop:
             if not math.isfinite(norm):
                 raise TrainingError(
                     f"step {step + 1}: the gradient of the {name} is {norm}; the weights are as "
-                    f"they were. Pairs {batch.index.tolist()}"
+                    f"they were. Pairs {_pairs(batch)}"
                 )
             norms.append(norm)
         return norms[0], norms[1] if len(norms) > 1 else None
 
-    def _means(self, terms: dict[str, Tensor]) -> dict[str, float | None]:
-        means = {name: values.mean().item() for name, values in terms.items()}
+    def _means(self, terms: dict[str, Tensor], loss: Tensor) -> dict[str, Any]:
+        found = processes.mean([loss, *(values.mean() for values in terms.values())])
+        total, *each = torch.stack(found).tolist()
+        means = dict(zip(terms, each, strict=True))
         teacher, error = self.parties.teacher, means.get("sds")
         if teacher is None or self.config.arm not in DENOISING:
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
             error /= math.prod(teacher.latent_shape)
-        return {"clip": means.get("clip"), "sds": means.get("sds"), "eps_error": error}
+        ours = {"clip": means.get("clip"), "sds": means.get("sds"), "eps_error": error}
+        return ours | {"loss": total}
 
     def _is_due(self, step: int) -> bool:
         every = self.config.eval_every
@@ -543,16 +641,26 @@ def _device(parties: Parties) -> torch.device:
 
 
 def _norm(values: Tensor, params: Sequence[nn.Parameter]) -> float:
-    grads = torch.autograd.grad(values.mean(), params, retain_graph=True, allow_unused=True)
+    grads: Sequence[Tensor | None] = [None] * len(params)
+    if values.requires_grad:
+        grads = torch.autograd.grad(values.mean(), params, retain_graph=True, allow_unused=True)
+    if processes.count() > 1:
+        pairs = zip(grads, params, strict=True)
+        grads = processes.mean([torch.zeros_like(p) if g is None else g for g, p in pairs])
     return math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
+
+
+def _pairs(batch: Batch) -> list[int]:
+    return [] if batch.whole is None else batch.whole.tolist()
 
 
 def _check_finite(terms: dict[str, Tensor], step: int, batch: Batch) -> None:
     for name, values in terms.items():
         wrong = ~torch.isfinite(values)
         if wrong.any():
-            where = wrong.nonzero().flatten().tolist()
+            known = batch.index.tolist() if len(values) == len(batch.index) else _pairs(batch)
+            where = [known[i] for i in wrong.nonzero().flatten().tolist()]
             raise TrainingError(
-                f"step {step + 1}: L_{name.upper()} is not finite for pairs "
-                f"{[int(batch.index[i]) for i in where]}; the weights are as they were"
+                f"step {step + 1}: L_{name.upper()} is not finite for pairs {where}; the weights "
+                "are as they were"
             )

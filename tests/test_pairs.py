@@ -490,7 +490,7 @@ def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
 
 
 def seen(pairs, start=0, steps=7, workers=0, seed=1, batch_size=3, transform=to_pixels):
-    made = batches(pairs, transform, batch_size, seed, start, steps, workers)
+    made = batches(pairs, transform, batch_size, seed, range(start, steps), workers)
     return [(b.index.tolist(), b.pixels, b.captions) for b in made]
 
 
@@ -550,7 +550,7 @@ def test_the_seed_decides_order_and_captions_and_the_global_generator_is_left_al
 
 def test_fewer_pairs_than_a_batch_is_an_error_before_the_first_step(coco):
     with pytest.raises(DataError, match=r"0 batches: .* has 10 pairs, batch_size is 11"):
-        batches(coco_pairs(*coco), to_pixels, 11, 0, 0, 5)
+        batches(coco_pairs(*coco), to_pixels, 11, 0, range(5))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -569,4 +569,4 @@ def die(image):
 
 def test_a_dead_worker_comes_with_a_hint(coco):
     with pytest.raises(RuntimeError, match="set num_workers=0"):
-        list(batches(coco_pairs(*coco), die, 3, 0, 0, 3, num_workers=1))
+        list(batches(coco_pairs(*coco), die, 3, 0, range(3), num_workers=1))

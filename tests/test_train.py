@@ -1,8 +1,10 @@
 """The loop, with a real tiny CLIP, a real tiny Stable Diffusion and pictures of four scenes."""
 
+import gc
 import itertools
 import math
 import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +24,11 @@ from sdslib.train import (
     TERMS,
     Loop,
     Parties,
+    Step,
     TrainingError,
     draw_noise,
+    draw_rows,
+    in_parts,
     learning_rate,
     objective,
     spread_draws,
@@ -183,7 +188,7 @@ def test_gradient_ratio_is_that_of_the_two_terms_alone(parties):
         party.student.zero_grad()
         from sdslib.pairs import batches
 
-        batch = next(batches(SomePairs(), party.student.transform, 2, 0, 0, 6))
+        batch = next(batches(SomePairs(), party.student.transform, 2, 0, range(6)))
         party.student.train()
         t, eps = draw_noise(0, 2, party.teacher.latent_shape, settings)
         step_losses(party, batch, t, eps, settings)[name].mean().backward()
@@ -251,7 +256,7 @@ def choice_values(parties, negative, **changes):
     settings = config(arm="teacher-choice", batch_size=6, **changes)
     latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     some = replace(parties(), latents=lambda index: latents[index], negative=negative)
-    batch = next(iter(batches(SomePairs(), some.student.transform, 6, 0, 0, 1, 0)))
+    batch = next(iter(batches(SomePairs(), some.student.transform, 6, 0, range(1))))
     t, eps = draw_noise(0, 6, some.teacher.latent_shape, settings)
     return step_losses(some, batch, t, eps, settings)["sds"], (some, batch, latents, t, eps)
 
@@ -307,7 +312,7 @@ def test_the_loss_on_the_text_embedding_reaches_the_text_tower(parties):
     reached = {}
     for arm in ("sds", "sds-text"):
         some, settings = parties(), config(arm=arm)
-        batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, 0, 1, 0)))
+        batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, range(1))))
         t, eps = draw_noise(0, 2, some.teacher.latent_shape, settings)
         step_losses(some, batch, t, eps, settings)["sds"].mean().backward()
         reached[arm] = {
@@ -388,3 +393,126 @@ def test_the_first_losses_on_a_gpu_agree_with_the_cpu(folders):
         some = Parties(student, trained, teacher, bridge.to(device))
         losses[device] = [step.loss for step in Loop(config(steps=20), some, SomePairs())]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
+def gradient_of(some, settings, batch, draws, rows=None):
+    """The gradient of the whole objective with respect to everything that learns."""
+    t, eps = draws
+    terms = step_losses(some, batch, t, eps, settings, rows)
+    params = [*some.trained, *some.bridge.parameters()]
+    grads = torch.autograd.grad(objective(terms, settings.sds_weight), params, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in
+                      zip(grads, params, strict=True)]).double(), terms  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ["sds", "sds-only", "shuffled-captions", "sds-text", "sds-margin"])
+def test_the_teacher_on_a_share_of_the_pairs_gives_the_full_gradient_on_average(parties, arm):
+    settings = config(arm=arm, batch_size=4, sds_share=0.5)
+    some = replace(parties(), negative=lambda caption, seed: CAPTIONS[0])
+    batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
+    t, eps = draw_noise(0, 4, some.teacher.latent_shape, settings)
+    full, terms = gradient_of(some, settings, batch, (t, eps))
+    found, means = [], []
+    for rows in map(torch.tensor, itertools.combinations(range(4), 2)):
+        grad, parts = gradient_of(some, settings, batch, (t[rows], eps[rows]), rows)
+        assert parts["sds"].nonzero().flatten().tolist() == rows.tolist()
+        found.append(grad)
+        means.append(parts["sds"].mean().item())
+    average = torch.stack(found).mean(0)
+    assert (average - full).norm() < 1e-5 * full.norm()
+    assert (found[0] - full).norm() > 1e-2 * full.norm()
+    assert np.mean(means) == pytest.approx(terms["sds"].mean().item(), rel=1e-5)
+
+
+def test_every_set_of_pairs_is_as_likely_to_be_shown_to_the_teacher():
+    settings = config(batch_size=4, sds_share=0.5)
+    drawn = [tuple(draw_rows(step, settings).tolist()) for step in range(1200)]
+    counts = [drawn.count(pair) for pair in itertools.combinations(range(4), 2)]
+    assert sum(counts) == 1200
+    assert stats.chisquare(counts).pvalue > 0.001
+    assert draw_rows(0, config(batch_size=4)) is None
+    assert len(draw_rows(0, config(batch_size=4, sds_share=0.01))) == 1
+
+
+def test_the_teacher_is_asked_about_its_share_alone_and_resumes_with_it(parties):
+    settings, seen = config(batch_size=4, sds_share=0.5, steps=4), []
+    some = parties()
+    predict = some.teacher.predict_noise
+    some.teacher.predict_noise = lambda z, t, text: seen.append(len(z)) or predict(z, t, text)
+    loop, rows = run(some, settings, stop=2)
+    assert seen == [2, 2]
+    assert rows[0].loss == pytest.approx(rows[0].clip + 0.05 * rows[0].sds, rel=1e-6)
+    again = Loop(settings, parties(), SomePairs())
+    again.unpack(loop.pack(), 2)
+    _, whole = run(parties(), settings)
+    assert [s.loss for s in again] == [s.loss for s in whole[2:]]
+
+
+@pytest.mark.parametrize("gradient", ["through", "residual"])
+@pytest.mark.parametrize("arm", ["sds", "sds-margin"])
+def test_few_pairs_at_once_give_the_values_and_gradient_of_all_at_once(parties, gradient, arm):
+    settings = config(arm=arm, batch_size=5, sds_gradient=gradient)
+    some = replace(parties(), negative=lambda caption, seed: CAPTIONS[0])
+    batch = next(batches(SomePairs(), some.student.transform, 5, 0, range(1)))
+    draws, seen = draw_noise(0, 5, some.teacher.latent_shape, settings), []
+    predict = some.teacher.predict_noise
+    some.teacher.predict_noise = lambda z, t, text: seen.append(len(z)) or predict(z, t, text)
+    whole, terms = gradient_of(some, settings, batch, draws)
+    times = len(seen)
+    parts, few = gradient_of(some, settings.model_copy(update={"micro_batch": 2}), batch, draws)
+    assert seen == [5] * times + [n for n in (2, 2, 1) for _ in range(times)]
+    torch.testing.assert_close(few["sds"], terms["sds"], rtol=1e-5, atol=1e-5)
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+class Kept:
+    """A tensor that autograd keeps for the backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def test_few_pairs_at_once_keep_no_activation_of_the_unet(parties):
+    some, alive = parties(), {}
+    z = torch.ones(4, 4, 4, 4, requires_grad=True)
+    text = some.teacher.embed_texts(CAPTIONS[:4])
+
+    def values(z, rows):
+        t = torch.full((len(z),), 9)
+        return some.teacher.predict_noise(z, t, text[rows]).flatten(1).sum(1)
+
+    for size in (None, 2):
+        kept = weakref.WeakSet()
+
+        def pack(tensor, kept=kept):
+            one = Kept(tensor)
+            kept.add(one)
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+            found = in_parts(values, z, size)
+        gc.collect()
+        alive[size] = sum(one.tensor.numel() for one in kept)
+        assert found.requires_grad
+    assert alive[2] <= 2 * z.numel()  # the slopes
+    assert alive[None] > 100 * alive[2]
+
+
+def test_another_caption_is_the_next_ones_of_the_whole_batch_whatever_the_part():
+    def transform(image):
+        return torch.zeros(3, 2, 2)
+
+    whole = next(batches(SomePairs(), transform, 4, 0, range(1)))
+    halves = [next(batches(SomePairs(), transform, 4, 0, range(1), part=part))
+              for part in (slice(0, 2), slice(2, 4))]  # fmt: skip
+    assert whole.others == whole.captions[1:] + whole.captions[:1]
+    assert sum((half.captions for half in halves), ()) == whole.captions
+    assert sum((half.others for half in halves), ()) == whole.others
+    assert torch.equal(torch.cat([half.index for half in halves]), whole.index)
+    assert all(torch.equal(half.whole, whole.index) for half in halves)
+
+
+def test_a_step_comes_back_from_its_row(parties):
+    _, rows = run(parties(), config(), stop=1)
+    step = replace(rows[0], validation={"text": 0.25})
+    assert Step.from_row(step.row() | {"later": 1}) == step

@@ -345,7 +345,7 @@ def test_no_pairs_at_all(tmp_path):
 )
 def test_a_worker_that_dies(tmp_path):
     pairs = coco_pairs(*write_coco(tmp_path))
-    return refused(list, batches(pairs, die, 3, 0, 2, 4, num_workers=1), error=RuntimeError)
+    return refused(list, batches(pairs, die, 3, 0, range(2, 4), num_workers=1), error=RuntimeError)
 
 
 def of_shard(tmp_path, name, kind=tarfile.REGTYPE, size=0):
@@ -400,7 +400,7 @@ def test_an_image_that_breaks_while_training(tmp_path):
     annotations, images = write_coco(tmp_path)
     pairs = coco_pairs(annotations, images)
     (images / f"{4:012d}.png").write_bytes(b"<html>")
-    return refused(list, batches(pairs, to_pixels, 5, 0, 0, 2), error=ImageError)
+    return refused(list, batches(pairs, to_pixels, 5, 0, range(2)), error=ImageError)
 
 
 @fault(

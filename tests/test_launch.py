@@ -1,0 +1,230 @@
+"""A run in several processes: the same as in one, and clear about a process that ends early."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.torch import load_file
+from test_experiment import SETTINGS
+
+from sdslib import experiment, launch
+from sdslib.config import FinetuneConfig, ParameterError, override
+from sdslib.launch import ProcessError, Workers
+from sdslib.runs import find_run
+
+
+def workers(folder, code):
+    """Workers whose launcher is a few lines of Python that write their words to the log."""
+    with (folder / "log").open("wb") as log:
+        words = [sys.executable, "-c", code]
+        return Workers(folder, subprocess.Popen(words, stdout=log, stderr=log))
+
+
+def test_rows_are_those_that_the_history_grows_by(tmp_path):
+    history = tmp_path / "history.jsonl"
+    history.write_text('{"step": 1}\n{"step": 2}\n')
+    code = f"""if True:
+        import time
+        time.sleep(0.3)
+        with open({str(history)!r}, "a") as file:
+            for text in ('{{"step": 3}}\\n{{"ste', 'p": 4}}\\n'):
+                file.write(text); file.flush(); time.sleep(0.3)
+    """
+    (tmp_path / "opened.json").write_text(
+        json.dumps({"path": str(tmp_path), "done": 2, "steps": 4})
+    )
+    found = list(workers(tmp_path, code).rows())
+    assert [row["step"] for row in found if row] == [3, 4]
+    assert None in found
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "reason"),
+    [
+        ("", {}, "a process of the run ended with status 3; run again to go on from the last"),
+        ("rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 12)", {},
+         "process 1 of the run was killed by signal 9; run again to go on from the last"),
+        ("", {"rank-0": "PeerLost: process 0 of 2 lost another one",
+              "rank-1": "TrainingError: step 3: L_SDS is not finite"},
+         "TrainingError: step 3: L_SDS is not finite"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_the_first_cause_in_one_line(words, files, reason, tmp_path):
+    for name, text in files.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    one = workers(tmp_path, f"print({words!r}); raise SystemExit(3)")
+    with pytest.raises(ProcessError, match=reason):
+        one.opened()
+
+
+def test_what_a_process_tells_is_kept_for_who_started_it(tmp_path, monkeypatch):
+    monkeypatch.delenv(launch.NEWS, raising=False)
+    launch.tell_opened(tmp_path, 1, 2)
+    launch.tell_error(0, ValueError("no"))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(launch.NEWS, str(tmp_path))
+    launch.tell_opened(tmp_path, 1, 2)
+    launch.tell_opened(tmp_path, 0, 0)
+    launch.tell_error(3, ValueError("no"))
+    assert json.loads((tmp_path / "opened.json").read_text())["done"] == 1
+    assert (tmp_path / "rank-3.txt").read_text() == "ValueError: no"
+
+
+def test_processes_share_the_cores_and_their_launcher_is_torchrun(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert launch.environment({"threads": None}, 2)["OMP_NUM_THREADS"] == "4"
+    assert launch.environment({"threads": 3}, 2)["OMP_NUM_THREADS"] == "3"
+    words = launch.command(tmp_path, 2)
+    assert {"torch.distributed.run", "--nproc-per-node=2", "sdslib.experiment"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"processes": 3}, "batch_size 32 cannot be divided among 3 processes"),
+        ({"processes": 2, "arm": "teacher-choice"}, "leave processes at 1"),
+    ],
+)
+def test_processes_that_cannot_share_a_batch_are_refused(changes, problem):
+    with pytest.raises(ParameterError, match=problem):
+        override(FinetuneConfig(), **changes)
+
+
+def test_the_number_of_processes_does_not_name_a_run():
+    one, two = (FinetuneConfig(processes=n).identity() for n in (1, 2))
+    assert one == two
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+def settings(tmp_path, **changes):
+    return FinetuneConfig(**(SETTINGS | changes), runs=str(tmp_path), threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logit_scale": "trained"},
+        {"arm": "shuffled-captions", "sds_share": 0.4, "micro_batch": 1, "checkpointing": True},
+        {"arm": "hard-negatives", "sds_weight": 0.0},
+    ],
+    ids=["sds", "shuffled-captions", "hard-negatives"],
+)
+def test_one_and_two_processes_have_the_same_losses_and_weights(changes, tmp_path):
+    seen = []
+
+    def show(steps, total):
+        assert total == 4
+        for step in steps:
+            seen.append(step)
+            yield step
+
+    one = experiment.finetune(settings(tmp_path / "one", **changes))
+    two = experiment.finetune(settings(tmp_path / "two", processes=2, **changes), show)
+    assert two.finished
+    assert one.name == two.name
+    assert [step.step for step in seen] == [1, 2, 3, 4]
+    first, second = (r.history().drop(columns="seconds").astype(float) for r in (one, two))
+    np.testing.assert_allclose(second, first, rtol=2e-4, atol=1e-6)
+    weights = [load_file(next(r.weights.glob("open_clip*.safetensors"))) for r in (one, two)]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    assert two.score_names() == one.score_names()
+    assert json.loads((two.path / "env.json").read_text())["noted"] == {"processes": 2}
+    assert experiment.finetune(settings(tmp_path / "two", processes=2, **changes)).finished
+
+
+def long(tmp_path):
+    return settings(tmp_path, steps=400, checkpoint_every=1, eval_every=0, processes=2)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_a_clear_line_and_it_goes_on(tmp_path):
+    def kill(steps, total):
+        for step in steps:
+            if step.step == 2:
+                children = psutil.Process().children(recursive=True)
+                second = [p for p in children if "sdslib.experiment" in p.cmdline()
+                          and p.environ().get("RANK") == "1"]  # fmt: skip
+                assert len(second) == 1
+                second[0].kill()
+            yield step
+
+    with pytest.raises(ProcessError, match="process 1 of the run was killed by signal 9; run aga"):
+        experiment.finetune(long(tmp_path), kill)
+    run = find_run(next(tmp_path.iterdir()))
+    status = run.status()
+    assert status["state"] in ("failed", "interrupted")
+    assert run.latest_checkpoint().step >= 2
+    again = settings(tmp_path, steps=400, checkpoint_every=1, eval_every=0)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.finetune(again, stop_after(1))
+    assert find_run(run.path).status()["step"] > run.latest_checkpoint().step - 2
+    assert not psutil.Process().children(recursive=True)
+
+
+def stop_after(count):
+    def cut(steps, total):
+        for number, step in enumerate(steps, 1):
+            if number == count:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    return cut
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_processes_after_a_step_with_a_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step \d+; run again to go on"):
+        experiment.finetune(long(tmp_path), stop_after(2))
+    run = find_run(next(tmp_path.iterdir()))
+    assert run.status()["state"] == "interrupted"
+    assert run.latest_checkpoint().step == len(run.history())
+    for _ in range(50):
+        left = psutil.Process().children(recursive=True)
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
+    with pytest.raises(ProcessError, match="DataError") as caught:
+        experiment.finetune(settings(tmp_path, processes=2, train_data="data/nothing.json::data"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_program_refuses_a_parameter_in_one_line(tmp_path):
+    words = [sys.executable, "-m", "sdslib.experiment", "-p", "sds_wieght", "1"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean 'sds_weight'?" in done.stderr
+
+
+def test_the_program_takes_parameters_as_papermill_does(tmp_path, monkeypatch, capsys):
+    taken = []
+
+    class Found:
+        path, shown_path = tmp_path, "reports/runs/x"
+
+    monkeypatch.setattr(experiment, "finetune", lambda config: taken.append(config) or Found)
+    assert experiment.main(["-p", "sds_weight", "1e-2", "-p", "steps", "3"]) == 0
+    assert (taken[0].sds_weight, taken[0].steps) == (0.01, 3)
+    assert capsys.readouterr().out == "reports/runs/x\n"
+    file = tmp_path / "params.json"
+    file.write_text(taken[0].model_dump_json())
+    assert experiment.main(["--params", str(file)]) == 0
+    assert taken[1] == taken[0]
+    assert experiment.main(["-p", "sds_wieght", "1"]) == 2
+    assert "did you mean 'sds_weight'?" in capsys.readouterr().err
