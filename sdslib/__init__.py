@@ -43,11 +43,11 @@ floor 3, whole jobs, as the notebooks call them
     atlas       every item of a set with what each model does to it, as a page and as a widget
 floor 4, studies of models as they are
     rehearsal   what a run would cost, by a few steps at full size with random weights
-    doctor      what a run needs, what of it is here, and how to get the rest
     baseline    student and teacher on every benchmark at hand
     cases       which finished runs belong together, and their controls
     cells       a grid over a notebook's parameters: checked, and named by the ids of its runs
 floor 5, studies that rest on other studies
+    doctor      what a run needs, what of it is here, and how to get the rest
     casebook    from score files or runs to the atlas of their failures
     modelcard   the card beside a run's weights, and the push to the Hub
     sweep       many runs of one notebook, each a papermill process, here or on Ray

@@ -31,6 +31,10 @@ COCO = (
     "http://images.cocodataset.org/annotations/annotations_trainval2017.zip (0.3 GB) and unpack "
     "both in data/coco; the captions are CC BY 4.0, the images under their Flickr terms"
 )
+WINOGROUND = (
+    ". It is gated: accept its terms at https://huggingface.co/datasets/facebook/winoground, then "
+    "`export HF_TOKEN=...` with a token of https://huggingface.co/settings/tokens"
+)
 CHECKPOINTS = 3  # the two that are kept, and the one that is being written
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -50,16 +54,19 @@ def examine(config: FinetuneConfig) -> pd.DataFrame:
 
 def findings(config: FinetuneConfig) -> Iterator[Finding]:
     """Everything that `02_finetune` of this config needs, then what other notebooks can use."""
+    absent = set()
     problem = student.weights_problem(config.clip_model, config.clip_pretrained)
+    absent |= {"student"} if problem else set()
     name = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
     yield _finding("student", problem, name)
     if experiment.has_teacher(config):
         problem = teacher.weights_problem(config.teacher, config.teacher_revision)
+        absent |= {"teacher"} if problem else set()
         yield _finding("teacher", problem, config.teacher)
     yield _finding("training pairs", _pairs_problem(config.train_data), config.train_data)
     needed = config.benchmark.partition(":")[0]
     yield _finding("benchmark", _benchmark_problem(config.benchmark), config.benchmark)
-    yield from _costs(config)
+    yield from _costs(config, absent)
     others = [f"mini:{n}" for n in MINI] if config.preset == "mini" else [*LOADERS]
     for other in others:
         if other not in (needed, config.benchmark):
@@ -79,10 +86,11 @@ def _pairs_problem(source: str) -> str | None:
         absent = [part for part in source.split("::", 1) if not project_path(part).exists()]
         hint = COCO if "coco" in source else "give captions.json::image_folder"
         return f"{' and '.join(absent)} not there: {hint}" if absent else None
-    folder = project_path(source.partition("{")[0].partition("*")[0])
-    if source.endswith(".tar") or folder.is_dir():
-        there = source.startswith("http") or folder.exists() or folder.parent.is_dir()
-        return None if there else f"no shards at {source}"
+    if source.startswith(("http://", "https://")) or project_path(source).is_dir():
+        return None
+    if source.endswith(".tar"):
+        there = any(project_path(source).parent.glob("*.tar"))
+        return None if there else f"no shards at {source}; give shards/{{000..099}}.tar or a folder"
     repo = source.partition(":")[0]
     if REPO_ID.match(repo):
         refused = hub_access(repo, "a COCO folder or captions.json::image_folder")
@@ -96,12 +104,13 @@ def _benchmark_problem(source: str) -> str | None:
     try:
         benchmarks.load_benchmark(source)
     except (DataError, OSError) as error:
-        return str(error)
+        told = str(error).rstrip(".")
+        return told + (WINOGROUND if source == "winoground" and "HF_TOKEN" not in told else "")
     return None
 
 
-def _costs(config: FinetuneConfig) -> Iterator[Finding]:
-    """Device, memory and disk, against what the parameters alone take."""
+def _costs(config: FinetuneConfig, absent: set[str]) -> Iterator[Finding]:
+    """Device, memory and disk, against what the parameters alone take; `absent` is to download."""
     try:
         device = experiment.pick_device(config.device)
     except ParameterError as error:
@@ -120,8 +129,12 @@ def _costs(config: FinetuneConfig) -> Iterator[Finding]:
     text += " (-p dry_run True) measures the rest"
     yield Finding("memory", "here" if memory < have else "missing", text)
     need, root = disk_bytes(parties), _there(runs_root(config))
+    text = f"{need / 1e9:.2f} GB for a run and its checkpoints"
+    for name in sorted(absent):
+        weights = 4 * sum(p.numel() for p in getattr(parties, name).parameters())
+        need, text = need + weights, f"{text}, {weights / 1e9:.2f} GB for the {name}'s weights"
     free = shutil.disk_usage(root).free
-    text = f"{need / 1e9:.2f} GB for a run and its checkpoints; {free / 1e9:.1f} GB are free"
+    text += f"; {free / 1e9:.1f} GB are free"
     yield Finding("disk", "here" if need < free else "missing", text)
 
 

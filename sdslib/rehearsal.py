@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from sdslib import experiment, miniworld
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, validate
-from sdslib.pairs import load_pairs
+from sdslib.pairs import Pairs, load_pairs
 from sdslib.sources import DataError
 from sdslib.student import random_student, set_trainable
 from sdslib.teacher import random_teacher
@@ -172,9 +172,10 @@ def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = ST
         }
     )
     device, count = parties.trained[0].device, _counted(parties)
+    pictures = cast(Pairs, Pictures(size * (steps + 1)))  # as much of one as the loop asks for
     gc.collect()
     _reset_peak(device)
-    seconds = [step.seconds for step in Loop(settings, parties, Pictures(size * (steps + 1)))]
+    seconds = [step.seconds for step in Loop(settings, parties, pictures)]
     memory = _peak(device)
     return Trial(size, statistics.median(seconds[1:]), memory, count() / (steps + 1))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -361,9 +362,10 @@ def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         try:
-            network = open_clip.create_model(
-                source, load_weights=False, pretrained_text=False, device=device
-            )
+            with _quiet():  # open_clip would say that there are no weights
+                network = open_clip.create_model(
+                    source, load_weights=False, pretrained_text=False, device=device
+                )
             tokenizer = open_clip.get_tokenizer(source)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
@@ -372,6 +374,17 @@ def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0
             ) from error
     origin = Origin(f"{name}, random weights", open_clip.get_model_config(source))
     return Student(network, tokenizer, origin).requires_grad_(False).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _check_folder(model: str) -> Path:

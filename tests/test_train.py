@@ -516,3 +516,15 @@ def test_a_step_comes_back_from_its_row(parties):
     _, rows = run(parties(), config(), stop=1)
     step = replace(rows[0], validation={"text": 0.25})
     assert Step.from_row(step.row() | {"later": 1}) == step
+
+
+def test_a_run_that_saves_memory_goes_as_one_that_does_not(parties, folders):
+    settings = config(batch_size=3, steps=3)
+    _, rows = run(parties(), settings)
+    saving = settings.model_copy(update={"micro_batch": 1, "checkpointing": True})
+    some = replace(parties(), teacher=load_teacher(str(folders[1]), checkpointing=True))
+    _, few = run(some, saving)
+    for one, other in zip(rows, few, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+        assert other.bridge_grad_norm == pytest.approx(one.bridge_grad_norm, rel=1e-4)

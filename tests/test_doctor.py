@@ -1,0 +1,138 @@
+"""What a run needs and what of it is here: nothing is loaded, and no network is asked for long."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+from sdslib import doctor, student, teacher
+from sdslib.config import FinetuneConfig, paper, project_root
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    one = tiny.save_student(root / "student")
+    return {"clip_model": f"local-dir:{one}", "teacher": str(tiny.save_teacher(root / "teacher"))}
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub, repo, file, content="x"):
+    """Put a file into the Hub's cache as a download would, at revision `main`."""
+    folder = hub / f"models--{repo.replace('/', '--')}"
+    path = folder / "snapshots" / "abc" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text("abc")
+    return path
+
+
+def run(*words):
+    lines = []
+    return doctor.main(list(words), lines.append), lines
+
+
+def test_with_the_mini_preset_all_is_here():
+    code, lines = run("--preset", "mini")
+    assert code == 0
+    assert {line.split()[0] for line in lines} == {"here"}
+    told = {line.split(":")[0].removeprefix("here").strip() for line in lines}
+    assert {"student", "teacher", "training pairs", "benchmark", "device", "disk"} <= told
+
+
+def test_without_network_the_paper_preset_says_what_is_missing_and_how_to_get_it(
+    empty_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    begun = time.monotonic()
+    code, lines = run(
+        "--preset", "paper", "-p", "train_data", f"{tmp_path}/coco/a.json::{tmp_path}/i"
+    )
+    assert code == 1
+    assert time.process_time() - begun < 60
+    text = {line.split(":")[0]: line for line in lines}
+    assert "hf download timm/vit_base_patch16_clip_224.openai" in text["missing   student"]
+    assert "hf download CompVis/stable-diffusion-v1-4" in text["missing   teacher"]
+    assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text["missing   teacher"]
+    assert "train2017.zip" in text["missing   training pairs"]
+    assert "HF_TOKEN" in text["missing   benchmark"]
+    assert any(line.startswith("optional  benchmark aro-relation") for line in lines)
+    disk = next(line for line in lines if " disk:" in line)
+    assert "4.26 GB for the teacher's weights" in disk
+
+
+def test_a_misspelt_parameter_is_said_too():
+    code, lines = run("-p", "sds_wieght", "1")
+    assert code == 1
+    assert "did you mean 'sds_weight'?" in lines[0]
+
+
+def test_examine_gives_a_notebook_the_same_as_a_table(folders):
+    table = doctor.examine(FinetuneConfig(**folders))
+    assert list(table.columns) == ["what", "state", "said"]
+    assert set(table["state"]) == {"here"}
+
+
+def test_a_device_that_is_not_here_is_missing(folders):
+    table = doctor.examine(FinetuneConfig(**folders, device="mps")).set_index("what")
+    assert table.loc["device", "state"] == "missing"
+
+
+def test_weights_in_the_cache_are_found(empty_cache):
+    repo = "timm/vit_base_patch16_clip_224.openai"
+    name, tag = "ViT-B-16-quickgelu", "openai"
+    assert "not in the local cache" in student.weights_problem(name, tag)
+    cached(empty_cache, repo, "open_clip_model.safetensors")
+    assert student.weights_problem(name, tag) is None
+    assert "needs weights" in student.weights_problem(name, None)
+    assert "other activation" in student.weights_problem("ViT-B-16", tag)
+    assert "hf download a/b" in student.weights_problem("hf-hub:a/b", None)
+
+
+def test_a_teacher_is_there_when_all_its_files_are(empty_cache, folders):
+    folder, repo = project_root() / folders["teacher"], "some/teacher"
+    assert teacher.weights_problem(folders["teacher"]) is None
+    assert f"hf download {repo}" in teacher.weights_problem(repo)
+    names = [*teacher.CONFIGS, *(f"{part}/{name}" for part, name in teacher.WEIGHTS.items())]
+    for name in names:
+        shutil.copy(folder / name, cached(empty_cache, repo, name))
+    assert teacher.weights_problem(repo) is None
+    cached(empty_cache, repo, "unet/config.json", json.dumps({"cross_attention_dim": 3}))
+    assert "they belong to different models" in teacher.weights_problem(repo)
+    assert "does not exist" in teacher.weights_problem("no/such/teacher")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("mini", None),
+        ("tests::notebooks", None),
+        ("tests", None),
+        ("tests/none.json::notebooks", "tests/none.json not there: give captions.json::image"),
+        ("nowhere/{000..009}.tar", "no shards at"),
+        ("some/pairs", "cannot be reached"),
+        ("nothing at all", "is no source of pairs"),
+    ],
+)
+def test_training_pairs_are_looked_for_without_being_read(source, problem, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = doctor._pairs_problem(source)
+    assert found is None if problem is None else problem in found
+
+
+def test_weights_and_disk_are_counted_from_shapes(folders):
+    config = paper().model_copy(update={"sds_weight": 0.001})
+    parties = doctor.random_parties(config, doctor.torch.device("meta"))
+    learning = sum(p.numel() for p in (*parties.trained, *parties.bridge.parameters()))
+    bridge, student_, unet, rest = (512 + 1) * 16384, 149_620_737, 859_520_964, 206_714_343
+    assert learning - bridge == sum(p.numel() for p in parties.trained)
+    expected = 4 * (student_ + bridge + rest) + 2 * unet + 12 * learning
+    assert doctor.weights_bytes(parties, config) == expected
+    assert doctor.disk_bytes(parties) == 4 * (9 * learning + student_)
