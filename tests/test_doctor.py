@@ -51,12 +51,9 @@ def test_without_network_the_paper_preset_says_what_is_missing_and_how_to_get_it
     empty_cache, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    begun = time.monotonic()
-    code, lines = run(
-        "--preset", "paper", "-p", "train_data", f"{tmp_path}/coco/a.json::{tmp_path}/i"
-    )
+    pairs = f"{tmp_path}/coco/a.json::{tmp_path}/i"
+    code, lines = run("--preset", "paper", "-p", "train_data", pairs)
     assert code == 1
-    assert time.process_time() - begun < 60
     text = {line.split(":")[0]: line for line in lines}
     assert "hf download timm/vit_base_patch16_clip_224.openai" in text["missing   student"]
     assert "hf download CompVis/stable-diffusion-v1-4" in text["missing   teacher"]
