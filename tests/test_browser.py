@@ -24,6 +24,7 @@ from sdslib.benchmarks import Benchmark, Item, load_benchmark
 from sdslib.config import DemoConfig, project_root
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.miniworld import Thing
+from sdslib.runs import find_run, list_runs
 from sdslib.student import load_student
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
@@ -36,6 +37,12 @@ CAPTIONS = ("a green star above a black heart", "a black heart above a green sta
 SCENE = {
     "first size": "large", "first color": "green", "first shape": "star", "relation": "above",
     "second size": "small", "second color": "black", "second shape": "heart",
+}  # fmt: skip
+
+# Steps enough to be stopped in the middle.
+LONG = {
+    "steps": 5000, "batch_size": 8, "eval_every": 0, "checkpoint_every": 5000, "eval_items": 20,
+    "bridge_pairs": 256,
 }  # fmt: skip
 
 
@@ -75,6 +82,7 @@ class Lab:
     url: str
     token: str
     folder: Path
+    runs: Path
 
     def address(self, notebook):
         return f"{self.url}/lab/tree/{notebook}.ipynb?token={self.token}"
@@ -91,6 +99,7 @@ def lab(tmp_path_factory, chromium, scores):
     copy_notebook("06_caption_demo", folder, runs=runs)
     copy_notebook("05_winoground_failures", folder, runs=runs, teacher_items=0,
                   scores=str(home / "student.csv"))  # fmt: skip
+    copy_notebook("02_finetune", folder, runs=runs, **LONG)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -101,7 +110,7 @@ def lab(tmp_path_factory, chromium, scores):
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/api?token={token}", process, home / "log")
-        yield Lab(url, token, folder)
+        yield Lab(url, token, folder, home / "runs")
     finally:
         process.terminate()
         try:
@@ -327,3 +336,28 @@ def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scor
     left = atlas.select(built, atlas.Query(outcome="wrong", words=word))
     panel.get_by_text(f"among {len(left)} of 12 items").wait_for()
     assert seen == Seen()
+
+
+def test_training_is_watched_and_stopped_after_a_step_with_a_checkpoint(page, lab, seen):
+    run_all(page, lab, "02_finetune")
+    panel = cell(page, "finished = experiment.finetune")
+    button = panel.get_by_role("button", name="Stop after this step")
+    appears(page, button)
+    panel.locator("img[alt^='Training curves']").wait_for()
+    assert " left" in panel.locator("progress").locator("..").inner_text()
+    button.click()
+    panel.locator("[data-mime-type='application/vnd.jupyter.error']").wait_for()
+    assert "run again to go on" in panel.inner_text()
+    assert not panel.get_by_role("button", name="Stop").count()
+    assert "stopped after" in panel.locator("progress").locator("..").inner_text()
+
+    (run,) = list_runs(lab.runs)["run"]
+    run = find_run(run, lab.runs)
+    done, _, _ = run.latest_checkpoint()
+    assert 0 < done == run.history()["step"].max() < LONG["steps"]
+    assert run.status["state"] == "interrupted"
+    saved = save(page, lab.folder / "02_finetune.ipynb")
+    outputs = [o.get("data", {}) for c in saved.cells for o in c.get("outputs", [])]
+    assert any("image/png" in data for data in outputs)
+    assert not any(WIDGET in data for data in outputs)
+    assert (seen.dialogs, seen.outside) == ([], [])
