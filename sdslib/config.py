@@ -548,7 +548,7 @@ def _enough_noise(arm: str, choice_draws: int, batch_size: int, sds_share: float
     seen = max(1, round(sds_share * batch_size))
     if arm != "teacher-choice" or choice_draws <= seen:
         return None
-    return f"choice_draws {choice_draws} needs as many pairs that the teacher sees; it sees {seen}"
+    return f"choice_draws {choice_draws} needs as many pairs a batch; the teacher sees {seen}"
 
 
 def _even_parts(batch_size: int, processes: int) -> str | None:
