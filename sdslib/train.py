@@ -532,8 +532,8 @@ class Loop:
         raise TrainingError(
             f"step {self.done + 1}: out of memory ({reason}); nothing of the step is kept. Take a "
             f"batch_size below {config.batch_size}, precision 'bf16' in place of "
-            f"{config.precision!r}, or less to train than {config.trainable!r}; or let the teacher "
-            f"see fewer pairs at once with micro_batch (now {config.micro_batch or 'all'})"
+            f"{config.precision!r}, or less to train than {config.trainable!r}; micro_batch and "
+            "checkpointing need less too"
         )
 
     def _step(self, batch: Batch) -> Step:

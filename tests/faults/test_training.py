@@ -134,7 +134,8 @@ def test_an_inert_weight(parties):  # noqa: F811
     43,
     "out of memory within a step",
     "step 1: out of memory (…); nothing of the step is kept. Take a batch_size below 2, precision "
-    "'bf16' in place of 'fp32', or less to train than 'layernorm'",
+    "'bf16' in place of 'fp32', or less to train than 'layernorm'; micro_batch and checkpointing "
+    "need less too",
 )
 def test_out_of_memory(parties):  # noqa: F811
     """Asks the allocator for more than there is, and looks for what the step held."""
