@@ -102,6 +102,49 @@ def test_the_number_of_processes_does_not_name_a_run():
     assert one == two
 
 
+@pytest.fixture
+def sleeper(monkeypatch):
+    """In place of torchrun a process that would run for a minute, and tells that it has opened."""
+    code = f"""if True:
+        import json, os, pathlib, time
+        folder = pathlib.Path(os.environ[{launch.NEWS!r}])
+        assert json.loads((folder / "params.json").read_text()) is not None
+        (folder / "history.jsonl").write_text('{{"step": 1}}\\n')
+        told = {{"path": str(folder), "done": 0, "steps": 9}}
+        (folder / "part").write_text(json.dumps(told))
+        (folder / "part").rename(folder / "opened.json")
+        time.sleep(60)
+    """
+    monkeypatch.setattr(launch, "command", lambda folder, count: [sys.executable, "-c", code])
+
+
+def test_whatever_happens_no_process_is_left(sleeper):
+    with pytest.raises(ZeroDivisionError), launch.workers({}, 2) as found:  # noqa: PT012
+        assert found.opened()["steps"] == 9
+        assert next(found.rows()) == {"step": 1}
+        1 / 0  # noqa: B018
+    assert found.process.poll() is not None
+    assert not found.folder.exists()
+
+
+def test_a_request_to_stop_reaches_the_processes_and_is_obeyed(sleeper):
+    with experiment.stop_requested() as stop, launch.workers({}, 2) as found:
+        found.opened()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit, match="stopped after step 0; run again") as end:
+            list(experiment._steps(found, stop))
+        assert end.value.code == 143
+        assert found.process.poll() is not None
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    cuda = experiment.torch.device("cuda")
+    monkeypatch.setattr(experiment, "pick_device", lambda name: cuda)
+    monkeypatch.setattr(experiment.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ParameterError, match="processes 2 but 1 GPUs; a process needs one"):
+        experiment.finetune(FinetuneConfig(processes=2, device="cuda"))
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 
