@@ -1,6 +1,7 @@
 """The soak itself: what it counts, what it would find, and five rounds of it."""
 
 import gc
+import json
 import weakref
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_a_run_that_ends_differently_is_a_fault(tmp_path, config):
 def test_a_checkpoint_that_vanishes_is_counted_as_lost(tmp_path):
     tally = soak.Tally()
     (tmp_path / "identity.json").write_text("{}")
-    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    status = {"state": "finished", "pid": 1, "step": 9, "updated": "", "message": "finished"}
+    (tmp_path / "status.json").write_text(json.dumps(status))
     soak.after_kill(tmp_path, had=True, tally=tally)
     assert tally.lost == 1
 

@@ -12,7 +12,18 @@ from test_atlas import benchmark as pictured
 from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
 
 from faults.catalog import fault
-from sdslib import atlas, demo, evaluate, experiment, images, metrics, probes, runs, tables
+from sdslib import (
+    atlas,
+    demo,
+    evaluate,
+    experiment,
+    images,
+    metrics,
+    miniworld,
+    probes,
+    runs,
+    tables,
+)
 from sdslib.config import DemoConfig, FinetuneConfig
 from sdslib.runs import open_run
 
@@ -112,7 +123,7 @@ def test_ties_are_counted_apart_and_wrong():
 )
 def test_a_model_that_tells_nothing_apart(student, monkeypatch):  # noqa: F811
     one = torch.nn.functional.normalize(torch.ones(1, student.width), dim=-1)
-    for name in ("encode_images", "encode_texts"):
+    for name in ("encode_images", "encode_short_texts"):
         monkeypatch.setattr(student, name, lambda batch: one.expand(len(batch), -1))
     table, said = cautions(evaluate.clip_scorer(student), grid_items(3))
     assert tables.ties_of(table).all()
@@ -146,6 +157,7 @@ def test_changed_weights_are_another_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def one_panel(student):  # noqa: F811
+    miniworld.ensure_world()
     some = demo.Demo(DemoConfig(), {"untouched": probes.Remembering(student)}, None, "no items")
     question = demo.Question(
         demo.scene_ref(demo.START), ("a red circle", "a blue square"), "a scene"
