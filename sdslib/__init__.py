@@ -28,7 +28,7 @@ floor 1, parties
     tables      scores in, tables out
     figures     a table in, a figure out
 floor 2, verbs
-    live        training as it goes: curves that grow and a stop button
+    live        training as it goes: curves that grow
     train       the objective and the loop
     evaluate    scorers and score grids
     studies     finished runs by setting and seed: means, paired differences, by tag

@@ -1,13 +1,12 @@
-"""Training as somebody at the notebook sees it: curves that grow, and a button that stops it.
+"""Training as somebody at the notebook sees it: curves that grow.
 
-Where nobody sits at the notebook (papermill, nbconvert, a terminal) there is the line of `progress`
-alone; the notebook's own figure of the history comes after it.
+The notebook's own stop button (interrupt the kernel) ends it after the step, with a checkpoint; see
+`experiment.stop_requested`. Where nobody sits at the notebook (papermill, nbconvert, a terminal)
+there is the line of `progress` alone; the notebook's own figure of the history comes after it.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -36,16 +35,16 @@ S = TypeVar("S", bound=HasRow)
 def training(label: str, note: str = "") -> Callable[[Iterable[S], int], Iterator[S]]:
     """A function `(steps, total)` that passes steps on and shows how training goes.
 
-    At a live notebook: the line with the time left, the curves of `figures.history`, and a stop
-    button. After the last step curves and button go, since the whole history is drawn next; of
-    training that ended early the curves stay.
+    At a live notebook: the line with the time left and the curves of `figures.history`. After the
+    last step the curves go, since the whole history is drawn next; of training that ended early
+    they stay.
     """
 
     def follow(steps: Iterable[S], total: int) -> Iterator[S]:
         if not page.is_live():
             yield from track(label)(steps, total)
             return
-        with StopButton(), Curves(total, note) as curves:
+        with Curves(total, note) as curves:
             for step in track(label)(steps, total):
                 curves.add(step.row())
                 yield step
@@ -87,39 +86,3 @@ class Curves:
             self._handle.update(self._empty)
         elif self.rows:
             self._draw()
-
-
-class StopButton:
-    """A button that asks training to stop after the step, with a checkpoint, as Ctrl-C does.
-
-    JupyterLab answers it while the cell runs, since it sends the messages of widgets to a thread
-    of their own (a subshell of the kernel).
-    """
-
-    def __init__(self) -> None:
-        import ipywidgets as w
-        from IPython.display import display
-
-        self.button = w.Button(
-            description="Stop after this step",
-            icon="stop",
-            tooltip="Saves a checkpoint; run the cell again to go on",
-            layout=w.Layout(width="auto"),
-        )
-        self.button.on_click(self._ask)
-        self._handle: Any = display(page.Live(self.button, ""), display_id=True)
-
-    def _ask(self, _: object) -> None:
-        self.button.disabled, self.button.description = True, "Stopping …"
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def __enter__(self) -> StopButton:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        from IPython.display import HTML
-
-        self._handle.update(HTML(""))
-        self.button.close()

@@ -41,7 +41,7 @@ DOORS = {
     "scipy": {"metrics", "tables", "evaluate"},
     "matplotlib": {"figures"},
     "seaborn": {"figures"},
-    "ipywidgets": {"demo", "atlas", "live"},
+    "ipywidgets": {"demo", "atlas"},
     "papermill": {"sweep"},
     "ray": {"sweep"},
     "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles"},

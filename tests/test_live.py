@@ -1,6 +1,5 @@
-"""Training at a live notebook: curves that grow, a button that stops it; one line elsewhere."""
+"""Training at a live notebook: curves that grow; one line elsewhere."""
 
-import signal
 from dataclasses import dataclass
 
 import pytest
@@ -52,30 +51,16 @@ def test_elsewhere_there_is_one_line(capsys):
 def test_curves_grow_and_go_when_the_whole_history_is_drawn_next(notebook):
     steps = [Step(n) for n in range(1, 4)]
     assert list(live.training("fine-tuning")(iter(steps), 3)) == steps
-    button, curves = notebook
+    (curves,) = notebook
     pictures = [thing for thing in curves if hasattr(thing, "alt")]
     assert pictures
     assert "clip 0.5" in pictures[0].alt
-    assert last(button) == last(curves) == ""
+    assert last(curves) == ""
 
 
 def test_curves_of_training_that_ended_early_stay(notebook):
     following = live.training("fine-tuning")(iter([Step(1), Step(2)]), 9)
     next(following)
     following.close()
-    button, curves = notebook
+    (curves,) = notebook
     assert curves[-1].alt.startswith("Training curves")
-    assert last(button) == ""
-
-
-def test_the_button_asks_as_ctrl_c_does_and_once(notebook):
-    asked = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
-    try:
-        with live.StopButton() as stop:
-            stop.button.click()
-            assert stop.button.disabled
-            assert stop.button.description == "Stopping …"
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert asked == [signal.SIGINT]
