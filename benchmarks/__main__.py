@@ -17,7 +17,6 @@ from sdslib import miniworld
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "sequential": lambda: scoring.sequential(100),
-    "timesteps": scoring.against_every_timestep,
     "baseline": scoring.whole_baseline,
     "clip": lambda: scoring.clip_evaluation(100, 5),
     "encodes": scoring.encodes,

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid_with_vae_inside
 
-from benchmarks import errors
 from benchmarks.harness import Row, paired
 from sdslib import baseline, evaluate, minimodels, tables
 from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
@@ -42,31 +41,6 @@ def sequential(items: int) -> list[Row]:
         Row("S1", "UNet evaluations, 64 draws / sequential", evaluations[0] / evaluations[1], 4, 5,
             note=note),
         Row("S2", "text score lost by it, points", 100 * (text[0] - text[1]), 1, 0, least=True),
-    ]  # fmt: skip
-
-
-def against_every_timestep() -> list[Row]:
-    """The sequential scorer beside the error at each of 1,000 timesteps, on the same items."""
-    t, table, ids = errors.read()
-    teacher, profile = baseline.load_judge(BaselineConfig())
-    weights = evaluate.relative_weights(profile, t)
-    whole = (table * weights).mean(-1)  # [N, I, K]
-    scorer = evaluate.sequential_diffusion_scorer(teacher, 64, 0, profile=profile, batch_size=128)
-    scores = evaluate.score_grids(scorer, errors.items())
-    assert scores["id"].tolist() == ids
-    columns = [f"relative.s_{i}_{k}" for i in range(2) for k in range(2)]
-    own = -scores[columns].to_numpy().reshape(whole.shape)
-    same = (own.argmin(-1) == whole.argmin(-1)).mean()
-    text = [float((one.argmin(-1) == [0, 1]).all(-1).mean()) for one in (whole, own)]
-    pairs = own.size
-    each = scorer.counts["unet_evaluations"] / pairs
-    note = f"{each:.1f} evaluations a pair; text score {text[0]:.1%} and {text[1]:.1%}"
-    return [
-        Row("G3", "UNet evaluations, every timestep / sequential", len(t) / each, 15, 60,
-            note=note),
-        Row("G3a", "choices of a caption that agree, percent", 100 * same, 98, 100,
-            note=f"{own.shape[0] * 2} choices"),
-        Row("G3b", "text score lost by it, points", 100 * (text[0] - text[1]), 0.5, 0, least=True),
     ]  # fmt: skip
 
 
