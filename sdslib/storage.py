@@ -241,8 +241,8 @@ def is_alive(owner: dict[str, Any]) -> bool:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The time in UTC, to the millisecond, so that of two runs the later one is told."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _short(path: Path) -> str:

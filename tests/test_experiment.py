@@ -81,8 +81,14 @@ def test_a_run_cut_off_by_a_signal_goes_on_to_the_same_end(config, finished, tmp
     assert losses(again) == losses(finished)
 
 
-def test_signals_are_put_back_after_training(finished):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signals_are_put_back_after_training():
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+    with experiment.stop_requested() as stop:
+        assert all(signal.getsignal(kind) not in before for kind in kinds)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+    assert [signal.getsignal(kind) for kind in kinds] == before
 
 
 def test_another_seed_is_another_run_with_other_weights(config, finished):
