@@ -17,6 +17,7 @@ PARSER ?= all
 SECONDS ?= 30
 FAST   := not slow and not browser and not ray
 SLOW   := slow or browser or ray
+QUICK  := floors environment notebook_form config losses metrics images progress failures
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,11 +61,11 @@ fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS (PARSER=all: each
 bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
 	python -m benchmarks
 
-check: $(READY) ## lint, format, types and fast tests, in under a minute
+check: $(READY) ## lint, format, types and the tests that take no models, in under a minute
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -q -n $(JOBS) -m "$(FAST)"
+	pytest -q -n $(JOBS) -m "$(FAST)" $(QUICK:%=tests/test_%.py)
 
 lock: $(READY) ## write the versions installed in .venv to constraints.txt
 	pip list --format=freeze --exclude-editable --exclude pip > constraints.txt.new
