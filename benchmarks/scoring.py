@@ -12,7 +12,7 @@ from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
 from sdslib.config import BaselineConfig
 from sdslib.pairs import load_pairs
 from sdslib.student import Student, load_student
-from sdslib.teacher import Teacher
+from sdslib.teacher import Teacher, load_teacher
 
 ARO = ("aro-relation", "aro-attribution", "coco-order")
 
@@ -144,7 +144,7 @@ def proportioned_teacher() -> Teacher:
 
     There one image's encoding costs 1.4 times a call of the UNet (1,117 and 803 GFLOP).
     """
-    teacher, _ = baseline.load_judge(BaselineConfig())
+    teacher = load_teacher(BaselineConfig().teacher)
     teacher.vae = minimodels.new_vae(0, layers_per_block=3).eval().requires_grad_(False)
     return teacher
 

@@ -16,6 +16,7 @@ from sdslib import experiment, figures, studies, sweep
 from sdslib.cells import grid, literal
 from sdslib.config import (
     TRAINABLE,
+    WEIGHTLESS,
     AblateTrainableConfig,
     AblateWeightConfig,
     Arm,
@@ -127,7 +128,7 @@ def arms(given: Given | None = None, seeds: int = 5, **options: Any) -> Study:
 
 
 def _of_arm(arm: str, weight: Given) -> Given:
-    return {"arm": arm} if arm in ("clip-only", "hard-negatives") else {"arm": arm} | weight
+    return {"arm": arm} if arm in WEIGHTLESS else {"arm": arm} | weight
 
 
 def _fixed(config: SweepConfig) -> Given:

@@ -6,7 +6,7 @@ Where no run is finished yet a small one is made first, so that there is somethi
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,18 @@ from typing import Any
 import pandas as pd
 
 from sdslib import experiment, runs
-from sdslib.config import FinetuneConfig, ParameterError, ReportConfig, preset, project_path
+from sdslib.config import (
+    WEIGHTLESS,
+    FinetuneConfig,
+    ParameterError,
+    ReportConfig,
+    preset,
+    project_path,
+)
+from sdslib.experiment import Show
 from sdslib.runs import Run
 from sdslib.storage import read_json
-from sdslib.train import Step
 
-Follow = Callable[[Iterable[Step], int], Iterable[Step]]
 SMALL = "small"
 # What is made where there is no run yet: enough to fill every part of a report in a minute.
 SMALL_RUN: dict[str, Any] = {
@@ -93,7 +99,7 @@ def members(cases: Sequence[Case]) -> list[tuple[Run, Run | None]]:
     return list(found.values())
 
 
-def collect(config: ReportConfig, progress: Callable[[str], Follow] | None = None) -> list[Case]:
+def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None) -> list[Case]:
     """The cases to report on: the runs named, or all finished ones, the newest first.
 
     Where none is finished a small run and its control are made first. `progress(label)` gives what
@@ -158,7 +164,7 @@ def _finished(where: Path) -> list[Run]:
     return [runs.find_run(where / name) for name in newest]
 
 
-def _small(config: ReportConfig, progress: Callable[[str], Follow] | None) -> Run:
+def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
     settings = FinetuneConfig(
         **SMALL_RUN,
         seed=config.seed,
@@ -257,7 +263,7 @@ def papermill_line(run: Run) -> str:
         given.pop("runs")
     for name in ("device", "threads", "num_workers", "resume", "tracker", "preset"):
         given.pop(name, None)
-    if config.arm in ("clip-only", "hard-negatives"):
+    if config.arm in WEIGHTLESS:
         given.pop("sds_weight", None)
     if config.preset != "mini":
         given = {"preset": config.preset} | given

@@ -65,6 +65,7 @@ _SDS_KNOBS = frozenset(
         "teacher_revision",
     ]
 )
+WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
 _BRIDGE_KNOBS = frozenset(["bridge_start", "bridge_pairs", "bridge_input"])
 UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in get_args(Arm)} | {
     "clip-only": _SDS_KNOBS | {"choice_draws"},
@@ -469,7 +470,7 @@ def override(config: C, **changes: Any) -> C:
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if changes.get(one) is not None:
             dumped.pop(other, None)
-    if changes.get("arm") in ("clip-only", "hard-negatives") and "sds_weight" not in changes:
+    if changes.get("arm") in WEIGHTLESS and "sds_weight" not in changes:
         dumped.pop("sds_weight", None)
     return validate(type(config), dumped | changes)
 
@@ -491,7 +492,7 @@ def _on_preset(cls: type[Config], given: dict[str, Any]) -> dict[str, Any]:
 
 def _settle_arm(values: dict[str, Any]) -> dict[str, Any]:
     arm, weight = values["arm"], values.get("sds_weight")
-    if arm in ("clip-only", "hard-negatives") and isinstance(weight, (int, float, type(None))):
+    if arm in WEIGHTLESS and isinstance(weight, (int, float, type(None))):
         return values | {"sds_weight": 0.0}
     if arm != "sds-only" and not isinstance(weight, bool) and weight == 0:
         return values | {"arm": "clip-only"}
@@ -597,7 +598,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
 def _contradictions(given: Mapping[str, Any]) -> list[str]:
     arm, weight = given.get("arm"), given.get("sds_weight")
     weighted = isinstance(weight, (int, float)) and not isinstance(weight, bool) and weight > 0
-    if arm in ("clip-only", "hard-negatives") and weighted:
+    if arm in WEIGHTLESS and weighted:
         return [f"arm {arm!r} has no L_SDS; leave out sds_weight {weight} or set it to 0"]
     return []
 

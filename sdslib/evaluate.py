@@ -145,10 +145,8 @@ class ClipScorer:
         strings, place = np.unique(np.array(captions, dtype=object), return_inverse=True)
         tokens = [self.student.tokenize(list(some)).cpu() for some in _chunks(strings, 1024)]
         distinct, row = np.unique(torch.cat(tokens).numpy(), axis=0, return_inverse=True)
-        order, found = (
-            np.argsort(caption_lengths(torch.from_numpy(distinct)).numpy(), kind="stable"),
-            [],
-        )
+        lengths, found = caption_lengths(torch.from_numpy(distinct)), []
+        order = np.argsort(lengths.numpy(), kind="stable")
         with _scoring(self.student) as device:
             for batch in _chunks(order, self.batch_size):
                 emb = self.student.encode_short_texts(torch.from_numpy(distinct[batch]).to(device))

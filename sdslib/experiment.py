@@ -96,7 +96,7 @@ def load_data(config: FinetuneConfig) -> Data:
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
-    if config.arm not in _arms_with_teacher():
+    if not has_teacher(config):
         trained = _trained(student, config)
         return Parties(student, trained, negative=swapped_caption)
     teacher = load_teacher(
@@ -115,15 +115,11 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
 
 def has_teacher(config: FinetuneConfig) -> bool:
     """Whether the arm needs a teacher at all."""
-    return config.arm in _arms_with_teacher()
-
-
-def _arms_with_teacher() -> set[str]:
-    return {arm for arm, terms in TERMS.items() if "sds" in terms}
+    return "sds" in TERMS[config.arm]
 
 
 def _has_bridge(config: FinetuneConfig) -> bool:
-    return config.arm in _arms_with_teacher() - {"teacher-choice"}
+    return has_teacher(config) and config.arm != "teacher-choice"
 
 
 def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:
@@ -332,7 +328,7 @@ def weights_fingerprints(config: FinetuneConfig) -> dict[str, str]:
     found = {}
     for name, source in (("student", config.clip_model), ("teacher", config.teacher)):
         folder = project_path(source.removeprefix("local-dir:"))
-        if folder.is_dir() and (name == "student" or config.arm in _arms_with_teacher()):
+        if folder.is_dir() and (name == "student" or has_teacher(config)):
             files = sorted(p for p in folder.rglob("*") if p.is_file())
             parts = [f"{p.relative_to(folder)} {file_sha256(p)}" for p in files]
             found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()

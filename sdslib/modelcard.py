@@ -120,7 +120,7 @@ def described(model: str, tag: str | None) -> str:
 
 
 def _teacher(config: FinetuneConfig) -> str:
-    if config.arm in ("clip-only", "hard-negatives"):
+    if not experiment.has_teacher(config):
         return "none"
     return described(config.teacher, config.teacher_revision)
 
