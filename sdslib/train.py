@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +80,16 @@ class Step:
         return cls(**{k: v for k, v in row.items() if k in known}, validation=found)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a term is computed from: pairs, embeddings of their images [B, D], t [B] and eps."""
+
+    batch: Batch
+    image_emb: Tensor
+    t: Tensor
+    eps: Tensor
+
+
 # --- the objective -------------------------------------------------------------------------------
 
 
@@ -105,11 +115,11 @@ def step_losses(
     values = {}
     for name, term in TERMS[config.arm].items():
         if name == "clip" or rows is None:
-            values[name] = term(parties, batch, image_emb, t, eps, config)
+            values[name] = term(parties, Seen(batch, image_emb, t, eps), config)
         else:
             values[name] = image_emb.new_zeros(len(image_emb))
             if len(rows):
-                found = term(parties, batch.take(rows), image_emb[rows], t, eps, config)
+                found = term(parties, Seen(batch.take(rows), image_emb[rows], t, eps), config)
                 scale = config.batch_size / seen_pairs(config)
                 values[name] = values[name].index_put((rows.to(found.device),), scale * found)
     return values
@@ -132,117 +142,67 @@ def draw_rows(step: int, config: FinetuneConfig) -> Tensor | None:
     return order[: seen_pairs(config)].sort().values
 
 
-def clip_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_CLIP of the batch, all processes' pairs together."""
-    text_emb = _embed(parties, batch.captions, image_emb)
-    image_emb, text_emb = _everyones(image_emb, text_emb)
+    text_emb = _embed(parties, seen.batch.captions, seen.image_emb)
+    image_emb, text_emb = _everyones(seen.image_emb, text_emb)
     return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
 
 
-def hard_negative_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def hard_negative_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_CLIP in which every image also sees a caption of the same words that it does not show."""
-    captions = [*batch.captions, *_negatives(parties, batch, config)]
-    text_emb, negative_emb = _embed(parties, captions, image_emb).chunk(2)
-    image_emb, text_emb, negative_emb = _everyones(image_emb, text_emb, negative_emb)
+    captions = [*seen.batch.captions, *_negatives(parties, seen.batch, config)]
+    text_emb, negative_emb = _embed(parties, captions, seen.image_emb).chunk(2)
+    image_emb, text_emb, negative_emb = _everyones(seen.image_emb, text_emb, negative_emb)
     scale = parties.student.scale
     return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
 
 
-def sds_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def sds_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
-    return _denoise(parties, batch, image_emb, batch.captions, t, eps, config)
+    return _denoise(parties, seen, seen.batch.captions, config)
 
 
-def shuffled_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def shuffled_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
-    return _denoise(parties, batch, image_emb, batch.others, t, eps, config)
+    return _denoise(parties, seen, seen.batch.others, config)
 
 
-def text_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def text_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """Half of L_SDS on z = h_w(f(x)), half on z = h_w(g(c)): so the text tower is taught too."""
-    text_emb = _embed(parties, batch.captions, image_emb)
-    both = [
-        _denoise(parties, batch, emb, batch.captions, t, eps, config)
-        for emb in (image_emb, text_emb)
-    ]
+    captions = seen.batch.captions
+    by_text = replace(seen, image_emb=_embed(parties, captions, seen.image_emb))
+    both = [_denoise(parties, one, captions, config) for one in (seen, by_text)]
     return torch.stack(both).mean(dim=0)
 
 
-def margin_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def margin_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one."""
     teacher = _there(parties.teacher, "a teacher", config)
-    right = teacher.embed_texts(batch.captions)
-    wrong = teacher.embed_texts(_negatives(parties, batch, config))
+    right = teacher.embed_texts(seen.batch.captions)
+    wrong = teacher.embed_texts(_negatives(parties, seen.batch, config))
 
     def values(z: Tensor, rows: slice) -> Tensor:
         return losses.denoising_margin_loss(
             teacher.predict_noise,
             z,
             (right[rows], wrong[rows]),
-            t[rows],
-            eps[rows],
-            teacher.alpha_bar[t[rows]],
+            seen.t[rows],
+            seen.eps[rows],
+            teacher.alpha_bar[seen.t[rows]],
             config.sds_reduction,
         )
 
-    return in_parts(values, _latent(parties, batch, image_emb, config), config.micro_batch)
+    return in_parts(values, _latent(parties, seen, config), config.micro_batch)
 
 
-def choice_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """The student chooses between a caption and one of the same words as the teacher does.
 
     The teacher sees the image itself, by its VAE latent, and is not told which caption is true.
     A caption that has no other one gives 0.
     """
+    batch, image_emb = seen.batch, seen.image_emb
     wrong = _negatives(parties, batch, config)
     able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
     values = image_emb.new_zeros(len(batch.captions))
@@ -250,7 +210,7 @@ def choice_term(
         return values
     z = _there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(image_emb)
     captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
-    t, eps = (x[:, able] for x in spread_draws(t, eps, config))
+    t, eps = (x[:, able] for x in spread_draws(seen.t, seen.eps, config))
     with torch.no_grad():
         errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
     text_emb = torch.stack([_embed(parties, some, image_emb) for some in captions], 1)
@@ -339,24 +299,19 @@ def _negatives(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[s
     ]
 
 
-def regression_term(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
+def regression_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
-    z_hat = _latent(parties, batch, image_emb, config)
-    z = _there(parties.latents, "the pairs' latents", config)(batch.index)
+    z_hat = _latent(parties, seen, config)
+    z = _there(parties.latents, "the pairs' latents", config)(seen.batch.index)
     return losses.latent_regression_loss(z_hat, z.to(z_hat), config.sds_reduction)
 
 
-def _latent(parties: Parties, batch: Batch, image_emb: Tensor, config: FinetuneConfig) -> Tensor:
+def _latent(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    emb = seen.image_emb
     if config.bridge_input == "pooled":
-        image_emb = nn.functional.normalize(parties.student.pooled_images(batch.pixels), dim=-1)
-    return _there(parties.bridge, "a bridge", config)(image_emb)
+        pooled = parties.student.pooled_images(seen.batch.pixels)
+        emb = nn.functional.normalize(pooled, dim=-1)
+    return _there(parties.bridge, "a bridge", config)(emb)
 
 
 def _there(party: P | None, what: str, config: FinetuneConfig) -> P:
@@ -366,13 +321,7 @@ def _there(party: P | None, what: str, config: FinetuneConfig) -> P:
 
 
 def _denoise(
-    parties: Parties,
-    batch: Batch,
-    image_emb: Tensor,
-    captions: Sequence[str],
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
+    parties: Parties, seen: Seen, captions: Sequence[str], config: FinetuneConfig
 ) -> Tensor:
     teacher = _there(parties.teacher, "a teacher", config)
     text = teacher.embed_texts(captions)
@@ -382,16 +331,16 @@ def _denoise(
             teacher.predict_noise,
             z,
             text[rows],
-            t[rows],
-            eps[rows],
-            teacher.alpha_bar[t[rows]],
+            seen.t[rows],
+            seen.eps[rows],
+            teacher.alpha_bar[seen.t[rows]],
             config.sds_reduction,
         )
 
-    return in_parts(values, _latent(parties, batch, image_emb, config), config.micro_batch)
+    return in_parts(values, _latent(parties, seen, config), config.micro_batch)
 
 
-Term = Callable[[Parties, Batch, Tensor, Tensor, Tensor, FinetuneConfig], Tensor]
+Term = Callable[[Parties, Seen, FinetuneConfig], Tensor]
 TERMS: dict[str, dict[str, Term]] = {
     "sds": {"clip": clip_term, "sds": sds_term},
     "clip-only": {"clip": clip_term},
