@@ -187,8 +187,7 @@ class Run:
         """Add one row, flushed to the system; numbers that are not finite are kept as null."""
         self._need_writable()
         line = json.dumps({str(k): _plain(v) for k, v in row.items()}, allow_nan=False)
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        storage.append_line(self.path / "history.jsonl", line)
         if row.get("step") is not None:
             self._last_step = int(row["step"])
             if time.monotonic() >= self._status_due:

@@ -43,16 +43,26 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        sync(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         _raise_if_full(error, path, len(data))
         raise
-    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (no NaN), sorted as given, written as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line, handed to the system; a kill may cut it, and a reader must bear that."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        _raise_if_full(error, path, len(line))
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -93,12 +103,12 @@ def staged_folder(final: Path) -> Iterator[Path]:
             discard(old)
             os.replace(final, old)
         os.replace(stage, final)
+        sync(final.parent)
     except BaseException as error:
         needed = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         shutil.rmtree(stage, ignore_errors=True)
         _raise_if_full(error, final, needed)
         raise
-    sync(final.parent)
     discard(old)
 
 
@@ -175,12 +185,8 @@ def acquire(folder: Path) -> None:
                 f"since {owner['since']}; wait for it or stop it"
                 + ("" if owner["host"] == socket.gethostname() else ", or delete its file `lock`")
             )
-        lock.unlink(missing_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        with os.fdopen(handle, "w") as file:
-            json.dump(myself() | {"since": now()}, file)
-            file.flush()
-            os.fsync(handle)
+        text = json.dumps(myself() | {"since": now()})
+        write_bytes(lock, text.encode())
 
 
 def release(folder: Path) -> None:

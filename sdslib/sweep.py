@@ -49,6 +49,7 @@ _CELL = "from sdslib import sweep; sweep._run_cell()"
 _PR_SET_PDEATHSIG = 1
 _DIED, _KERNEL_DIED = "died: ", 3
 _POLL_S = 0.05
+_ASK_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -311,22 +312,31 @@ def require_ray(address: str | None) -> None:
     if importlib.util.find_spec("ray") is None:
         raise ParameterError(["executor 'ray' needs Ray; pip install 'sds-clip-workbench[ray]'"])
     address = address or os.environ.get("RAY_ADDRESS")
-    if address and not _answers(address):
-        hint = "`ray start --head` starts one, and without an address the sweep does"
-        raise ParameterError([f"no Ray cluster answers at address {address!r}; {hint}"])
+    problem = _ray_problem(address) if address else None
+    if problem:
+        raise ParameterError([problem])
 
 
-def _answers(address: str) -> bool:
+def _ray_problem(address: str) -> str | None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     ask = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         if not address.startswith("ray://"):
-            subprocess.run(ask, capture_output=True, check=True, timeout=8)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return False
-    return True
+            subprocess.run(ask, capture_output=True, check=True, timeout=_ASK_S)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        if b"AuthenticationError" not in (getattr(error, "stderr", None) or b""):
+            return (
+                f"no Ray cluster answers at address {address!r}; `ray start --head` starts one "
+                "and prints its address; without one the sweep does"
+            )
+        if address != "auto":  # there Ray takes the user's token by itself
+            return (
+                f"the Ray cluster at address {address!r} wants a token; set RAY_AUTH_MODE=token, "
+                "and RAY_AUTH_TOKEN where the token is not in ~/.ray/auth_token"
+            )
+    return None
 
 
 # --- the sweep -----------------------------------------------------------------------------------

@@ -447,11 +447,38 @@ def test_any_bytes_in_the_history_are_read_or_skipped(tmp_path_factory, data):
         assert all(isinstance(row, dict) for row, _ in runs._rows(path))
 
 
-def full_disk(monkeypatch) -> None:
-    def full(_handle):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full_disk(monkeypatch, after: int = 0) -> None:
+    left, sync = [after], os.fsync
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_disk_that_fills_at_any_sync_is_told(tmp_path, monkeypatch):
+    for after in range(20):
+        run = saved(tmp_path / str(after))
+        full_disk(monkeypatch, after)
+        with pytest.raises(StorageError, match="disk full"):
+            for step in range(40, 80):
+                run.append_history({"step": step})
+                run.save_checkpoint(step, tensors(step), {})
+        monkeypatch.undo()
+        assert run.latest_checkpoint().step >= 30
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+def test_a_history_that_finds_no_room_says_so(tmp_path):
+    run = saved(tmp_path)
+    path = run.path / "history.jsonl"
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="disk full: need at least"):
+        run.append_history({"step": 31})
 
 
 def test_a_full_disk_is_told_in_numbers_and_leaves_what_was_saved(tmp_path, monkeypatch):

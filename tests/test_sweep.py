@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -303,9 +304,9 @@ def test_another_server_is_no_ray_cluster():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         began = time.monotonic()
-        assert not sweep._answers(address)
-        assert time.monotonic() - began < 20
-        assert sweep._answers(f"ray://{address}")  # Ray's client asks by itself
+        assert "no Ray cluster answers" in sweep._ray_problem(address)
+        assert time.monotonic() - began < 2 * sweep._ASK_S
+        assert sweep._ray_problem(f"ray://{address}") is None  # Ray's client asks by itself
 
 
 def test_the_command_ends_with_the_count_and_tells_what_failed(light, tmp_path, capsys, here):
@@ -515,22 +516,36 @@ def test_on_ray_a_killed_worker_loses_nothing(light, uninterrupted, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_sweep_joins_a_running_cluster_by_its_address(light, tmp_path):
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_sweep_joins_a_running_cluster_by_its_address(light, tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    head = [*ray, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"]
-    head += ["--include-dashboard", "false", "--node-ip-address", "127.0.0.1"]
-    cluster = subprocess.Popen(head, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head += ["--port", str(port)]
+    head += ["--num-cpus", "2", "--include-dashboard", "false"]
+    log = tmp_path / "head.log"
+    with log.open("w") as out:
+        cluster = subprocess.Popen(head, stdout=out, stderr=subprocess.STDOUT)
+
     address = f"127.0.0.1:{port}"
+
+    def answers():
+        assert cluster.poll() is None, log.read_text()
+        return sweep._ray_problem(address) is None
+
     try:
-        wait_for(lambda: sweep._answers(address))
+        wait_for(answers)
         words = (light, "--grid", "sds_weight=0", "--seeds", "2", "--runs", tmp_path)
         process = begin(*words, "--executor", "ray", "--address", address)
         said, errors = process.communicate(timeout=WAIT_S)
         assert said.splitlines()[-1] == "2 runs: 2 finished, 0 failed", errors
-        assert sweep._answers(address)  # the cluster is its owner's, and stays
+        assert sweep._ray_problem(address) is None  # the cluster is its owner's, and stays
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        problem = sweep._ray_problem(address)
+        assert (problem is None) if mode == "disabled" else ("set RAY_AUTH_MODE=token" in problem)
     finally:
         below = psutil.Process(cluster.pid).children(recursive=True)
         for one in [*below, psutil.Process(cluster.pid)]:
