@@ -459,14 +459,18 @@ def full_disk(monkeypatch, after: int = 0) -> None:
     monkeypatch.setattr(os, "fsync", full)
 
 
+def save_on(run) -> None:
+    for step in range(40, 80):
+        run.append_history({"step": step})
+        run.save_checkpoint(step, tensors(step), {})
+
+
 def test_a_disk_that_fills_at_any_sync_is_told(tmp_path, monkeypatch):
     for after in range(20):
         run = saved(tmp_path / str(after))
         full_disk(monkeypatch, after)
         with pytest.raises(StorageError, match="disk full"):
-            for step in range(40, 80):
-                run.append_history({"step": step})
-                run.save_checkpoint(step, tensors(step), {})
+            save_on(run)
         monkeypatch.undo()
         assert run.latest_checkpoint().step >= 30
 
