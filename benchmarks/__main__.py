@@ -17,8 +17,11 @@ from sdslib import miniworld
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "sequential": lambda: scoring.sequential(100),
+    "timesteps": scoring.against_every_timestep,
+    "precision": lambda: scoring.half_precision(100),
     "baseline": scoring.whole_baseline,
     "clip": lambda: scoring.clip_evaluation(100, 5),
+    "again": lambda: scoring.evaluation_again(100, 3),
     "encodes": scoring.encodes,
     "diffusion": lambda: scoring.equal_evaluations(6, 16, 5),
     "gradients": lambda: training.gradients(9),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
+import pandas as pd
 import torch
 from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid_with_vae_inside
 
+from benchmarks import errors
 from benchmarks.harness import Row, paired
-from sdslib import baseline, evaluate, minimodels, tables
+from sdslib import baseline, evaluate, minimodels, recheck, tables
 from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
-from sdslib.config import BaselineConfig
+from sdslib.config import BaselineConfig, override
 from sdslib.pairs import load_pairs
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
@@ -24,7 +28,8 @@ def student() -> Student:
 
 def sequential(items: int) -> list[Row]:
     """UNet evaluations of the sequential scorer beside a fixed budget of 64 draws."""
-    teacher, profile = baseline.load_judge(BaselineConfig())
+    judge = baseline.load_judge(BaselineConfig())
+    teacher, profile = judge.teacher, judge.profile
     found = load_benchmark("mini:winoground").sample(items, 0)
     fixed = evaluate.diffusion_scorer(teacher, 64, 0, profile, empty=False, batch_size=128)
     stopping = evaluate.sequential_diffusion_scorer(teacher, 64, 0, profile=profile, batch_size=128)
@@ -44,11 +49,67 @@ def sequential(items: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def against_every_timestep() -> list[Row]:
+    """The sequential scorer beside the error at each of 1,000 timesteps, on the same items."""
+    t, table, ids = errors.read()
+    judge = baseline.load_judge(BaselineConfig())
+    assert judge.profile is not None
+    weights = evaluate.relative_weights(judge.profile, t.tolist())
+    whole = (table * weights).mean(-1)  # [N, I, K]
+    scorer = evaluate.sequential_diffusion_scorer(
+        judge.teacher, 64, 0, profile=judge.profile, batch_size=128
+    )
+    scores = evaluate.score_grids(scorer, errors.items())
+    assert scores["id"].tolist() == ids
+    own = -tables.grids_of(scores, "relative")
+    same = (own.argmin(-1) == whole.argmin(-1)).mean()
+    text = [float((one.argmin(-1) == [0, 1]).all(-1).mean()) for one in (whole, own)]
+    each = scorer.counts["unet_evaluations"] / own.size
+    note = f"{each:.1f} evaluations a pair; text score {text[0]:.1%} and {text[1]:.1%}"
+    return [
+        Row("G3", "UNet evaluations, every timestep / sequential", len(t) / each, 15, 60,
+            note=note),
+        Row("G3a", "choices of a caption that agree, percent", 100 * same, 98, 100,
+            note=f"{2 * len(own)} choices"),
+        Row("G3b", "text score lost by it, points", 100 * (text[0] - text[1]), 0.5, 0, least=True),
+    ]  # fmt: skip
+
+
+def half_precision(items: int) -> list[Row]:
+    """Decisions of a bf16 teacher that differ from fp32's, near ties decided again or not."""
+    config = override(BaselineConfig(), precision="bf16")
+    judge, found = baseline.load_judge(config), load_benchmark("mini:winoground")
+    found = found.sample(items, 0)
+    assert judge.full is not None
+    low, full, spare = (
+        evaluate.diffusion_scorer(one, 32, 0, judge.profile, empty=False, batch_size=128)
+        for one in (judge.teacher, judge.full, judge.full)
+    )
+    rounding = recheck.rounding(low, spare, found.items[: baseline.ROUNDED], judge.profile)
+    checked = recheck.RecheckedScorer(low, spare, rounding)
+    exact, raw, again = (evaluate.score_grids(scorer, found) for scorer in (full, low, checked))
+    right = _choices(exact)
+    differ = [float((_choices(one) != right).mean()) for one in (raw, again)]
+    note = (
+        f"of {right.size} choices, {differ[0]:.2%} in bf16 alone; "
+        f"{again['rechecked'].mean():.1%} of {len(again)} items decided again"
+    )
+    return [
+        Row("G10", "bf16 decisions unlike fp32's after the re-check, percent", 100 * differ[1],
+            0.5, 0.2, least=True, note=note)
+    ]  # fmt: skip
+
+
+def _choices(scores: pd.DataFrame) -> np.ndarray:
+    """Every image's caption and every caption's image, [N, 4]."""
+    grids = tables.grids_of(scores, "relative")
+    return np.concatenate([grids.argmax(2), grids.argmax(1)], axis=1)
+
+
 def whole_baseline() -> list[Row]:
     """UNet evaluations that the teacher's baseline takes on all of mini-Winoground."""
     config, found = BaselineConfig(), load_benchmark("mini:winoground")
-    teacher, profile = baseline.load_judge(config)
-    scores = baseline.teacher_scores(teacher, profile, found, config)
+    scores = baseline.teacher_scores(baseline.load_judge(config), found, config)
     pairs = sum(len(item.images) * len(item.captions) for item in found.items)
     spent = scores.attrs["counts"]["unet_evaluations"]
     text = float(tables.outcomes(scores, baseline.rule_of(scores))["text"].mean())
@@ -76,6 +137,50 @@ def clip_evaluation(items: int, rounds: int) -> list[Row]:
         Row("G9a", "mini-ARO, pair by pair / ours, cold", times.ratio, 3, 8,
             note=f"{times.spread}; {cells} pairs")
     ]  # fmt: skip
+
+
+def evaluation_again(items: int, rounds: int) -> list[Row]:
+    """The same with other weights, and as the workbench answers when nothing has changed."""
+    other = student()
+    with torch.no_grad():
+        for number, parameter in enumerate(other.parameters()):
+            parameter.add_(1e-3 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(number)))  # fmt: skip
+    sets = [load_benchmark(f"mini:{name}").sample(items, 0) for name in ARO]
+    rows = []
+    with tempfile.TemporaryDirectory() as runs:
+        scorer = evaluate.clip_scorer(student())
+        for one in sets:
+            evaluate.score_grids(scorer, one)
+        scorer.student = other
+        times = paired(
+            lambda: [evaluate.score_grids(scorer, one) for one in sets],
+            lambda: [clip_grids(other, one.items) for one in sets],
+            rounds,
+        )
+        rows.append(Row("G9b", "mini-ARO, pair by pair / ours, new weights", times.ratio, 3, 8,
+                        note=times.spread))  # fmt: skip
+        configs = [
+            BaselineConfig(benchmark=f"mini:{name}", teacher_items=0, runs=runs, threads=1)
+            for name in ARO
+        ]
+        whole = [load_benchmark(f"mini:{name}") for name in ARO]
+        for config in configs:
+            baseline.measure(config)
+        times = paired(
+            lambda: [_stored(config) for config in configs],
+            lambda: [clip_grids(other, one.items) for one in whole],
+            1,
+        )
+        rows.append(Row("G9c", "mini-ARO, pair by pair / ours, unchanged", times.ratio, 50, 200,
+                        note=f"whole sets, {sum(len(one.items) for one in whole)} items; "
+                             "hashing data and weights included"))  # fmt: skip
+    return rows
+
+
+def _stored(config: BaselineConfig) -> pd.DataFrame:
+    """The scores that a finished run gives back, its data and weights compared by hash."""
+    return baseline.measure(config).scores(f"{config.benchmark.replace(':', '-')}.student")
 
 
 def _agree(scores: list, grids: list, captions: list[int]) -> None:

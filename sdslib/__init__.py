@@ -36,6 +36,7 @@ floor 2, verbs
     document    text, tables and figures in order, as one HTML page and as a PDF
     launch      one run in several processes of this machine, and its news
 floor 3, whole jobs, as the notebooks call them
+    recheck     near ties of a half-precision teacher, decided again in full
     blind       baselines that see no image: the caption's length, its likelihood
     minimodels  trains and examines the mini-world's student and teacher
     experiment  one fine-tuning, from loading to the paired comparison

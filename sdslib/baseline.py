@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from sdslib import benchmarks, blind, evaluate, failures, miniworld, tables
+from sdslib import benchmarks, blind, evaluate, failures, miniworld, recheck, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.config import BaselineConfig, ModelsConfig, project_path
 from sdslib.config import preset as preset_named
@@ -34,13 +35,21 @@ MODELS = (STUDENT, TEACHER, *BLIND)
 TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way")
 CORPUS = 50_000  # captions that the text-only baseline learns from, at most
 PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
+ROUNDED = 16  # items that tell, without their labels, what half precision does to a lead
 
 
 def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
-    """The benchmarks of `benchmark`, and a table (set, why) of those that are not here.
+    """The benchmarks of `benchmark`, and a table (set, why) of what is not here.
 
     "all" is every set of the mini-world, or under another preset every benchmark by its usual name.
     """
+    found, absent = _load(config)
+    if isinstance(config, BaselineConfig):
+        absent += [{"set": blind.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]]
+    return found, pd.DataFrame(absent, columns=["set", "why"])
+
+
+def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
     if config.preset == "mini" or config.benchmark.startswith("mini:"):
         miniworld.ensure_world()
     whole, mini = config.benchmark == "all", config.preset == "mini"
@@ -54,11 +63,9 @@ def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     if whole and mini:
         found.append(benchmarks.retrieval(load_pairs("mini:val")))
     found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
-    if isinstance(config, BaselineConfig):
-        absent += [{"set": blind.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]]
     if not found:
         raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
-    return found, pd.DataFrame(absent, columns=["set", "why"])
+    return found, absent
 
 
 def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
@@ -84,7 +91,7 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
 
     `progress` wraps the list of benchmarks to show how far it is.
     """
-    sets, _ = at_hand(config)
+    sets, _ = _load(config)
     prints = {b.name: b.fingerprint for b in sets} | weights_fingerprints(config)
     known, _ = corpus(config)
     prints |= {"corpus": known.fingerprint} if known else {}
@@ -107,7 +114,7 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
             run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
             if judge is not None and benchmark.kind != "retrieval":
                 part = benchmark.sample(config.teacher_items, config.seed)
-                found = teacher_scores(*judge, part, config)
+                found = teacher_scores(judge, part, config)
                 run.save_scores(f"{benchmark.name}.{TEACHER}", found)
             for reader in readers if benchmark.kind == "choice" else ():
                 found = evaluate.score_grids(reader, benchmark)
@@ -153,44 +160,68 @@ def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFra
     return table
 
 
-def load_judge(
-    config: ModelsConfig, items: int = PROFILE_ITEMS
-) -> tuple[Teacher, pd.DataFrame | None]:
+@dataclass(frozen=True)
+class Judge:
+    """The teacher, its mean error at each t where known, and the same in full precision.
+
+    `full` is set where `teacher` computes in half precision.
+    """
+
+    teacher: Teacher
+    profile: pd.DataFrame | None = None
+    full: Teacher | None = None
+
+
+def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     """The teacher and its mean error at each t in the mini-world.
 
     The means come from `items` of the validation split, by which nothing is scored; without one (a
     real set has none here) the teacher's plain errors decide.
     """
-    device = pick_device(config.device)
-    teacher = load_teacher(config.teacher, config.teacher_revision, device, config.precision)
+    place = (config.teacher, config.teacher_revision, pick_device(config.device))
+    teacher = load_teacher(*place, config.precision)
+    full = None if config.precision == "fp32" else load_teacher(*place)
     if config.preset != "mini":
-        return teacher, None
+        return Judge(teacher, None, full)
     known = benchmarks.mini("winoground", "val").sample(items, config.seed)
-    scorer = evaluate.diffusion_scorer(teacher, 32, config.seed, empty=False, batch_size=128)
-    return teacher, evaluate.error_profile(evaluate.error_table(scorer, known.items))
+    scorer = evaluate.diffusion_scorer(
+        full or teacher, 32, config.seed, empty=False, batch_size=128
+    )
+    profile = evaluate.error_profile(evaluate.error_table(scorer, known.items))
+    return Judge(teacher, profile, full)
 
 
 def teacher_scores(
-    teacher: Teacher,
-    profile: pd.DataFrame | None,
+    judge: Judge,
     benchmark: Benchmark,
     config: ModelsConfig,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> pd.DataFrame:
     """The teacher's score table; an item stops drawing once its decision is settled.
 
-    `progress(items, total)` wraps the iterator over items.
+    Near ties of half precision are decided again in full (see `recheck`). `progress(items, total)`
+    wraps the iterator over items.
     """
-    scorer = evaluate.sequential_diffusion_scorer(
+    items = benchmark.items
+    low = _stopping(judge.teacher, judge, config)
+    scorer: evaluate.Scorer = low
+    if judge.full is not None:
+        full, known = _stopping(judge.full, judge, config), items[:ROUNDED]
+        scorer = recheck.RecheckedScorer(
+            low, full, recheck.rounding(low, full, known, judge.profile)
+        )
+    return evaluate.score_grids(scorer, benchmark, progress=lambda some: progress(some, len(items)))
+
+
+def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> evaluate.DiffusionScorer:
+    return evaluate.sequential_diffusion_scorer(
         teacher,
         getattr(config, "draws", 32),
         config.seed,
-        profile=profile,
+        profile=judge.profile,
         batch_size=128,
         mode=getattr(config, "image_mode", "crop"),
     )
-    total = len(benchmark.items)
-    return evaluate.score_grids(scorer, benchmark, progress=lambda items: progress(items, total))
 
 
 def rule_of(table: pd.DataFrame) -> str:

@@ -198,7 +198,7 @@ def _verdict(
     known = set(next(iter(found.values()))["id"].astype(str))
     items = tuple(item for item in benchmark.items if str(item.id) in known)
     part = replace(benchmark, items=items).sample(config.teacher_items, config.seed)
-    return baseline.teacher_scores(*baseline.load_judge(config), part, config, progress)
+    return baseline.teacher_scores(baseline.load_judge(config), part, config, progress)
 
 
 def _digest(found: Mapping[str, pd.DataFrame]) -> str:

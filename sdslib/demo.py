@@ -80,7 +80,8 @@ class Demo:
     @cached_property
     def teacher(self) -> DiffusionScorer:
         """Loaded when it is first asked."""
-        teacher, profile = baseline.load_judge(self.config, PROFILE_ITEMS)
+        judge = baseline.load_judge(self.config, PROFILE_ITEMS)
+        teacher, profile = judge.full or judge.teacher, judge.profile
         draws, seed = self.config.draws, self.config.seed
         return diffusion_scorer(teacher, draws, seed, profile, empty=False, batch_size=128)
 

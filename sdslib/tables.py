@@ -21,7 +21,7 @@ from sdslib import metrics
 
 NOTES = (
     *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),
-    *("rank", "n_true", "predicted", "margin"),
+    *("rank", "n_true", "predicted", "margin", "rechecked"),
 )
 NO_SPREAD = 1e-6  # below this, scores of float32 embeddings differ by rounding alone
 MACRO_TAGS = ("relation", "attributes", "subset")

@@ -3,9 +3,9 @@
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 import tiny
+import torch
 from PIL import Image
 from test_atlas import benchmark, png
 
@@ -71,7 +71,7 @@ def config(tmp_path):
 @pytest.fixture
 def run(config, monkeypatch):
     sets = [choices(), grids(), classes(), pairs()]
-    monkeypatch.setattr(baseline, "at_hand", lambda config: (sets, pd.DataFrame()))
+    monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
     monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     return baseline.measure(config)
@@ -181,10 +181,21 @@ def test_sets_that_are_not_here_are_listed_with_the_reason(tmp_path, monkeypatch
 
 def test_the_real_sets_have_no_profile_and_the_teachers_plain_errors_decide(config):
     paper = config.model_copy(update={"preset": "paper"})
-    teacher, profile = baseline.load_judge(paper)
-    assert profile is None
-    found = baseline.teacher_scores(teacher, None, choices(), paper)
+    judge = baseline.load_judge(paper)
+    assert judge.profile is None
+    found = baseline.teacher_scores(judge, choices(), paper)
     assert baseline.rule_of(found) == ""
+
+
+def test_a_teacher_in_half_precision_has_its_near_ties_decided_in_full(config):
+    half = override(config, precision="bf16")
+    judge = baseline.load_judge(half.model_copy(update={"preset": "paper"}))
+    assert (judge.teacher.unet.dtype, judge.full.unet.dtype) == (torch.bfloat16, torch.float32)
+    found = baseline.teacher_scores(judge, choices(), half)
+    assert "rechecked" in found
+    spent = found.attrs["counts"]
+    assert spent["rechecked_unet_evaluations"] >= found.loc[found["rechecked"],
+                                                            "unet_evaluations"].sum()  # fmt: skip
 
 
 def test_the_teacher_squares_pictures_as_asked(config):
@@ -194,10 +205,10 @@ def test_the_teacher_squares_pictures_as_asked(config):
     items = (Item("0", (wide,), ("a red circle", "a blue square"), answer=0),)
     one = Benchmark("wide", "choice", items, 1, "made by the test")
     paper = config.model_copy(update={"preset": "paper"})
-    teacher, _ = baseline.load_judge(paper)
+    judge = baseline.load_judge(paper)
     grids = [
         tables.grids_of(baseline.teacher_scores(
-            teacher, None, one, paper.model_copy(update={"image_mode": mode})))
+            judge, one, paper.model_copy(update={"image_mode": mode})))
         for mode in ("crop", "squash", "pad")
     ]  # fmt: skip
     assert len({float(grid[0, 0, 0]) for grid in grids}) == 3
