@@ -210,7 +210,11 @@ def teacher_scores(
         scorer = recheck.RecheckedScorer(
             low, full, recheck.rounding(low, full, known, judge.profile)
         )
-    return evaluate.score_grids(scorer, benchmark, progress=lambda some: progress(some, len(items)))
+    found = evaluate.score_grids(
+        scorer, benchmark, progress=lambda some: progress(some, len(items))
+    )
+    found.attrs["counts"] = dict(scorer.counts)  # with what the rounding took
+    return found
 
 
 def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> evaluate.DiffusionScorer:
