@@ -123,7 +123,6 @@ class _Packed:
             file.write_table(table.combine_chunks(), max_chunksize=BLOCK)
         self._buffer, self._count = sink.getvalue(), len(table)
         self._fields = list(range(table.num_columns))
-        pa.default_memory_pool().release_unused()
 
     def __len__(self) -> int:
         return self._count
@@ -167,6 +166,7 @@ def load_pairs(source: str, limit: int | None = None) -> Pairs:
     smaller inside the larger. Raises `DataError`.
     """
     pairs = _open(source)
+    pa.default_memory_pool().release_unused()  # of the columns that are packed by now
     if limit is None:
         return pairs
     if limit > len(pairs):
