@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rivals are in tests/reference.py
 
-from benchmarks import scoring, training
+from benchmarks import memory, scoring, training
 from benchmarks.harness import Row, table
 from sdslib import miniworld
 
@@ -27,6 +27,7 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "gradients": lambda: training.gradients(9),
     "step": lambda: training.whole_step(9),
     "import": training.importing,
+    "memory": memory.training,
 }
 
 
