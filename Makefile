@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune tables reproduce report miniworld lab test test-slow faults soak fuzz bench check lock clean
+.PHONY: help setup finetune tables reproduce report miniworld lab test test-slow faults soak fuzz bench bench-gpu check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -60,6 +60,9 @@ fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS (PARSER=all: each
 
 bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
 	python -m benchmarks
+
+bench-gpu: $(READY) ## the paper's models at full size with random weights, where there is a GPU
+	python -m benchmarks.gpu
 
 check: $(READY) ## lint, format, types and the tests that take no models, in under a minute
 	ruff check .

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio with what it must reach; `least` says that a smaller figure is the better one."""
+    """One figure with what it must reach, or has only an aim, or neither.
+
+    `least` says that a smaller figure is the better one. A figure that is not a number reaches
+    nothing.
+    """
 
     id: str
     what: str
     measured: float
-    must: float
+    must: float | None
     aim: float | None = None
     least: bool = False
     note: str = ""
@@ -23,20 +27,26 @@ class Row:
     @property
     def reached(self) -> bool:
         """Whether the figure is as good as it must be."""
-        return self.measured <= self.must if self.least else self.measured >= self.must
+        return self._meets(self.must)
+
+    def _meets(self, target: float | None) -> bool:
+        if target is None:
+            return True
+        return self.measured <= target if self.least else self.measured >= target
 
     def cells(self) -> list[str]:
         """The row as text: id, what, measured, must, aim, verdict, note."""
         sign = "<=" if self.least else ">="
-        aim = "" if self.aim is None else f"{sign} {self.aim:g}"
-        verdict = "reached" if self.reached else "falls short"
-        return [self.id, self.what, f"{self.measured:.3g}", f"{sign} {self.must:g}", aim, verdict,
-                self.note]  # fmt: skip
+        must, aim = ("" if x is None else f"{sign} {x:g}" for x in (self.must, self.aim))
+        target = self.aim if self.must is None else self.must
+        verdict = "reached" if self._meets(target) else "falls short"
+        verdict = "measured" if target is None else verdict
+        return [self.id, self.what, f"{self.measured:.3g}", must, aim, verdict, self.note]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Seconds of CPU of two pieces of work, run in turn."""
+    """Seconds of two pieces of work, run in turn."""
 
     first: list[float]
     second: list[float]
@@ -53,20 +63,25 @@ class Paired:
         return f"{found[0]:.3g} to {found[-1]:.3g} in {len(found)} rounds"
 
 
-def paired(first: Callable[[], object], second: Callable[[], object], rounds: int = 5) -> Paired:
+def paired(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> Paired:
     """Run both in turn, once to warm up and `rounds` times; the order changes every round.
 
     Counts the process's CPU time, which a busy machine does not lengthen; the benchmarks compute
-    on one thread, since waiting threads would count as work.
+    on one thread, since waiting threads would count as work. A GPU has another `clock`.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         jobs = [(first, times[0]), (second, times[1])]
         for job, kept in jobs if number % 2 else reversed(jobs):
-            start = time.process_time()
+            start = clock()
             job()
             if number:
-                kept.append(time.process_time() - start)
+                kept.append(clock() - start)
     return Paired(*times)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,35 +15,15 @@ from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig, override
 from sdslib.pairs import Batch, batches, load_pairs
 from sdslib.student import load_student, set_trainable
-from sdslib.teacher import load_teacher
+from sdslib.teacher import Teacher, load_teacher
 
 BATCH = 32
+Job = Callable[[], None]
 
 
 def gradients(rounds: int) -> list[Row]:
     """Both gradient routes of L_SDS beside the UNet's forward pass on the same latents."""
-    teacher = load_teacher(FinetuneConfig().teacher)
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(BATCH, *teacher.latent_shape, generator=generator)
-    eps = torch.randn(z.shape, generator=generator)
-    t = torch.linspace(20, 980, BATCH).long()
-    text = teacher.embed_texts(["a red circle left of a blue square"] * BATCH)
-
-    def forward() -> None:
-        with torch.no_grad():
-            teacher.predict_noise(z, t, text)
-
-    def residual() -> None:
-        _backward(losses.score_distillation_loss)
-
-    def through() -> None:
-        _backward(losses.denoising_loss)
-
-    def _backward(loss: train.Callable) -> None:
-        latent = z.clone().requires_grad_()
-        alpha_bar = teacher.alpha_bar[t]
-        loss(teacher.predict_noise, latent, text, t, eps, alpha_bar, "sum").mean().backward()
-
+    forward, residual, through = routes(load_teacher(FinetuneConfig().teacher), BATCH)
     without, whole = paired(forward, residual, rounds), paired(forward, through, rounds)
     return [
         Row("G5", "residual gradient of L_SDS / bare UNet forward", without.ratio, 1.10, 1.03,
@@ -50,6 +31,32 @@ def gradients(rounds: int) -> list[Row]:
         Row("G6", "gradient through the UNet / bare UNet forward", whole.ratio, 3.1, 2.9,
             least=True, note=whole.spread),
     ]  # fmt: skip
+
+
+def routes(teacher: Teacher, batch: int) -> tuple[Job, Job, Job]:
+    """The UNet's bare forward pass, and L_SDS with its residual gradient and with that through it.
+
+    All three on the same latents, timesteps and caption.
+    """
+    generator, device = torch.Generator().manual_seed(0), teacher.device
+    z, eps = torch.randn(2, batch, *teacher.latent_shape, generator=generator).to(device)
+    t = torch.linspace(20, 980, batch).long().to(device)
+    text = teacher.embed_texts(["a red circle left of a blue square"] * batch)
+
+    def forward() -> None:
+        with torch.no_grad():
+            teacher.predict_noise(z, t, text)
+
+    def backward(loss: Callable) -> None:
+        latent = z.clone().requires_grad_()
+        alpha_bar = teacher.alpha_bar[t]
+        loss(teacher.predict_noise, latent, text, t, eps, alpha_bar, "sum").mean().backward()
+
+    return (
+        forward,
+        lambda: backward(losses.score_distillation_loss),
+        lambda: backward(losses.denoising_loss),
+    )
 
 
 def whole_step(rounds: int) -> list[Row]:
