@@ -1,0 +1,196 @@
+"""Speed and memory at full size on a GPU: the preset `paper`, its models with random weights.
+
+The same functions run anywhere, with any config; only the program asks for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Row, paired, table
+from benchmarks.training import routes
+from sdslib import experiment, rehearsal
+from sdslib.config import FinetuneConfig, override, preset
+from sdslib.rehearsal import COCO_TRAIN2017, Trial
+from sdslib.teacher import Teacher
+from sdslib.train import Parties, TrainingError
+
+# What bf16 matrix products reach, in FLOP a second; a data sheet's figure (989e12) is out of reach.
+ROOFLINES = {"H100": 790e12}
+KEPT, AGAIN, PARTS = "activations kept", "activations computed again", "8 pairs at once"
+
+
+def measure(config: FinetuneConfig, rounds: int = 5) -> list[Row]:
+    """All rows, of the models of `config` with random weights on its device."""
+    device = experiment.pick_device(config.device)
+    parties = rehearsal.random_parties(config, device)
+    assert parties.teacher is not None
+    return [
+        *training_rows(config, parties, rounds),
+        *speed_rows(parties.teacher, config, 4 * rounds),
+        *gradient_rows(parties.teacher, min(8, config.batch_size), rounds),
+    ]
+
+
+def training_rows(config: FinetuneConfig, parties: Parties, rounds: int) -> list[Row]:
+    """Seconds and memory of a step of each gradient route, and the hours of all the steps."""
+    through = {
+        KEPT: attempt(config, parties, rounds),
+        AGAIN: attempt(override(config, checkpointing=True), parties, rounds),
+        PARTS: attempt(override(config, micro_batch=min(8, config.batch_size)), parties, rounds),
+    }
+    residual = attempt(override(config, sds_gradient="residual"), parties, rounds)
+    quickest = seconds(through.values())
+    size = config.batch_size
+    told = "; ".join(f"{way}: {_told(found)}" for way, found in through.items())
+    return [
+        Row("F1", f"seconds a step of {size} pairs, gradient through the UNet", quickest, None,
+            least=True, note=told),
+        Row("F2", f"seconds a step of {size} pairs, residual gradient", seconds([residual]), None,
+            least=True, note=_told(residual)),
+        Row("F3", f"GB at the peak of a step, {KEPT}", gigabytes(through[KEPT]), None, least=True),
+        Row("F4", f"GB at the peak of a step, {AGAIN}", gigabytes(through[AGAIN]), None,
+            least=True),
+        Row("F5", "hours of the paper's COCO epochs, gradient through the UNet",
+            hours(quickest, config), None, 1, least=True,
+            note=f"{steps(config):,} steps; the residual gradient takes "
+                 f"{hours(seconds([residual]), config):.3g}; pictures are read beside it"),
+    ]  # fmt: skip
+
+
+def speed_rows(teacher: Teacher, config: FinetuneConfig, rounds: int) -> list[Row]:
+    """UNet evaluations a second, each of one latent, and their share of what the GPU could do."""
+    forward, *_ = routes(teacher, config.batch_size)
+    rate = config.batch_size / timed(forward, clock(teacher.device), rounds)
+    count = flops(teacher.unet, teacher.tokenizer.model_max_length)
+    name, _ = rehearsal._device(teacher.device)
+    roof = next((roof for known, roof in ROOFLINES.items() if known in name), None)
+    known = f"of {roof / 1e12:g}" if roof else f"no roofline is known for {name}"
+    return [
+        Row("F6", "UNet evaluations a second", rate, None, 390,
+            note=f"{name}, {config.precision}, batch {config.batch_size}"),
+        Row("F7", "share of the bf16 roofline", rate * count / roof if roof else math.nan, None,
+            0.4 if roof else None,
+            note=f"{count / 1e9:.4g} GFLOP an evaluation, {rate * count / 1e12:.3g} TFLOP/s; "
+                 + known),
+    ]  # fmt: skip
+
+
+def gradient_rows(teacher: Teacher, batch: int, rounds: int) -> list[Row]:
+    """Both gradient routes of L_SDS beside the bare forward pass, by the device's time."""
+    forward, residual, through = routes(teacher, batch)
+    by = clock(teacher.device)
+    without, whole = paired(forward, residual, rounds, by), paired(forward, through, rounds, by)
+    return [
+        Row("G5", "residual gradient of L_SDS / bare UNet forward", without.ratio, 1.10, 1.03,
+            least=True, note=without.spread),
+        Row("G6", "gradient through the UNet / bare UNet forward", whole.ratio, 2.6, 2.3,
+            least=True, note=whole.spread),
+    ]  # fmt: skip
+
+
+def attempt(config: FinetuneConfig, parties: Parties, rounds: int) -> Trial | None:
+    """Some steps of the whole batch by the training loop; None where memory does not suffice."""
+    assert parties.teacher is not None
+    unet = parties.teacher.unet
+    if config.checkpointing:
+        unet.enable_gradient_checkpointing()
+    try:
+        return rehearsal.attempt(config, parties, config.batch_size, rounds)
+    except TrainingError as error:
+        if "out of memory" not in str(error):
+            raise
+        return None
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
+def seconds(trials: Collection[Trial | None]) -> float:
+    """A step's seconds in the quickest of the trials; not a number where none succeeded."""
+    return min((trial.seconds for trial in trials if trial), default=math.nan)
+
+
+def gigabytes(trial: Trial | None) -> float:
+    """The peak of a trial; not a number where it did not succeed."""
+    return trial.memory / 1e9 if trial else math.nan
+
+
+def steps(config: FinetuneConfig) -> int:
+    """Steps of the config's epochs over COCO's training set of 2017."""
+    return (config.epochs or 1) * (COCO_TRAIN2017 // config.batch_size)
+
+
+def hours(seconds: float, config: FinetuneConfig) -> float:
+    """Of all those steps, at so many seconds each."""
+    return seconds * steps(config) / 3600
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds by which all that was asked of the device is done."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def timed(job: Callable[[], object], clock: Callable[[], float], rounds: int) -> float:
+    """The median of the seconds that the job takes, after one time that does not count."""
+    found = []
+    for _ in range(rounds + 1):
+        start = clock()
+        job()
+        found.append(clock() - start)
+    return statistics.median(found[1:])
+
+
+def flops(unet: Any, tokens: int) -> int:
+    """FLOP of a UNet on one latent and a text of so many tokens; a product and a sum are two."""
+    shape, like = unet.config, next(unet.parameters())
+    z = like.new_zeros(1, shape.in_channels, shape.sample_size, shape.sample_size)
+    text = like.new_zeros(1, tokens, shape.cross_attention_dim)
+    # Attention as plain products: the counter does not know every fused kernel.
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        unet(z, torch.zeros(1, dtype=torch.long, device=z.device), encoder_hidden_states=text)
+    return counter.get_total_flops()
+
+
+def _told(trial: Trial | None) -> str:
+    if trial is None:
+        return "out of memory"
+    return f"{trial.seconds:.3g} s, {trial.memory / 1e9:.3g} GB"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print one line a row; 1 if one falls short of what it must reach, 2 where there is no GPU."""
+    argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=main.__doc__).parse_args(
+        words
+    )
+    if not torch.cuda.is_available():
+        print(
+            "bench-gpu: PyTorch finds no CUDA GPU on this machine; run it where nvidia-smi lists "
+            "one, or `make bench` for the ratios on a CPU",
+            file=sys.stderr,
+        )
+        return 2
+    rows = measure(override(preset("paper"), device="cuda"))
+    print(table(rows))
+    return 0 if all(row.reached for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
