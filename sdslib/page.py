@@ -88,17 +88,37 @@ HOW_TO_GET_LIVE = (
 )
 
 
-class Live:
-    """A widget with static HTML beside it, which stays where the widget has no kernel to live in.
+_LIVE_OR_TWIN = (
+    "<style>.jp-OutputArea:has(.{0}) > .jp-OutputArea-child:has(#twin-{0}),"
+    " .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {{ display: none; }}</style>"
+)
 
-    nbconvert and other readers of a saved notebook show the HTML, a live front end the widget.
+
+class Live:
+    """A widget and its static twin: two outputs of one cell, of which a reader sees one.
+
+    The twin hides beside the living widget. Where that has no kernel to live in (a saved notebook
+    opened again, nbconvert, a viewer without widgets) it shows, and hides JupyterLab's "model not
+    found", which would stand in the widget's place.
     """
 
     def __init__(self, widget: Any, markup: str) -> None:
         self.widget, self.markup = widget, markup
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        return self.widget._repr_mimebundle_() | {"text/html": self.markup + HOW_TO_GET_LIVE}
+    def bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The MIME bundles of the widget, and of the twin."""
+        name = f"live-{self.widget.model_id}"
+        self.widget.add_class(name)
+        style = _LIVE_OR_TWIN.format(name)
+        twin = f'<div id="twin-{name}">{style}{self.markup}{HOW_TO_GET_LIVE}</div>'
+        live = self.widget._repr_mimebundle_() | {"text/html": "", "text/plain": "live controls"}
+        return live, {"text/html": twin, "text/plain": "the live controls as a page"}
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import publish_display_data
+
+        for bundle in self.bundles():
+            publish_display_data(bundle)
 
 
 def live_or_saved(

@@ -197,6 +197,6 @@ def test_a_saved_notebook_holds_the_page(tmp_path):
 def test_somebody_at_the_notebook_gets_the_widget(tmp_path, monkeypatch):
     study = casebook.collect(FailuresConfig(scores=csv(tmp_path)))
     monkeypatch.setattr(casebook.page, "is_live", lambda: True)
-    bundle = casebook.show(study)._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert f"{study.run.shown_path}/atlas/atlas.html" in bundle["text/html"]
+    live, twin = casebook.show(study).bundles()
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert f"{study.run.shown_path}/atlas/atlas.html" in twin["text/html"]
