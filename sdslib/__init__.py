@@ -14,6 +14,7 @@ floor 0, arithmetic and tools
     progress    how far a long job is
     processes   several processes that train one model: parts of a batch, gathered, averaged
     page        pieces of HTML that refer to nothing outside the page
+    readable    tables of results as people read them
 floor 0.5, materials drawn from a seed
     miniworld   draws the mini-world in the file formats of the real sets
     shuffles    ARO's order negatives, made once and frozen

@@ -24,6 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from sdslib import experiment, page, storage, tables
 from sdslib.cases import config_of, duration, is_mini, objective, score_tables
 from sdslib.config import FinetuneConfig
+from sdslib.readable import p_value, points, share
 from sdslib.runs import Run
 
 NAME = "README.md"
@@ -188,22 +189,6 @@ def _difference_rows(scores: dict[str, pd.DataFrame]) -> str:
             smallest = f"{100 * row.mdd:.1f}"
             rows.append([f"{last} against {other}", row.metric, change, p_value(row.p), smallest])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def share(mean: float, low: float, high: float) -> str:
-    """A share with its interval, in percent."""
-    return f"{100 * mean:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def points(mean: float, low: float, high: float) -> str:
-    """A difference of shares with its interval, in points."""
-    text = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return text.replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """A p value in three places."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _first_line(error: Exception) -> str:

@@ -25,6 +25,7 @@ from sdslib import (
     figures,
     modelcard,
     page,
+    readable,
     storage,
     tables,
 )
@@ -47,7 +48,7 @@ from sdslib.config import (
 )
 from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link, Table, paragraph
 from sdslib.experiment import CONTROL, UNTOUCHED
-from sdslib.modelcard import p_value, points, share
+from sdslib.readable import p_value, points
 from sdslib.runs import Run, runs_root
 from sdslib.sources import DataError
 
@@ -303,32 +304,29 @@ def _which(case: Case) -> str:
 
 
 def _share_table(shares: pd.DataFrame, case: Case) -> Table:
-    models = list(dict.fromkeys(shares["model"]))
-    rows = []
-    for (metric, label), part in shares.groupby(["metric", "label"], sort=False):
-        by = part.set_index("model")
-        cells = [share(by.loc[m, "accuracy"], by.loc[m, "low"], by.loc[m, "high"]) for m in models]
-        first = part.iloc[0]
-        rows.append((f"{metric}, {label}", str(first["n"]), *cells, f"{100 * first['chance']:.1f}%",
-                     str(int(part["ties"].sum()))))  # fmt: skip
     caption = f"Shares of right items with 95% intervals, before and after ({case.note})."
-    return Table(caption, ("metric, tag", "items", *models, "chance", "ties"), rows)
+    return _table(caption, readable.shares(shares), "metric, tag")
+
+
+def _table(caption: str, told: pd.DataFrame, first: str) -> Table:
+    """A table of `readable`; its keys stand together in the first column."""
+    rows = [(", ".join(key), *map(str, row)) for key, row in zip(told.index, told.to_numpy(),
+                                                                 strict=True)]  # fmt: skip
+    return Table(caption, (first, *told.columns), rows)
 
 
 def _paired_table(paired: pd.DataFrame) -> Table:
+    told = readable.differences(paired)
     rows = [
-        (row.comparison, f"{row.metric}, {row.label}", str(row.n),
-         points(row.difference, row.low, row.high), p_value(row.p), p_value(row.p_holm),
-         f"+{row.up}/−{row.down}", f"{100 * row.mdd:.1f}")
-        for row in paired.itertuples()
-    ]  # fmt: skip
+        (comparison, f"{metric}, {label}", *map(str, row))
+        for (comparison, metric, label), row in zip(told.index, told.to_numpy(), strict=True)
+    ]
     caption = (
         "Paired differences on the same items, in points: bootstrap interval, exact McNemar p, "
         "Holm's p over the labels of a tag, items that went right and wrong, and the smallest "
         "difference that so many items and flips would show with power 0.8."
     )
-    head = ("comparison", "metric, tag", "items", "difference", "p", "p Holm", "flips", "smallest")
-    return Table(caption, head, rows)
+    return Table(caption, ("comparison", "metric, tag", *told.columns), rows)
 
 
 def _over_seeds(case: Case) -> pd.DataFrame:
@@ -362,14 +360,8 @@ def _kept_table(case: Case) -> Table | None:
         return None
     if case.control is None and case.run.params["arm"] != "clip-only":
         kept = kept[kept["model"] != CONTROL]
-    models = list(dict.fromkeys(kept["model"]))
-    rows = []
-    for (name, metric), part in kept.groupby(["set", "metric"], sort=False):
-        by = part.set_index("model")
-        cells = [share(by.loc[m, "accuracy"], by.loc[m, "low"], by.loc[m, "high"]) for m in models]
-        rows.append((f"{name}, {metric}", str(part["n"].iloc[0]), *cells))
     caption = f"What it cost elsewhere: sets that must not suffer ({case.note})."
-    return Table(caption, ("set, metric", "items", *models), rows)
+    return _table(caption, readable.shares(kept), "set, metric")
 
 
 def _figures(case: Case, shares: pd.DataFrame, paired: pd.DataFrame) -> dict[str, Drawing]:
@@ -485,8 +477,8 @@ def _card(found: Atlas, item: str) -> Card:
             flip = str(failures.flips(*([value] for value in right))[0])
         rows.append((name, verdict.mode + " (tie)" * verdict.tie, _lead(text), _lead(image), flip))
     tags = {
-        f"{label} predicate{'s' * (label != '1')}" if label.isdigit() else label: None
-        for labels in found.tags[item].values()
+        readable.tag(column, label): None
+        for column, labels in found.tags[item].items()
         for label in labels
         if label != "untagged"
     }

@@ -9,7 +9,7 @@ from finished import finish
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib import cases, experiment, modelcard, storage
+from sdslib import cases, experiment, modelcard, readable, storage
 from sdslib.config import ParameterError, ReportConfig, validate
 
 
@@ -32,10 +32,10 @@ def test_the_card_gives_the_tables_own_figures(runs, card):
     for result in card.data.eval_results:
         assert result.metric_value == round(told.loc[result.metric_type, "accuracy"], 4)
     for row in table.itertuples():
-        assert modelcard.share(row.accuracy, row.low, row.high) in card.text
+        assert readable.share(row.accuracy, row.low, row.high) in card.text
     paired = experiment.paired(cases.score_tables(*runs)).query("tag == 'all'")
     for row in paired.itertuples():
-        assert modelcard.points(row.difference, row.low, row.high) in card.text
+        assert readable.points(row.difference, row.low, row.high) in card.text
         assert f"| {100 * row.mdd:.1f} |" in card.text
 
 

@@ -6,7 +6,7 @@ import pytest
 from finished import finish
 from test_document import Page, pdf_text
 
-from sdslib import atlas, cases, document, experiment, failures, modelcard, report
+from sdslib import atlas, cases, document, experiment, failures, modelcard, readable, report
 from sdslib.config import ReportConfig
 from sdslib.sources import AccessError
 
@@ -65,7 +65,7 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
         assert chapter in flat
     table = experiment.before_after(told.cases[0].scores)
     for row in table.itertuples():
-        shown = modelcard.share(row.accuracy, row.low, row.high)
+        shown = readable.share(row.accuracy, row.low, row.high)
         assert f"<td>{shown}</td>" in saved[1]
         assert shown in flat
 
@@ -73,9 +73,9 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
 def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(told, saved):
     for row in told.cases[0].paired.itertuples():
         cells = (
-            modelcard.points(row.difference, row.low, row.high),
-            modelcard.p_value(row.p),
-            modelcard.p_value(row.p_holm),
+            readable.points(row.difference, row.low, row.high),
+            readable.p_value(row.p),
+            readable.p_value(row.p_holm),
             f"+{row.up}/−{row.down}",
             f"{100 * row.mdd:.1f}",
         )

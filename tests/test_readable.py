@@ -1,0 +1,89 @@
+"""Tables as people read them, against the fractions that they come from."""
+
+import pandas as pd
+import pytest
+
+from sdslib import readable
+
+
+@pytest.fixture
+def table():
+    """Two models by metric and tag; the teacher scored a part of the items."""
+    rows = [
+        ("student", "all", "all", "text", 1200, 0.2217, 0.1991, 0.246, 3, 0.25),
+        ("student", "num_main_preds", "1", "text", 974, 0.2269, 0.2017, 0.2542, 2, 0.25),
+        ("student", "num_main_preds", "2", "text", 226, 0.1991, 0.1523, 0.256, 1, 0.25),
+        ("teacher", "all", "all", "text", 6, 1.0, 0.6097, 1.0, 1, 0.25),
+        ("teacher", "num_main_preds", "1", "text", 6, 1.0, 0.6097, 1.0, None, 0.25),
+    ]
+    names = ["model", "tag", "label", "metric", "n", "accuracy", "low", "high", "ties", "chance"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_models_stand_side_by_side_and_a_part_is_called_one(table):
+    told = readable.shares(table)
+    assert list(told.index.names) == ["metric", "label"]
+    assert list(told.columns) == ["items", "student", "teacher", "chance", "ties"]
+    whole = told.loc[("text", "all")]
+    assert whole.tolist() == [
+        1200,
+        "22.2% (19.9 to 24.6)",
+        "100.0% (61.0 to 100.0) of 6",
+        "25.0%",
+        4,
+    ]
+    assert told.loc[("text", "1 predicate"), "ties"] == 2
+    assert told.loc[("text", "2 predicates"), "teacher"] == ""
+
+
+def test_every_row_of_a_table_of_sets_is_told_once():
+    rows = [
+        ("colors", "student", "accuracy", 320, 1.0, 0.988, 1.0),
+        ("colors", "tuned", "accuracy", 320, 0.5, 0.45, 0.55),
+        ("shapes", "student", "accuracy", 240, 0.9, 0.85, 0.93),
+    ]
+    names = ["set", "model", "metric", "n", "accuracy", "low", "high"]
+    told = readable.shares(pd.DataFrame(rows, columns=names))
+    assert list(told.columns) == ["items", "student", "tuned"]
+    assert told.loc[("colors", "accuracy"), "tuned"] == "50.0% (45.0 to 55.0)"
+    assert told.loc[("shapes", "accuracy"), "tuned"] == ""
+
+
+def test_differences_are_points_with_flips():
+    row = {
+        "comparison": "b against a", "tag": "all", "label": "all", "metric": "text", "n": 60,
+        "difference": -0.05, "low": -0.1, "high": 0.02, "p": 0.0004, "p_holm": 0.25, "up": 1,
+        "down": 4, "mdd": 0.1,
+    }  # fmt: skip
+    told = readable.differences(pd.DataFrame([row])).loc[("b against a", "text", "all")]
+    assert told.tolist() == [60, "−5.0 (−10.0 to +2.0)", "<0.001", "0.250", "+1/−4", "10.0"]
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "words"),
+    [
+        ("num_main_preds", "1", "1 predicate"),
+        ("num_main_preds", "2", "2 predicates"),
+        ("way", "3", "way 3"),
+        ("collapsed_tag", "Object", "Object"),
+    ],
+)
+def test_labels_are_words(column, label, words):
+    assert readable.tag(column, label) == words
+
+
+def test_shares_turn_into_percent_and_the_rest_stays(table):
+    told = readable.percent(table, "accuracy", "chance")
+    assert told["accuracy"].tolist()[:2] == ["22.2%", "22.7%"]
+    assert told["low"].equals(table["low"])
+
+
+def test_long_words_stay_whole_and_escaped():
+    long = "/" + "folder/" * 20 + "<b>.html"
+    shown = readable.listing(pd.DataFrame({"file": [long]})).data
+    assert "/" + "folder/" * 20 + "&lt;b&gt;.html" in shown
+
+
+def test_a_table_without_rows_says_so():
+    shown = readable.listing(pd.DataFrame(columns=["set", "why"]), "Every <set> is at hand.").data
+    assert shown == "<p>Every &lt;set&gt; is at hand.</p>"
