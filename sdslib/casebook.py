@@ -208,8 +208,11 @@ def _digest(found: Mapping[str, pd.DataFrame]) -> str:
 
 def _note(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> str:
     mini = config.benchmark.startswith("mini:") and not config.scores
-    count = f"{len(next(iter(found.values())))} items"
-    return f"mini-world, {count}" if mini else count
+    return _counted("mini-world" if mini else "", next(iter(found.values())))
+
+
+def _counted(world: str, table: pd.DataFrame) -> str:
+    return f"{world}, {len(table)} items".removeprefix(", ")
 
 
 def scores(study: Study) -> pd.DataFrame:
@@ -231,7 +234,8 @@ def draw(study: Study) -> dict[str, Any]:
     by = [t for t in WINOGROUND_TAGS if t in atlas.first and atlas.first[t].nunique() > 1]
     shares = failures.mode_shares(atlas.tables[last], parts[last], by)
     alone = Markdown("One model only: two score files, or runs, show what changes between them.")
-    label = "human, real set" if note.startswith("mini") else "human"
+    world = "mini-world" if note.startswith("mini") else ""
+    label = "human, real set" if world else "human"
     drawn = {
         "scores": figures.scores_by_tag(scores(study), note, human_label=label),
         "modes": figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
@@ -248,13 +252,19 @@ def draw(study: Study) -> dict[str, Any]:
         drawn["margins"] = figures.margins(pairs, note, (students[0], last), "Text margins")
         drawn["flips"] = figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
-        drawn["agreement"] = figures.agreement(_agreements(atlas, students), note)
+        seen = _counted(world, atlas.tables[TEACHER])
+        drawn["agreement"] = figures.agreement(_agreements(atlas, students), seen)
     return drawn
 
 
 def _calibration(atlas: Atlas) -> pd.DataFrame:
+    whole = len(atlas.first)
+    names = {
+        name: name if len(table) == whole else f"{name} ({len(table)} items)"
+        for name, table in atlas.tables.items()
+    }
     rows = [
-        failures.calibration({name: table}, atlas.rules.get(name, ""))
+        failures.calibration({names[name]: table}, atlas.rules.get(name, ""))
         for name, table in atlas.tables.items()
     ]
     return pd.concat(rows, ignore_index=True)

@@ -28,6 +28,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from sdslib import readable
 from sdslib.metrics import HUMAN_WINOGROUND
 from sdslib.storage import write_bytes
 
@@ -204,7 +205,8 @@ def history(
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
             ax.yaxis.set_major_formatter(_short)
             ax.yaxis.set_minor_locator(NullLocator())
-            _mark_line(ax, 0.01, "inert below 1%", horizontal=True)
+            ax.set_ylim(bottom=min(0.004, ax.get_ylim()[0]))  # room for the words below the line
+            _mark_line(ax, 0.01, "inert below 1%", horizontal=True, below=True)
         if column == "val_text" and drawn:
             ax.yaxis.set_major_formatter(_percent)
             _mark_line(ax, chance, "chance", horizontal=True)
@@ -273,7 +275,7 @@ def scores_by_tag(
         _mark_line(ax, float(part["chance"].iloc[0]), "chance")
         if human and metric in human:
             _mark_line(ax, human[metric], human_label, dash=(0, (1, 1.5)))
-    _legend(figure, kinds, "marker")
+    _legend(figure, _with_few(table, kinds), "marker")
     whole = table[table["label"] == "all"]
     figure.alt = _alt(title, note, (_share_words(row) for _, row in whole.iterrows()))
     return figure
@@ -371,11 +373,17 @@ def _labels(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(tag, label) -> tick text, in the table's order; macro averages have no n of items."""
     found: dict[tuple[str, str], str] = {}
     for row in table.itertuples():
-        text = "all" if row.tag == "all" else textwrap.shorten(str(row.label), 26, placeholder="…")
-        if row.tag.startswith("num_"):
-            text = f"{text} predicate" + "s" * (str(row.label) != "1")
+        words = "all" if row.tag == "all" else readable.tag(row.tag, str(row.label))
+        text = textwrap.shorten(words, 26, placeholder="…")
         found.setdefault((row.tag, row.label), f"{text} ({row.n})")
     return found
+
+
+def _with_few(table: pd.DataFrame, kinds: Mapping[str, Look]) -> dict[str, Look]:
+    """The looks by names that say so where a model scored fewer items than others."""
+    most = table.groupby("model")["n"].max()
+    few = {m: f"{m} ({most[m]} items)" for m in kinds if most[m] < most.max()}
+    return {few.get(m, m): look for m, look in kinds.items()}
 
 
 def _share_axis(ax: Axes, labels: Mapping, limits: tuple | None = (-0.02, 1.02)) -> None:
@@ -442,14 +450,20 @@ def _matrix(ax: Axes, counts: pd.DataFrame, name: str) -> None:
     total = max(values.sum(), 1.0)
     ax.imshow(values / total, cmap=_BLUES, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        ink = "white" if value / total > 0.55 else "black"
-        ax.text(j, i, f"{value:.0f}\n{value / total:.0%}", ha="center", va="center", color=ink)
+        ax.text(j, i, f"{value:.0f}\n{value / total:.0%}", ha="center", va="center",
+                color=_ink(value / total))  # fmt: skip
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc="none", ec="#bbbbbb", lw=0.5))
     ax.set_xticks(range(counts.shape[1]), [textwrap.fill(str(c), 13) for c in counts.columns])
     ax.set_yticks(range(counts.shape[0]), [textwrap.fill(str(c), 13) for c in counts.index])
     ax.set(xlabel=counts.columns.name, ylabel=counts.index.name)
-    ax.set_title(name)
+    ax.set_title("" if name == counts.index.name else name)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def _ink(depth: float) -> str:
+    """Letters that are legible on `_BLUES` at a depth of 0 to 1: black but on the darkest."""
+    return "white" if depth > 0.92 else "black"
 
 
 def _cell_words(counts: pd.DataFrame) -> str:
@@ -751,7 +765,7 @@ def changes(table: pd.DataFrame, note: str = "", title: str = "What moved") -> P
     image = ax.imshow(shown, cmap=_BLUES, norm=LogNorm(1e-4, 1, clip=True), aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if value > 0:
-            color = "white" if value > 0.05 else "black"
+            color = _ink(float(image.norm(value)))
             text = f"{100 * value:.2g}"
             ax.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
     ax.set_xticks(range(len(table.columns)), list(table.columns), rotation=30, ha="right")
@@ -813,7 +827,7 @@ def equation(tex: str, words: str) -> Picture:
 
 # --- pieces --------------------------------------------------------------------------------------
 
-_percent = FuncFormatter(lambda share, _: f"{100 * share:g}")
+_percent = FuncFormatter(lambda share, _: f"{100 * share:g}".replace("-", "−"))
 _short = FuncFormatter(lambda value, _: f"{value:.3g}")
 
 
@@ -848,16 +862,21 @@ def _interval(ax: Axes, mean: float, low: float, high: float, y: float, look: Lo
 
 
 def _mark_line(
-    ax: Axes, value: float, label: str, horizontal: bool = False, dash: Any = (0, (4, 2))
+    ax: Axes,
+    value: float,
+    label: str,
+    horizontal: bool = False,
+    dash: Any = (0, (4, 2)),
+    below: bool = False,
 ) -> None:
-    """A labelled reference line."""
+    """A labelled reference line; the words stand above it, or `below` a horizontal one."""
     draw = ax.axhline if horizontal else ax.axvline
     draw(value, color="#666666", lw=0.9, ls=dash, zorder=1)
     place, frame = ((0.99, value), ("axes fraction", "data")) if horizontal else (
         (value, 1.0), ("data", "axes fraction"))  # fmt: skip
-    ax.annotate(label, place, xycoords=frame, xytext=(0, 1.5), textcoords="offset points",
-                ha="right" if horizontal else "center", va="bottom", fontsize=6.5,
-                color="#444444")  # fmt: skip
+    ax.annotate(label, place, xycoords=frame, xytext=(0, -1.5 if below else 1.5),
+                textcoords="offset points", ha="right" if horizontal else "center",
+                va="top" if below else "bottom", fontsize=6.5, color="#444444")  # fmt: skip
 
 
 def _boxed(ax: Axes, x: float, y: float, text: str) -> None:
