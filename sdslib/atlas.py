@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sdslib import failures, page
+from sdslib import failures, page, readable
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.metrics import labels_of
 from sdslib.tables import TableError, grids_of, tabulate, tags_of
@@ -236,7 +236,7 @@ def document(atlas: Atlas) -> str:
 def card(atlas: Atlas, item: str, pictures: str | None = None) -> str:
     """One item: pictures, captions, every model's grid and verdict, tags, and what changed."""
     tags = {
-        f"{column} {label}" if label.isdigit() else label: None
+        readable.tag(column, label): None
         for column, labels in atlas.tags[item].items()
         for label in labels
     }
