@@ -65,7 +65,7 @@ class Heading:
 
     def print(self, pdf: Paper) -> None:
         """A heading that stays with what follows, and a bookmark."""
-        pdf.need(35)
+        pdf.need(60 if self.level == 2 else 35)  # a chapter's first part has a heading of its own
         pdf.ln(3 if self.level == 2 else 1.5)
         pdf.start_section(self.text, self.level - 2)
         pdf.ink(_HEADS[self.level], bold=True)
