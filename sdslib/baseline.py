@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,17 +113,26 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         if known:
             readers.append(blind.likelihood_scorer(known.all_captions()[:CORPUS]))
         for benchmark in progress(sets):
-            run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
-            if judge is not None and benchmark.kind != "retrieval":
-                part = benchmark.sample(config.teacher_items, config.seed)
-                found = teacher_scores(judge, part, config)
-                run.save_scores(f"{benchmark.name}.{TEACHER}", found)
-            for reader in readers if benchmark.kind == "choice" else ():
-                found = evaluate.score_grids(reader, benchmark)
-                run.save_scores(f"{benchmark.name}.{reader.name.replace(' ', '-')}", found)
+            with _cautions_later():
+                run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
+                if judge is not None and benchmark.kind != "retrieval":
+                    part = benchmark.sample(config.teacher_items, config.seed)
+                    found = teacher_scores(judge, part, config)
+                    run.save_scores(f"{benchmark.name}.{TEACHER}", found)
+                for reader in readers if benchmark.kind == "choice" else ():
+                    found = evaluate.score_grids(reader, benchmark)
+                    run.save_scores(f"{benchmark.name}.{reader.name.replace(' ', '-')}", found)
         run.save_results(results(run, sets))
         run.finish()
     return run
+
+
+@contextmanager
+def _cautions_later() -> Iterator[None]:
+    """Without the warnings that `cautions` tells of the kept scores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(they are ties, never right|scores are constant)")
+        yield
 
 
 def use_threads(config: ModelsConfig) -> None:
@@ -269,6 +280,19 @@ def overview(run: Run) -> pd.DataFrame:
     table = table[averages | table["label"].eq("all") | table["tag"].eq("way")]
     table = table.drop(columns=["tag"]).rename(columns={"label": "over"})
     return table.astype({"ties": "Int64"}).round(4).reset_index(drop=True)
+
+
+def cautions(run: Run) -> pd.DataFrame:
+    """One row a set and model that needs a word before its figures are read; often none.
+
+    What sees no image cannot tell captions of one length apart: that is no fault.
+    """
+    rows = [
+        {"set": name, "model": model, "caution": text}
+        for (name, model), table in scored(run).items() if model not in BLIND
+        for text in tables.cautions(table)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["set", "model", "caution"])
 
 
 def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
