@@ -20,7 +20,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness import Row
+from sdslib import experiment, rehearsal
+from sdslib.config import FinetuneConfig
+from sdslib.pairs import load_pairs
+from sdslib.train import Loop
 
 PAIRS = (1_000, 10_000, 100_000)
 STREAMED = 100_000
@@ -28,13 +34,13 @@ SHARD = 5_000  # samples of a shard
 ROOT = Path(__file__).parents[1]
 
 
-def training(sizes: Sequence[int] = PAIRS, streamed: int = STREAMED, steps: int = 12) -> list[Row]:
+def training(sizes: Sequence[int] = PAIRS, streamed: int = STREAMED, steps: int = 10) -> list[Row]:
     """Peaks of training on COCO-shaped sets of these sizes, and on tar shards; largest/smallest."""
     with tempfile.TemporaryDirectory(prefix="bench-pairs-") as folder:
-        sources = {f"{n:,}": coco(Path(folder) / str(n), n) for n in sizes}
-        sources[f"{streamed:,} in shards"] = shards(Path(folder) / "shards", streamed)
+        sources = {f"{n:,} pairs": coco(Path(folder) / str(n), n) for n in sizes}
+        sources[f"{streamed:,} pairs in shards"] = shards(Path(folder) / "shards", streamed)
         peaks = {name: peak(source, steps) for name, source in sources.items()}
-    note = ", ".join(f"{name} pairs {bytes_ / 1e6:,.0f} MB" for name, bytes_ in peaks.items())
+    note = ", ".join(f"{name}: {bytes_ / 1e6:,.0f} MB" for name, bytes_ in peaks.items())
     ratio = max(peaks.values()) / min(peaks.values())
     return [
         Row("G12", "peak memory of training, largest / smallest set", ratio, 1.05, 1.02,
@@ -44,8 +50,6 @@ def training(sizes: Sequence[int] = PAIRS, streamed: int = STREAMED, steps: int 
 
 def pairs(count: int) -> Iterator[tuple[int, tuple[str, ...], bytes]]:
     """Numbers, captions and encoded pictures: the mini-world's, as often as it takes."""
-    from sdslib.pairs import load_pairs
-
     own = load_pairs("mini")
     known = [(own.captions(i), own.ref(i).data()) for i in range(min(count, len(own)))]
     return ((i, *known[i % len(known)]) for i in range(count))
@@ -104,13 +108,6 @@ def peak(source: str, steps: int) -> int:
 
 def main() -> None:
     """Train the mini-world's student on a source for some steps; print steps and peak as JSON."""
-    import torch
-
-    from sdslib import experiment, rehearsal
-    from sdslib.config import FinetuneConfig
-    from sdslib.pairs import load_pairs
-    from sdslib.train import Loop
-
     torch.set_num_threads(1)
     config = FinetuneConfig(
         train_data=sys.argv[1], steps=int(sys.argv[2]), eval_every=0, bridge_start="random"

@@ -1,7 +1,9 @@
 """Pairs from files in the real schemas, and batches that any step can be resumed at."""
 
+import hashlib
 import io
 import json
+import multiprocessing
 import shutil
 import tarfile
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -351,6 +354,66 @@ def test_without_a_network_the_local_cache_is_used(monkeypatch, tmp_path):
     (kept / "dataset_info.json").write_text(json.dumps(info))
     found = hub_dataset("who/what", "train")
     assert found["caption"][:] == ["text 0", "text 1", "text 2"]
+
+
+# --- in memory -----------------------------------------------------------------------------------
+
+
+def many(count: int) -> module.Pairs:
+    """Pairs of five captions of ten words, drawn from a hundred words; without their images."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"{'aeiou'[i % 5]}word{i}" for i in range(100)])
+    columns = {
+        "id": [str(7 * i) for i in range(count)],
+        "name": [f"{i:012d}.png" for i in range(count)],
+        "captions": [[" ".join(text) for text in own]
+                     for own in words[rng.integers(0, 100, (count, 5, 10))]],
+    }  # fmt: skip
+    return module.Pairs(pa.table(columns), lambda row: row["name"].encode(), "many")
+
+
+@pytest.mark.parametrize("count", [1, module.BLOCK, module.BLOCK + 1, 1_100])
+def test_any_row_of_any_block_is_its_own(count):
+    pairs = many(count)
+    texts = pairs.all_captions()
+    assert (len(pairs), len(pairs.ids), len(texts)) == (count, count, 5 * count)
+    for i in {0, count // 2, count - 1, min(module.BLOCK, count - 1)}:
+        assert pairs.captions(i) == tuple(texts[5 * i : 5 * i + 5])
+        assert pairs.ref(i).data() == f"{i:012d}.png".encode()
+        assert pairs.ids[i] == str(7 * i)
+    assert pairs.captions(-1) == pairs.captions(count - 1)
+    for beyond in (count, -count - 1):
+        with pytest.raises(IndexError):
+            pairs.captions(beyond)
+
+
+def test_the_fingerprint_is_that_of_the_rows_whatever_the_blocks(monkeypatch):
+    pairs = many(2_100)
+    rows = pairs._all.table().to_pylist()
+    digest = hashlib.sha256()
+    for start in range(0, 2_100, 1024):
+        digest.update(json.dumps(rows[start : start + 1024], sort_keys=True).encode())
+    assert pairs.fingerprint == digest.hexdigest()
+    monkeypatch.setattr(module, "BLOCK", 512)
+    assert many(2_100).fingerprint == pairs.fingerprint
+
+
+def test_captions_take_less_than_half_of_what_they_are_in_arrow():
+    before = pa.total_allocated_bytes()
+    pairs = many(5_000)
+    held = pa.total_allocated_bytes() - before
+    assert 0 < held < 0.5 * pairs._all.table().nbytes
+
+
+def test_pairs_can_be_sent_to_a_worker_that_is_not_forked(coco):
+    pairs = coco_pairs(*coco)
+    pairs.captions(3)  # so that its reader is open
+    sender, receiver = multiprocessing.Pipe()
+    sender.send(pairs)
+    sent = receiver.recv()
+    assert sent.captions(7) == pairs.captions(7)
+    assert np.array_equal(sent.image(7), pairs.image(7))
+    assert sent.fingerprint == pairs.fingerprint
 
 
 # --- WebDataset ----------------------------------------------------------------------------------
