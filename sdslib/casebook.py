@@ -140,6 +140,12 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
     return found
 
 
+# What a run and its control have in common.
+_SHARED = (
+    "seed", "trainable", "steps", "epochs", "batch_size", "lr", "train_pairs", "eval_items",
+)  # fmt: skip
+
+
 def _newest(config: ModelsConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
     root = _root(config)
@@ -150,23 +156,10 @@ def _newest(config: ModelsConfig) -> list[Run]:
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
         return []
-    shared = (
-        "seed",
-        "trainable",
-        "steps",
-        "epochs",
-        "batch_size",
-        "lr",
-        "train_pairs",
-        "eval_items",
-    )
-    control = [
-        r
-        for r in runs
-        if r.params["arm"] == "clip-only" and r.params["arm"] != runs[0].params["arm"]
-        if all(r.params[k] == runs[0].params[k] for k in shared)
-    ]
-    return [*control[:1], runs[0]]
+    alike = [r for r in runs if all(r.params[k] == runs[0].params[k] for k in _SHARED)]
+    controls = [r for r in alike if r.params["arm"] == "clip-only"]
+    arms = [r for r in alike if r.params["arm"] != "clip-only"]
+    return [*controls[:1], *arms[:1]]  # a control finishes after the run it stands beside
 
 
 def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

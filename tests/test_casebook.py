@@ -132,6 +132,16 @@ def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, 
     assert (control["s_1_1"] == 3).all()  # the run `plain`, whose seed is that of `newest`
 
 
+def test_a_control_that_finished_after_its_run_does_not_hide_it(tmp_path):
+    """As `02_finetune` leaves them; a control without a run of its setting stands alone."""
+    for name, given in (("sds", {}), ("control", {"arm": "clip-only"})):
+        finished_run(name, score_table(**TAGS), tmp_path / "runs", **given)
+    ask = FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0)
+    assert list(casebook.collect(ask).atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    finished_run("lonely", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
+    assert list(casebook.collect(ask).atlas.tables) == ["untouched", "L_CLIP only"]
+
+
 def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
     by_folder = casebook.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
     assert list(by_folder.atlas.tables) == ["untouched", "sds"]
