@@ -293,7 +293,7 @@ def arm_table(study: Study) -> pd.DataFrame:
             row[f"against {difference['against']}"] = _points(difference)
         rows.append(row | _kept(mine, "mean"))
     order = ["arm", "seeds", "text", "low", "high"]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"seeds": "Int64"})  # the untouched student has none
     return table[[*order, *(c for c in table if c not in order)]]
 
 
@@ -362,7 +362,7 @@ def moved(study: Study) -> pd.DataFrame:
     ]
     table = pd.concat(rows, ignore_index=True)
     by = table.groupby(["set", "layer"], sort=False, as_index=False)
-    return by[["parameters", "change", "relative"]].mean()
+    return by[["parameters", "change", "relative"]].mean().astype({"parameters": int})
 
 
 def _moved(run: Run) -> pd.DataFrame:

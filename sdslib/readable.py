@@ -57,7 +57,8 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
         if "chance" in part:
             row["chance"] = f"{100 * part['chance'].iloc[0]:.1f}%"
         if "ties" in part:
-            row["ties"] = int(part["ties"].fillna(0).sum())
+            known = part["ties"].dropna()
+            row["ties"] = int(known.sum()) if len(known) else ""
         rows.append(row)
     return pd.DataFrame(rows).set_index(keys)
 
@@ -93,9 +94,56 @@ def _in_words(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(label=words)
 
 
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds with their intervals beside the untouched student's share.
+
+    Rows of `studies.means`, with whatever else tells them apart in front. A measure without items
+    is no share but a plain number, and stays one.
+    """
+    keys = [c for c in table if c not in ("seeds", "n", "mean", "low", "high", "reference")]
+    told = table[[*keys, "seeds"]].assign(items=table["n"].astype("Int64"))
+    told = told.astype({"items": object}).where(told.notna(), "")
+    rows = list(zip(table["mean"], table["low"], table["high"], table["n"].isna(), strict=True))
+    told["mean"] = [
+        f"{mean:.3g} ({low:.3g} to {high:.3g})" if plain else share(mean, low, high)
+        for mean, low, high, plain in rows
+    ]
+    told["untouched"] = [_percent(value) for value in table["reference"]]
+    return told.set_index(keys)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences over seeds in points: rows of `studies.differences`."""
+    rows = [
+        {
+            "setting": row.setting, "measure": row.measure, "against": row.against,
+            "seeds": row.seeds, "items": row.n,
+            "difference": points(row.difference, row.low, row.high),
+            "single seeds": (
+                f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−")
+            ),
+        }
+        for row in table.itertuples()
+    ]  # fmt: skip
+    keys = ["setting", "measure", "against"]
+    return pd.DataFrame(rows).set_index(keys) if rows else pd.DataFrame()
+
+
 def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The table with these columns of shares in percent."""
-    return table.assign(**{c: [f"{100 * value:.1f}%" for value in table[c]] for c in columns})
+    """The table with these columns of shares in percent, by default all that hold fractions."""
+    named = columns or table.select_dtypes("float").columns
+    told = table.assign(**{c: [_percent(value) for value in table[c]] for c in named})
+    return told.astype(object).where(told.notna(), "")
+
+
+def _percent(value: float) -> str:
+    return "" if pd.isna(value) else f"{100 * value:.1f}%"
+
+
+def varying(table: pd.DataFrame, *always: str) -> pd.DataFrame:
+    """The columns in which the rows differ, and those that shall always stand."""
+    differ = table.astype(str).nunique() > 1
+    return table[[c for c in table if c in always or differ[c]]]
 
 
 def listing(table: pd.DataFrame, empty: str = "none") -> Any:

@@ -1,6 +1,7 @@
 """Student and teacher on every set at hand: scored once, kept item by item, told with its cost."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,21 @@ def run(config, monkeypatch):
     monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     return baseline.measure(config)
+
+
+def test_equal_captions_are_a_row_to_read_and_no_warning(config, monkeypatch, recwarn):
+    odd = choices()
+    same = replace(odd.items[0], captions=("a red circle", "A red circle"))
+    sets = [replace(odd, items=(same, *odd.items[1:]))]
+    monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
+    monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
+    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
+    told = baseline.cautions(baseline.measure(config))
+    assert not [w for w in recwarn if "ties" in str(w.message) or "constant" in str(w.message)]
+    row = told.set_index("model").loc["student"]
+    assert row["set"] == "aro-relation"
+    assert row["caution"].startswith("1 of 8 items have captions that are one to the model")
+    assert not set(told["model"]) & set(baseline.BLIND)
 
 
 def test_every_set_is_scored_by_whom_it_suits(run):

@@ -75,7 +75,7 @@ def test_labels_are_words(column, label, words):
 def test_shares_turn_into_percent_and_the_rest_stays(table):
     told = readable.percent(table, "accuracy", "chance")
     assert told["accuracy"].tolist()[:2] == ["22.2%", "22.7%"]
-    assert told["low"].equals(table["low"])
+    assert told["low"].tolist() == table["low"].tolist()
 
 
 def test_long_words_stay_whole_and_escaped():
@@ -87,3 +87,35 @@ def test_long_words_stay_whole_and_escaped():
 def test_a_table_without_rows_says_so():
     shown = readable.listing(pd.DataFrame(columns=["set", "why"]), "Every <set> is at hand.").data
     assert shown == "<p>Every &lt;set&gt; is at hand.</p>"
+
+
+def test_means_over_seeds_keep_their_keys_and_plain_numbers():
+    rows = [
+        (0.001, "text", 2, 12, 0.25, 0.2, 0.3, 0.22),
+        (0.001, "gradient ratio", 2, None, 0.0668, 0.06, 0.07, None),
+    ]
+    names = ["sds_weight", "measure", "seeds", "n", "mean", "low", "high", "reference"]
+    told = readable.means(pd.DataFrame(rows, columns=names))
+    text, ratio = (told.loc[(0.001, name)].tolist() for name in ("text", "gradient ratio"))
+    assert text == [2, 12, "25.0% (20.0 to 30.0)", "22.0%"]
+    assert ratio == [2, "", "0.0668 (0.06 to 0.07)", ""]
+
+
+def test_differences_over_seeds_tell_those_of_single_seeds():
+    row = {
+        "setting": "sds", "measure": "text", "against": "untouched", "seeds": 5, "n": 1200,
+        "difference": 0.003, "low": -0.009, "high": 0.015, "smallest": -0.01, "largest": 0.02,
+    }  # fmt: skip
+    told = readable.over_seeds(pd.DataFrame([row])).loc[("sds", "text", "untouched")]
+    assert told.tolist() == [5, 1200, "+0.3 (−0.9 to +1.5)", "−1.0 to +2.0"]
+    assert readable.over_seeds(pd.DataFrame()).empty
+
+
+def test_what_is_not_there_is_blank():
+    table = pd.DataFrame({"arm": ["untouched", "sds"], "text": [0.2, 0.3], "gain": [None, 0.1]})
+    assert readable.percent(table)["gain"].tolist() == ["", "10.0%"]
+
+
+def test_only_what_varies_is_listed():
+    table = pd.DataFrame({"run": ["a", "b"], "state": "finished", "seed": 0, "arm": ["x", "y"]})
+    assert list(readable.varying(table, "state")) == ["run", "state", "arm"]
