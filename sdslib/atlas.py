@@ -506,9 +506,10 @@ def _widgets(atlas: Atlas) -> dict[str, Any]:
         max=1,
         description="margin",
         readout_format=".4f",
-        layout=w.Layout(width="30em"),  # room for both ends of the readout
+        layout=w.Layout(width="34em"),  # room for both ends of the readout
     )
-    found["ties"] = w.Checkbox(description="ties only", indent=False)
+    apart = w.Layout(margin="2px 2px 2px 1em")
+    found["ties"] = w.Checkbox(description="ties only", indent=False, layout=apart)
     return found
 
 

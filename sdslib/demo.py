@@ -722,7 +722,8 @@ def _text(label: str, value: str, width: str = "44em") -> Any:
 def _checkbox(label: str, value: bool) -> Any:
     import ipywidgets as w
 
-    return w.Checkbox(description=label, value=value, indent=False, layout=w.Layout(width="auto"))
+    layout = w.Layout(width="auto", margin="2px 2px 2px 1em")
+    return w.Checkbox(description=label, value=value, indent=False, layout=layout)
 
 
 def _scene_controls(scene: Scene, title: str = "") -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Live:
     def bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The MIME bundles of the widget, and of the twin."""
         name = f"live-{self.widget.model_id}"
+        self.widget.add_class("live-view")  # what `atlas.css` shows the focus by
         self.widget.add_class(name)
         style = _LIVE_OR_TWIN.format(name)
         twin = f'<div id="twin-{name}">{style}{self.markup}{HOW_TO_GET_LIVE}</div>'
