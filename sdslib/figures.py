@@ -677,7 +677,9 @@ def tradeoff(
         ax.set_title(measure if measure in plain else f"{measure} (%)")
         _weight_axis(ax, weights)
         _bands(ax, table[table["measure"] == measure], kinds)
-        if measure in plain:
+        if measure not in plain:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no share is above 100%
+        else:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             ax.yaxis.set_minor_locator(NullLocator())
