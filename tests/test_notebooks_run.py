@@ -1,7 +1,6 @@
 """Every notebook, executed by papermill as a user would, on a reduced setting."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +32,7 @@ def papermill(notebook, out, parameters, cwd=ROOT):
     ]
     for name, value in parameters.items():
         command += ["-p", name, str(value)]
-    env = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=900)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def outputs(path):
@@ -57,6 +55,7 @@ def test_notebook_runs_and_leaves_figures_and_tables(name, tmp_path):
     assert "image/png" in kinds
     assert "text/html" in kinds
     assert "application/vnd.jupyter.widget-view+json" not in kinds
+    assert [o["text"] for o in outputs(out) if o.get("name") == "stderr"] == []  # no warning
 
 
 @pytest.mark.slow
