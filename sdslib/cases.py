@@ -6,6 +6,7 @@ Where no run is finished yet a small one is made first, so that there is somethi
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,18 +182,23 @@ def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
 def group(chosen: Sequence[Run]) -> list[Case]:
     """Cases of the chosen runs, each with its control, which has not to be among them.
 
-    Runs that differ in their seed alone are one case. A run with L_CLIP alone is a case of its own
+    Runs that differ in their seed alone are one case. A seed that was run twice (with other code or
+    data) is no second seed: it goes to a further case. A run with L_CLIP alone is a case of its own
     only where no other chosen run has it as control.
     """
     chosen = list({run.path: run for run in chosen}.values())
     there = {folder: _finished(folder) for folder in {run.path.parent for run in chosen}}
     controls = {run.path: _control(run, there[run.path.parent]) for run in chosen}
     used = {c.path for path, c in controls.items() if c is not None and c.path != path}
-    settings: dict[str, list[Run]] = {}
+    settings: dict[tuple[str, int], list[Run]] = {}
+    times: Counter[str] = Counter()
     for run in chosen:
         if run.path not in used:
-            same = config_of(run).model_copy(update={"seed": 0}).identity()
-            settings.setdefault(str(sorted(same.items())), []).append(run)
+            config = config_of(run)
+            own = str(sorted(config.identity().items()))
+            same = str(sorted(config.model_copy(update={"seed": 0}).identity().items()))
+            settings.setdefault((same, times[own]), []).append(run)
+            times[own] += 1
     ordered = (sorted(runs, key=lambda run: run.params["seed"]) for runs in settings.values())
     return [Case(tuple(runs), tuple(controls[run.path] for run in runs)) for runs in ordered]
 

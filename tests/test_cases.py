@@ -32,6 +32,16 @@ def test_a_run_stands_beside_its_control_and_seeds_of_one_setting_stand_together
     assert cases.listing([case]).loc[0, "seeds"] == "0, 1"
 
 
+def test_one_seed_run_twice_is_no_second_seed(tmp_path):
+    """As after an edit of the code or the data: equal parameters, another run."""
+    twice = [finish(tmp_path, items=20, data={"pairs": mark}) for mark in ("one", "other")]
+    other = finish(tmp_path, "sds", 1, items=20, data={"pairs": "one"})
+    found = collect(tmp_path)
+    assert sorted(len(case.runs) for case in found) == [1, 2]
+    assert {run.path for case in found for run in case.runs} == {r.path for r in (*twice, other)}
+    assert all(len({run.params["seed"] for run in case.runs}) == len(case.runs) for case in found)
+
+
 def test_other_parameters_or_other_data_make_no_control(tmp_path):
     taught = finish(tmp_path, items=20)
     finish(tmp_path, "clip-only", items=20, lr=0.5)
