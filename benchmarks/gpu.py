@@ -17,8 +17,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Row, paired, table
-from benchmarks.training import routes
+from benchmarks.harness import Row, table
+from benchmarks.training import route_rows, routes
 from sdslib import experiment, rehearsal
 from sdslib.config import FinetuneConfig, override, preset
 from sdslib.rehearsal import COCO_TRAIN2017, Trial
@@ -88,15 +88,7 @@ def speed_rows(teacher: Teacher, config: FinetuneConfig, rounds: int) -> list[Ro
 
 def gradient_rows(teacher: Teacher, batch: int, rounds: int) -> list[Row]:
     """Both gradient routes of L_SDS beside the bare forward pass, by the device's time."""
-    forward, residual, through = routes(teacher, batch)
-    by = clock(teacher.device)
-    without, whole = paired(forward, residual, rounds, by), paired(forward, through, rounds, by)
-    return [
-        Row("G5", "residual gradient of L_SDS / bare UNet forward", without.ratio, 1.10, 1.03,
-            least=True, note=without.spread),
-        Row("G6", "gradient through the UNet / bare UNet forward", whole.ratio, 2.6, 2.3,
-            least=True, note=whole.spread),
-    ]  # fmt: skip
+    return route_rows(teacher, batch, rounds, (2.6, 2.3), clock(teacher.device))
 
 
 def attempt(config: FinetuneConfig, parties: Parties, rounds: int) -> Trial | None:
