@@ -308,25 +308,23 @@ def _share_table(shares: pd.DataFrame, case: Case) -> Table:
     return _table(caption, readable.shares(shares), "metric, tag")
 
 
-def _table(caption: str, told: pd.DataFrame, first: str) -> Table:
-    """A table of `readable`; its keys stand together in the first column."""
-    rows = [(", ".join(key), *map(str, row)) for key, row in zip(told.index, told.to_numpy(),
-                                                                 strict=True)]  # fmt: skip
-    return Table(caption, (first, *told.columns), rows)
+def _table(caption: str, told: pd.DataFrame, *first: str) -> Table:
+    """A table of `readable`; its keys fill the `first` columns, the last takes what is left."""
+    alone = len(first) - 1
+    rows = [
+        (*key[:alone], ", ".join(key[alone:]), *map(str, row))
+        for key, row in zip(told.index, told.to_numpy(), strict=True)
+    ]
+    return Table(caption, (*first, *told.columns), rows)
 
 
 def _paired_table(paired: pd.DataFrame) -> Table:
-    told = readable.differences(paired)
-    rows = [
-        (comparison, f"{metric}, {label}", *map(str, row))
-        for (comparison, metric, label), row in zip(told.index, told.to_numpy(), strict=True)
-    ]
     caption = (
         "Paired differences on the same items, in points: bootstrap interval, exact McNemar p, "
         "Holm's p over the labels of a tag, items that went right and wrong, and the smallest "
         "difference that so many items and flips would show with power 0.8."
     )
-    return Table(caption, ("comparison", "metric, tag", *told.columns), rows)
+    return _table(caption, readable.differences(paired), "comparison", "metric, tag")
 
 
 def _over_seeds(case: Case) -> pd.DataFrame:

@@ -454,8 +454,8 @@ class Desk:
     def _note(self, cell: Cell, event: str, **facts: Any) -> None:
         """One line of `sweeps/attempts.jsonl`, the diary of every process that was started."""
         row = {"id": cell.key, "event": event, "at": storage.now(), "given": dict(cell.given)}
-        with (self.folder / "attempts.jsonl").open("a", encoding="utf-8") as diary:
-            diary.write(json.dumps(row | {k: v for k, v in facts.items() if v is not None}) + "\n")
+        row |= {k: v for k, v in facts.items() if v is not None}
+        storage.append_line(self.folder / "attempts.jsonl", json.dumps(row))
 
     def show(self, board: Board) -> None:
         """Bring the summary and the board up to date where a run has changed its state."""
