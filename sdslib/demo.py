@@ -7,6 +7,7 @@ at the end are widgets around these. The same view is a saved notebook's static 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -70,12 +71,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Demo:
-    """The models by name, what they start from, and where pictures come from."""
+    """The models by name, what they start from, and where pictures come from.
+
+    One question at a time: a live notebook runs its cells and its widgets' events in two threads,
+    and a model is changed for a moment while it embeds a caption.
+    """
 
     config: DemoConfig
     students: dict[str, Remembering]
     benchmark: Benchmark | None
     absent: str = ""
+    turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @cached_property
     def teacher(self) -> DiffusionScorer:
@@ -209,31 +215,33 @@ def start_pair(demo: Demo) -> Item:
 
 def ask(demo: Demo, question: Question, teacher: bool = False) -> Answer:
     """Scores and margins, and per-draw errors where the teacher is asked too."""
-    scorers = demo.scorers(teacher)
-    scores = probes.score_table(scorers, question.ref, question.captions)
-    asked = (demo.teacher, question.ref, question.captions)
-    errors = probes.draw_errors(*asked) if teacher else None
-    first = next(iter(demo.students.values())).student
-    notes = tuple(
-        f"“{caption}” is longer than {first.origin.name} can read; its end counts for nothing"
-        for caption in probes.cut_off(first, question.captions)
-    )
+    with demo.turn:
+        scorers = demo.scorers(teacher)
+        scores = probes.score_table(scorers, question.ref, question.captions)
+        asked = (demo.teacher, question.ref, question.captions) if teacher else None
+        errors = probes.draw_errors(*asked) if asked else None
+        first = next(iter(demo.students.values())).student
+        notes = tuple(
+            f"“{caption}” is longer than {first.origin.name} can read; its end counts for nothing"
+            for caption in probes.cut_off(first, question.captions)
+        )
     return Answer(question, scores, errors=errors, notes=notes)
 
 
 def explain(demo: Demo, answer: Answer) -> Answer:
     """The same answer with the words that decide and the hardest re-orderings, by student."""
     asked = answer.question.ref, answer.question.captions
-    words = {name: probes.leave_one_out(s, *asked) for name, s in demo.students.items()}
-    harder = {
-        name: probes.hardest(s, *asked, seed=demo.config.seed) for name, s in demo.students.items()
-    }
+    seed, students = demo.config.seed, demo.students.items()
+    with demo.turn:
+        words = {name: probes.leave_one_out(s, *asked) for name, s in students}
+        harder = {name: probes.hardest(s, *asked, seed=seed) for name, s in students}
     return replace(answer, words=words, harder=harder)
 
 
 def compare(demo: Demo, item: Item, teacher: bool = False) -> str:
     """Two images and two captions as HTML: every model's grid, and which inequality holds."""
-    own, tables = probes.grid(demo.scorers(teacher), item.images, item.captions, str(item.id))
+    with demo.turn:
+        own, tables = probes.grid(demo.scorers(teacher), item.images, item.captions, str(item.id))
     rules = {name: baseline.rule_of(table) for name, table in tables.items()}
     card = atlas.card(atlas.build(tables, own, rules), str(item.id))
     return _framed(f'<div class="atlas">{card}</div>{_GRID_LEGEND}')

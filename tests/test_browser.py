@@ -242,6 +242,15 @@ def appears(page, control):
     assert not broken.count(), broken.first.inner_text()
 
 
+def answers(panel, *texts):
+    """Wait until the panel shows these texts, or fail with what it says instead."""
+    said = panel.get_by_role("alert")
+    for text in texts:
+        panel.get_by_text(text).or_(said).first.wait_for()
+        assert not said.count(), said.first.inner_text()
+    panel.locator("table.answers", has_text=texts[0]).wait_for()
+
+
 def upload(page, panel, path):
     with page.expect_file_chooser() as chooser:
         panel.get_by_role("button", name="choose a file").click()
@@ -287,8 +296,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
     text.fill("\n".join(CAPTIONS))
     text.blur()
     panel.get_by_role("button", name="score").dblclick()
-    panel.locator("table.answers", has_text=CAPTIONS[0]).wait_for()
-    panel.get_by_text("Hardest re-orderings").wait_for()
+    answers(panel, CAPTIONS[0], "Hardest re-orderings")
     things = Thing("star", "green", "large"), Thing("heart", "black")
     ref = demo.scene_ref(demo.compose(things[0], "above", things[1]))
     expected = library_scores(student, ref)

@@ -2,11 +2,14 @@
 
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 from PIL import Image
@@ -62,6 +65,10 @@ def live(monkeypatch):
 
 def question(*captions, ref=None):
     return Question(ref or noise(0), captions or (TRUE, FALSE), "noise")
+
+
+def scores_of(models, asked):
+    return demo.ask(models, asked).scores
 
 
 def whole(models, *captions, teacher=False):
@@ -224,6 +231,23 @@ def test_the_teacher_answers_on_request_draw_by_draw(models):
     assert "smallest in" in text
     assert "All 4 draws" in text
     assert demo.ask(models, question()).errors is None
+
+
+def test_a_teacher_that_is_not_asked_is_not_loaded(models):
+    demo.ask(models, question())
+    assert "teacher" not in vars(models)
+
+
+def test_two_threads_that_ask_at_once_get_what_each_gets_alone(build):
+    words = ("red", "circle", "above", "a", "blue", "square", "left", "of")
+    asked = [question(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, 8)]
+    alone = [scores_of(build(), one) for one in asked]
+    for _ in range(5):
+        models = build()
+        with ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(partial(scores_of, models), asked))
+        for found, expected in zip(together, alone, strict=True):
+            pd.testing.assert_frame_equal(found, expected)
 
 
 def test_a_caption_that_does_not_fit_is_told(models):
