@@ -13,6 +13,7 @@ EXTRAS := dev,ray,browser,trackers,fuzz
 JOBS   ?= 2
 ROUNDS ?= 5
 MINUTES ?= 0
+TABLE  ?=
 PARSER ?= all
 SECONDS ?= 30
 FAST   := not slow and not browser and not ray
@@ -53,7 +54,7 @@ faults: $(READY) ## everything that can go wrong, one test each, as a table; wri
 	PYTHONPATH=tests python -m faults
 
 soak: $(READY) ## kill a training run ROUNDS times and compare; MINUTES= trains on and watches memory
-	PYTHONPATH=tests python -m soak --rounds $(ROUNDS) --minutes $(MINUTES)
+	PYTHONPATH=tests python -m soak --rounds $(ROUNDS) --minutes $(MINUTES) $(TABLE:%=--table %)
 
 fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS (PARSER=all: each of them)
 	PYTHONPATH=tests python -m fuzz $(PARSER) --seconds $(SECONDS)

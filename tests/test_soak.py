@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -41,6 +43,22 @@ def test_growth_of_memory_and_of_open_files_is_a_fault(capsys):
     leaking = memory(0.0).assign(files=range(300))
     assert soak.show_memory(leaking) == ["open files grow"]
     assert "memory slope" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_memory_is_not_that_of_libraries_another_process_shares():
+    """What is written counts, what is mapped does not: it comes and goes with others."""
+    torch.ones(8) @ torch.ones(8)
+    first = soak.own_mb()
+    held = np.ones(2**22)
+    assert soak.own_mb() - first == pytest.approx(held.nbytes / 2**20, abs=4)
+    del held
+    code = "import torch; print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as other:
+        assert other.stdout.readline() == b"1\n"
+        beside = soak.own_mb()
+        other.communicate(b"\n")
+    assert soak.own_mb() == pytest.approx(beside, abs=4)
 
 
 @pytest.mark.slow
@@ -94,8 +112,10 @@ def test_five_rounds_lose_nothing(capsys):
 
 
 @pytest.mark.slow
-def test_a_short_run_prints_its_memory_slope(capsys):
-    assert soak.main(["--rounds", "0", "--minutes", "0.1"]) == 0
+def test_a_short_run_prints_its_memory_slope_and_keeps_its_table(tmp_path, capsys):
+    table = str(tmp_path / "memory.csv")
+    assert soak.main(["--rounds", "0", "--minutes", "0.1", "--table", table]) == 0
+    assert list(pd.read_csv(table)) == ["step", "mb", "files"]
     out = capsys.readouterr().out
     assert "MB per 1,000 steps [" in out
     assert "open files" in out
