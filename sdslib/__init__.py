@@ -32,6 +32,7 @@ floor 2, verbs
     live        training as it goes: curves that grow
     train       the objective and the loop
     evaluate    scorers and score grids
+    overlap     training images that a test set holds, told by their COCO ids
     studies     finished runs by setting and seed: means, paired differences, by tag
     failures    which inequality of an item failed, by how much, and what flipped
     document    text, tables and figures in order, as one HTML page and as a PDF

@@ -38,7 +38,6 @@ from sdslib.sources import (
     Root,
     cell_bytes,
     check_rows,
-    coco_id,
     hub_dataset,
     image_columns,
     read_json,
@@ -562,36 +561,6 @@ def retrieval(pairs: HasPairs, captions: int = 5) -> Benchmark:
         Item(own, (pairs.ref(i),), pairs.captions(i)[:captions]) for i, own in enumerate(pairs.ids)
     )
     return Benchmark("retrieval", "retrieval", items, len(items), pairs.source)
-
-
-# --- overlap with training data ------------------------------------------------------------------
-
-
-class VgImage(BaseModel):
-    """One entry of Visual Genome's image_data.json, part of which comes from COCO."""
-
-    image_id: int
-    coco_id: int | None
-
-
-def coco_ids(benchmark: Benchmark, vg_image_data: str | Path | None = None) -> set[str]:
-    """The COCO ids of a benchmark's images, to be kept out of training (`Pairs.without`).
-
-    SugarCrepe and COCO-Order tell them in the file names; ARO's images are Visual Genome's, whose
-    image_data.json maps a part of them. Raises `DataError` where that file is needed and absent.
-    """
-    names = {ref.name for item in benchmark.items for ref in item.images}
-    if "aro" not in benchmark.name:
-        return {found for name in names if (found := coco_id(name))}
-    if vg_image_data is None:
-        raise DataError(
-            f"{benchmark.name}: Visual Genome's image_data.json says which images are COCO's; "
-            "fetch image_data.json.zip from https://homes.cs.washington.edu/~ranjay/visualgenome"
-        )
-    path = project_path(vg_image_data)
-    rows = check_rows(read_json(path), VgImage, path.name)
-    known = {str(row.image_id): str(row.coco_id) for row in rows if row.coco_id is not None}
-    return {known[stem] for name in names if (stem := Path(name).stem) in known}
 
 
 # --- by name -------------------------------------------------------------------------------------

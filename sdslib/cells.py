@@ -249,7 +249,7 @@ def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
     data: dict[tuple, dict[str, str]] = {}
 
     def name(config: FinetuneConfig) -> str:
-        wanted = (config.train_data, config.train_pairs, config.benchmark, config.eval_items)
+        wanted = experiment.named_data(config)
         if wanted not in data:
             data[wanted] = experiment.load_data(config).fingerprints()
         return str(identify(config, data[wanted] | experiment.weights_fingerprints(config))["id"])

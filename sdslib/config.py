@@ -66,6 +66,7 @@ _SDS_KNOBS = frozenset(
     ]
 )
 WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
+_OVERLAP_KNOBS = frozenset(["overlap", "apart_from", "vg_image_data"])  # unread in a mere report
 _BRIDGE_KNOBS = frozenset(["bridge_start", "bridge_pairs", "bridge_input"])
 UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in get_args(Arm)} | {
     "clip-only": _SDS_KNOBS | {"choice_draws"},
@@ -202,6 +203,7 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The parameters that change numbers, with those this arm never reads left out."""
         unread = NOT_IN_ID | UNREAD.get(getattr(self, "arm", ""), frozenset())
+        unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 
@@ -231,6 +233,10 @@ class FinetuneConfig(ModelsConfig):
     `sds_share` below 1 shows the teacher a random part of each batch, its term scaled so that the
     gradient is right on average. `micro_batch` and `checkpointing` save memory and `processes`
     divide the batch; they change the last bits of a number, nothing else.
+
+    Training images that `benchmark`, or one of the sets in `apart_from` (commas between), holds are
+    told by their COCO ids; `overlap` reports them or leaves them out. For ARO `vg_image_data` says
+    which images are COCO's.
     """
 
     arm: Arm = "sds"
@@ -241,6 +247,9 @@ class FinetuneConfig(ModelsConfig):
     trainable: str = "layernorm"
     train_data: Source = "mini"
     train_pairs: Count | None = None
+    apart_from: str | None = None
+    overlap: Literal["report", "exclude"] = "report"
+    vg_image_data: Source = "data/aro/image_data.json"
     steps: Count | None = 150
     epochs: Count | None = None
     batch_size: Count = 32

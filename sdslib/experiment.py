@@ -14,6 +14,7 @@ import json
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import benchmarks, evaluate, figures, launch, miniworld, processes, tables
+from sdslib import (
+    benchmarks,
+    evaluate,
+    figures,
+    launch,
+    miniworld,
+    overlap,
+    processes,
+    tables,
+)
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import PASSPORT
@@ -37,8 +47,10 @@ from sdslib.config import (
     project_path,
     validate,
 )
-from sdslib.pairs import Pairs, load_pairs
+from sdslib.overlap import Shared
+from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.runs import Run, find_run, open_run
+from sdslib.sources import DataError
 from sdslib.storage import file_sha256, read_json, write_json
 from sdslib.student import Student, load_student, set_trainable, trainable_table
 from sdslib.teacher import Teacher, latent_shape, load_teacher
@@ -57,6 +69,7 @@ class Data:
     test: Benchmark
     validation: Benchmark | None
     keep: tuple[Benchmark, ...]
+    shared: tuple[Shared, ...] = ()  # with the pairs, or with what was left out of them
 
     def scored(self) -> dict[str, Benchmark]:
         """All sets to score under the names that their scores are kept by."""
@@ -79,18 +92,48 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def named_data(config: FinetuneConfig) -> tuple:
+    """The parameters that decide which sets a run has."""
+    apart = (config.overlap, config.apart_from, config.vg_image_data)
+    return (config.train_data, config.train_pairs, config.benchmark, config.eval_items, *apart)
+
+
 def load_data(config: FinetuneConfig) -> Data:
     """The sets of a run; the mini-world's are drawn first if they are not there yet."""
     mini = config.benchmark.partition(":")[0] == "mini"
     if mini or config.train_data.partition(":")[0] == "mini":
         miniworld.ensure_world()
-    pairs = load_pairs(config.train_data, config.train_pairs)
-    test = benchmarks.load_benchmark(config.benchmark).sample(config.eval_items)
+    whole = benchmarks.load_benchmark(config.benchmark)
+    pairs, shared = _apart(config, whole)
+    test = whole.sample(config.eval_items)
     if not mini:
-        return Data(pairs, test, None, ())
+        return Data(pairs, test, None, (), shared)
     keep = [benchmarks.mini(f"zeroshot-{task}") for task in ("color", "shape")]
     keep.append(benchmarks.retrieval(load_pairs("mini:val")))
-    return Data(pairs, test, benchmarks.mini("winoground", "val"), tuple(keep))
+    return Data(pairs, test, benchmarks.mini("winoground", "val"), tuple(keep), shared)
+
+
+def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, tuple[Shared, ...]]:
+    """The training pairs, and what test sets have in common with them or had before."""
+    others = [name.strip() for name in (config.apart_from or "").split(",")]
+    others = [name for name in others if name not in ("", config.benchmark)]
+    sets = [whole, *map(benchmarks.load_benchmark, others)]
+    pairs, shared = load_pairs(config.train_data), list[Shared]()
+    if config.overlap == "exclude":
+        shared = overlap.shared(pairs, sets, config.vg_image_data)
+        pairs = overlap.without(pairs, sets, config.vg_image_data)
+        return some(pairs, config.train_pairs, config.train_data), tuple(shared)
+    pairs = some(pairs, config.train_pairs, config.train_data)
+    try:
+        shared = overlap.shared(pairs, sets, config.vg_image_data)
+    except DataError:
+        if config.apart_from is not None:
+            raise
+    for row in shared:
+        if row.shared:
+            told = f"{row.shared} of the training images are in {row.set}"
+            warnings.warn(f"{told}; overlap='exclude' leaves them out", stacklevel=2)
+    return pairs, tuple(shared)
 
 
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
@@ -238,6 +281,7 @@ def finetune(
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
         if processes.is_main():
+            run.note(overlap=[row._asdict() for row in data.shared])
             if processes.count() > 1:
                 run.note(processes=processes.count())
             save_all_scores(run, parties, data, f"{UNTOUCHED}-")
@@ -435,6 +479,16 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
         width = student.pooled_width if config.bridge_input == "pooled" else student.width
         bridge = Bridge(width, latent_shape(config.teacher, config.teacher_revision))
     return trainable_table(student, bridge)
+
+
+def overlap_table(run: Run) -> pd.DataFrame:
+    """How many images of each test set the run was trained on, or had left out of its training."""
+    rows = read_json(run.path / "env.json").get("noted", {}).get("overlap", [])
+    left_out = run.params.get("overlap") == "exclude"
+    found = pd.DataFrame([Shared(**row) for row in rows], columns=list(Shared._fields))
+    told = found["shared"].map(lambda n: "cannot be told" if pd.isna(n) else f"{int(n):,}")
+    names = {"known": "with a COCO id", "shared": "left out" if left_out else "trained on"}
+    return found.assign(shared=told).rename(columns=names)
 
 
 def control(config: FinetuneConfig) -> FinetuneConfig:

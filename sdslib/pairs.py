@@ -109,9 +109,10 @@ class Pairs:
         """The pairs at these places, in this order."""
         return Pairs(self._all.table().take(pa.array(rows, pa.int64())), self._read, self.source)
 
-    def without(self, ids: Collection[str]) -> Pairs:
-        """The pairs whose image id is not among `ids`, as of images that a test set holds."""
-        return self.take([i for i, own in enumerate(self.ids) if own not in ids])
+    @property
+    def coco_ids(self) -> list[str | None]:
+        """COCO's id of each image, where its file name tells one."""
+        return [coco_id(name) for name in self._rows.table()["name"].to_pylist()]
 
 
 class _Packed:
@@ -167,6 +168,14 @@ def load_pairs(source: str, limit: int | None = None) -> Pairs:
     """
     pairs = _open(source)
     pa.default_memory_pool().release_unused()  # of the columns that are packed by now
+    return some(pairs, limit, source)
+
+
+def some(pairs: Pairs, limit: int | None, source: str) -> Pairs:
+    """A random subset, the same every time, the smaller inside the larger; None is all.
+
+    Raises `DataError` where there are fewer, with the name `source`.
+    """
     if limit is None:
         return pairs
     if limit > len(pairs):

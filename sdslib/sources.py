@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CAPTION_LIMIT = 10_000
-COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
+COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
 DRIVE = re.compile("^[A-Za-z]:")
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 HUB_TIMEOUT_S = 5.0

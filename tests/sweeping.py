@@ -88,7 +88,7 @@ def remembered(load_data):
     known = {}
 
     def load(config):
-        key = (config.train_data, config.train_pairs, config.benchmark, config.eval_items)
+        key = experiment.named_data(config)
         if key not in known:
             known[key] = load_data(config)
         return known[key]

@@ -541,15 +541,6 @@ def test_retrieval_counts_five_captions_an_image():
     assert found.items[1].answer is None
 
 
-def test_coco_images_in_a_test_set_are_named_by_their_coco_ids(crepe, aro, tmp_path):
-    assert benchmarks.coco_ids(sugarcrepe(crepe)) == {"0", "1"}
-    with pytest.raises(DataError, match=r"image_data\.json says which images are COCO's; fetch"):
-        benchmarks.coco_ids(aro_relation(aro))
-    known = [{"image_id": 0, "coco_id": 391895}, {"image_id": 1, "coco_id": None}]
-    path = write(tmp_path / "image_data.json", [*known, {"image_id": 2, "coco_id": 5}])
-    assert benchmarks.coco_ids(aro_relation(aro), path) == {"391895"}
-
-
 def test_captions_that_read_the_same_are_reported(parquet, tmp_path):
     def change(rows):
         rows[1].update(caption_0="A CAT &amp; dog", caption_1="a cat  &amp;amp; dog")

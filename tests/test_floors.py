@@ -44,7 +44,7 @@ DOORS = {
     "ipywidgets": {"demo", "atlas"},
     "papermill": {"sweep"},
     "ray": {"sweep"},
-    "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles"},
+    "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles", "overlap"},
     "spacy": {"shuffles"},
     "safetensors": {"checks", "runs", "bridge", "student", "minimodels"},
 }

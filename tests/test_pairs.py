@@ -186,13 +186,6 @@ def test_a_limit_takes_a_subset_that_grows(coco, tmp_path):
         load_pairs(str(tmp_path), 11)
 
 
-def test_named_ids_can_be_kept_out(coco):
-    pairs = coco_pairs(*coco).without({"107", "nothing"})
-    assert len(pairs) == 9
-    assert "107" not in pairs.ids
-    assert np.array_equal(pairs.image(1), shade(2))
-
-
 def test_an_unknown_source_says_what_would_do():
     with pytest.raises(DataError, match="is no source of pairs"):
         load_pairs("no-such-folder")

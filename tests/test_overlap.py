@@ -1,0 +1,146 @@
+"""Training images that a test set holds: told by id, reported in the run, left out on request."""
+
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from sdslib import benchmarks, experiment, overlap
+from sdslib.benchmarks import aro_relation, sugarcrepe
+from sdslib.config import FinetuneConfig, validate
+from sdslib.overlap import Shared
+from sdslib.pairs import load_pairs
+from sdslib.runs import open_run
+from sdslib.sources import DataError
+
+IDS = (7, 8, 9, 10, 391895)  # of the training images; 9 and 10 are in SugarCrepe, 391895 in ARO
+
+
+def write(path, document):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), "red").save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A COCO split, a SugarCrepe whose images are in part of it, and an ARO that shares one."""
+    train = tmp_path / "train"
+    names = [f"{i:012d}.png" for i in IDS]
+    for name in names:
+        picture(train / "train2017" / name)
+    notes = {
+        "images": [{"id": i, "file_name": n} for i, n in zip(IDS, names, strict=True)],
+        "annotations": [{"image_id": i, "caption": f"image {i}"} for i in IDS],
+    }
+    write(train / "annotations" / "captions_train2017.json", notes)
+    rows = {
+        str(i): {"filename": f"{i:012d}.jpg", "caption": "true", "negative_caption": "false"}
+        for i in (9, 10, 11)
+    }
+    for name in benchmarks.SUGARCREPE:
+        write(tmp_path / "crepe" / "data" / f"{name}.json", rows)
+    for i in (9, 10, 11):
+        picture(tmp_path / "crepe" / "val2017" / f"{i:012d}.jpg")
+    box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 20, "bbox_h": 10}
+    pair = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
+    aro = [pair | box | {"image_path": f"{i}.png", "image_id": i} for i in (0, 1)]
+    write(tmp_path / "aro" / "visual_genome_relation.json", aro)
+    for i in (0, 1):
+        picture(tmp_path / "aro" / "images" / f"{i}.png")
+    known = [{"image_id": 0, "coco_id": 391895}, {"image_id": 1, "coco_id": None}]
+    write(tmp_path / "image_data.json", [*known, {"image_id": 2, "coco_id": 8}])
+    return tmp_path
+
+
+@pytest.fixture
+def config(folder):
+    def make(**changes):
+        own = {
+            "train_data": str(folder / "train"),
+            "benchmark": f"sugarcrepe:{folder / 'crepe'}",
+            "vg_image_data": str(folder / "image_data.json"),
+            "batch_size": 2,
+        }
+        return validate(FinetuneConfig, own | changes)
+
+    return make
+
+
+def test_coco_ids_come_from_file_names_and_for_visual_genome_from_its_own_table(folder):
+    assert overlap.coco_ids(sugarcrepe(folder / "crepe")) == {"9", "10", "11"}
+    aro = aro_relation(folder / "aro")
+    assert overlap.coco_ids(aro, folder / "image_data.json") == {"391895"}
+    for absent in (None, folder / "nothing.json"):
+        with pytest.raises(DataError, match=r"which images are COCO's; fetch .*vg_image_data"):
+            overlap.coco_ids(aro, absent)
+
+
+def test_the_mini_worlds_images_have_no_ids_and_nothing_is_claimed_of_them(config):
+    data = experiment.load_data(FinetuneConfig(eval_items=2, train_pairs=64))
+    assert data.shared == (Shared("mini-winoground", 2400, 0, None),)
+    with pytest.raises(DataError, match="tell no COCO ids"):
+        experiment.load_data(FinetuneConfig(eval_items=2, overlap="exclude"))
+
+
+def test_shared_images_are_counted_and_told(config):
+    with pytest.warns(UserWarning, match="2 of the training images are in sugarcrepe; overlap="):
+        data = experiment.load_data(config())
+    assert data.shared == (Shared("sugarcrepe", 3, 3, 2),)
+    assert len(data.pairs) == len(IDS)
+
+
+def test_shared_images_are_left_out_on_request_before_pairs_are_counted_off(config, folder):
+    aro = f"aro-relation:{folder / 'aro'}"
+    data = experiment.load_data(config(overlap="exclude", apart_from=aro))
+    assert data.shared == (Shared("sugarcrepe", 3, 3, 2), Shared("aro-relation", 2, 1, 1))
+    assert data.pairs.ids == ["7", "8"]
+    assert len(experiment.load_data(config(overlap="exclude", train_pairs=3)).pairs) == 3
+    with pytest.raises(DataError, match=r"4 pairs asked for, but .* has 3"):
+        experiment.load_data(config(overlap="exclude", train_pairs=4))
+
+
+def test_what_cannot_be_told_is_an_error_only_where_it_was_asked(config, folder):
+    aro = f"aro-relation:{folder / 'aro'}"
+    blind = {"benchmark": aro, "vg_image_data": "nothing.json"}
+    assert experiment.load_data(config(**blind)).shared == ()
+    for asked in ({"overlap": "exclude"}, {"apart_from": "mini:winoground"}):
+        with pytest.raises(DataError, match="which images are COCO's"):
+            experiment.load_data(config(**blind, **asked))
+    with pytest.raises(DataError, match="no benchmark 'nothing'"):
+        experiment.load_data(config(apart_from="nothing"))
+
+
+def test_a_report_changes_no_run_and_leaving_out_does(config):
+    plain, told = config(), config(apart_from="mini:winoground")
+    assert told.identity() == plain.identity()
+    assert config(overlap="exclude").identity() != plain.identity()
+    left = experiment.load_data(config(overlap="exclude")).fingerprints()["pairs"]
+    assert left != load_pairs(plain.train_data).fingerprint
+
+
+def test_the_run_keeps_what_was_told(tmp_path):
+    run = open_run(FinetuneConfig(runs=str(tmp_path)), {})
+    told = [Shared("sugarcrepe", 3, 3, 2), Shared("winoground", 800, 0, None)]
+    with run:
+        assert experiment.overlap_table(run).empty
+        run.note(overlap=[row._asdict() for row in told])
+    table = experiment.overlap_table(run)
+    assert list(table.columns) == ["set", "images", "with a COCO id", "trained on"]
+    assert table["trained on"].tolist() == ["2", "cannot be told"]
+
+
+def test_shards_name_their_images_too(folder, tmp_path):
+    images = tmp_path / "train" / "train2017"
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i in IDS[:3]:
+            path = write(tmp_path / f"{i:012d}.json", {"caption": f"image {i}"})
+            tar.add(images / f"{i:012d}.png", f"{i:012d}.png")
+            tar.add(path, path.name)
+    assert load_pairs(str(tmp_path / "0.tar")).coco_ids == ["7", "8", "9"]
