@@ -56,7 +56,7 @@ faults: $(READY) ## everything that can go wrong, one test each, as a table; wri
 soak: $(READY) ## kill a training run ROUNDS times and compare; MINUTES= trains on and watches memory
 	PYTHONPATH=tests python -m soak --rounds $(ROUNDS) --minutes $(MINUTES) $(TABLE:%=--table %)
 
-fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS (PARSER=all: each of them)
+fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS of CPU (PARSER=all: each of them)
 	PYTHONPATH=tests python -m fuzz $(PARSER) --seconds $(SECONDS)
 
 bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
