@@ -201,7 +201,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 # --- the VAE -------------------------------------------------------------------------------------
 
 
-def new_vae(seed: int, layers_per_block: int = 1) -> Any:
+def new_vae(seed: int) -> Any:
     """A KL autoencoder with factor 8 and four latent channels, small."""
     from diffusers import AutoencoderKL
 
@@ -210,7 +210,7 @@ def new_vae(seed: int, layers_per_block: int = 1) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
-        layers_per_block=layers_per_block,
+        layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
         sample_size=miniworld.SIZE,
