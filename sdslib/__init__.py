@@ -49,6 +49,7 @@ floor 4, studies of models as they are
     baseline    student and teacher on every benchmark at hand
     cases       which finished runs belong together, and their controls
     cells       a grid over a notebook's parameters: checked, and named by the ids of its runs
+    diagnosis   what a student encodes, what h_w carries, what moves it, which t tell
 floor 5, studies that rest on other studies
     doctor      what a run needs, what of it is here, and how to get the rest
     casebook    from score files or runs to the atlas of their failures
