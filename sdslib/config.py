@@ -234,6 +234,8 @@ class FinetuneConfig(ModelsConfig):
     gradient is right on average. `micro_batch` and `checkpointing` save memory and `processes`
     divide the batch; they change the last bits of a number, nothing else.
 
+    `interpolation` below 1 ends with the untouched weights plus this share of their change.
+
     Training images that `benchmark`, or one of the sets in `apart_from` (commas between), holds are
     told by their COCO ids; `overlap` reports them or leaves them out. For ARO `vg_image_data` says
     which images are COCO's.
@@ -257,6 +259,7 @@ class FinetuneConfig(ModelsConfig):
     weight_decay: Weight = 0.0
     warmup: Whole = 15
     grad_clip: Rate = 1.0
+    interpolation: Annotated[float, Field(gt=0, le=1)] = 1.0
     t_min: Annotated[int, Field(ge=0, le=999)] = 20
     t_max: Annotated[int, Field(ge=0, le=999)] = 980
     bridge_start: Literal["ridge", "random", "zero"] = "ridge"

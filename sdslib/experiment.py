@@ -52,7 +52,14 @@ from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.runs import Run, find_run, open_run
 from sdslib.sources import DataError
 from sdslib.storage import file_sha256, read_json, write_json
-from sdslib.student import Student, load_student, set_trainable, trainable_table
+from sdslib.student import (
+    Student,
+    interpolate,
+    load_student,
+    set_trainable,
+    trainable_table,
+    trained_weights,
+)
 from sdslib.teacher import Teacher, latent_shape, load_teacher
 from sdslib.train import TERMS, Loop, Parties, Step
 
@@ -280,6 +287,7 @@ def finetune(
         return run
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
+        start = trained_weights(parties.student) if config.interpolation < 1 else {}
         if processes.is_main():
             run.note(overlap=[row._asdict() for row in data.shared])
             if processes.count() > 1:
@@ -299,6 +307,7 @@ def finetune(
                 if stopping and not last:
                     stop.obey(loop.done)
         if processes.is_main():
+            interpolate(parties.student, start, config.interpolation)
             save_student(run, parties)
             save_all_scores(run, parties, data)
             run.finish()

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -502,6 +502,25 @@ def set_trainable(
     for _, value in found:
         value.requires_grad_(True)
     return found
+
+
+def trained_weights(student: Student) -> dict[str, Tensor]:
+    """A copy of what trains, by name."""
+    named = student.model.named_parameters()
+    return {name: value.detach().clone() for name, value in named if value.requires_grad}
+
+
+@torch.no_grad()
+def interpolate(student: Student, start: Mapping[str, Tensor], share: float) -> None:
+    """Take what trains back towards `start`, to start + share * (trained - start).
+
+    A point on the line between two fine-tunings keeps most of the gain and loses little of what the
+    first one knew (WiSE-FT; Wortsman et al., CVPR 2022). Of LoRA's BA, B alone is taken back, so
+    that what is added shrinks by the same share.
+    """
+    for name, value in student.model.named_parameters():
+        if name in start and ".lora_A." not in name:
+            value.copy_(torch.lerp(start[name], value, share))
 
 
 def trainable_table(student: Student, bridge: nn.Module | None = None) -> pd.DataFrame:

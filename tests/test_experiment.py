@@ -10,9 +10,10 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sdslib import benchmarks, experiment, miniworld
-from sdslib.config import FinetuneConfig, ParameterError, override
+from sdslib.config import FinetuneConfig, ParameterError, override, project_path
 from sdslib.pairs import load_pairs
 from sdslib.runs import find_run
 from sdslib.teacher import load_teacher
@@ -95,6 +96,22 @@ def test_another_seed_is_another_run_with_other_weights(config, finished):
     other = experiment.finetune(override(config, seed=1))
     assert other.id != finished.id
     assert digest(other) != digest(finished)
+
+
+def test_interpolation_ends_between_the_untouched_and_the_trained_weights(
+    config, finished, tmp_path
+):
+    part = experiment.finetune(override(config, interpolation=0.25, runs=str(tmp_path)))
+    start, end, found = (
+        load_file(folder / "open_clip_model.safetensors")
+        for folder in (project_path("data/mini/student"), finished.weights, part.weights)
+    )
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    for name, value in found.items():
+        torch.testing.assert_close(value, start[name] + 0.25 * (end[name] - start[name]))
+    pd.testing.assert_frame_equal(
+        part.history().drop(columns="seconds"), finished.history().drop(columns="seconds")
+    )
 
 
 def test_open_clip_alone_gives_the_scores_of_the_run_bit_for_bit(finished):

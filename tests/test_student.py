@@ -19,10 +19,12 @@ from sdslib.checks import VocabularyError, WeightsError
 from sdslib.student import (
     TRAINABLE,
     caption_lengths,
+    interpolate,
     load_student,
     random_student,
     set_trainable,
     trainable_table,
+    trained_weights,
 )
 
 CAPTIONS = ["a red circle left of a blue square", "the small green triangle", "A White Circle"]
@@ -297,6 +299,29 @@ def test_lora_starts_as_the_identity_and_is_drawn_from_its_seed(load):
     name = "visual.transformer.resblocks.0.attn.lora_A.default.weight"
     assert torch.equal(draws[0][name], draws[1][name])
     assert not torch.equal(draws[0][name], draws[2][name])
+
+
+@pytest.mark.parametrize("names", ["layernorm+projection", "lora"])
+def test_interpolation_takes_what_was_added_back_by_a_share(load, names):
+    """What a weight gained in training shrinks by the share, for LoRA in the merged weights."""
+
+    def merged_weights():
+        return {name: value.clone() for name, value in student._merged(one.model).items()}
+
+    one = load()
+    set_trainable(one, names)
+    start, before = trained_weights(one), merged_weights()
+    with torch.no_grad():
+        for value in one.model.parameters():
+            if value.requires_grad:
+                value.add_(torch.randn_like(value) * 0.1)
+    after = merged_weights()
+    interpolate(one, start, 0.25)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    for name, value in merged_weights().items():
+        expected = before[name] + 0.25 * (after[name] - before[name])
+        torch.testing.assert_close(value, expected if name in moved else before[name])
 
 
 def test_lora_moves_attention_and_mlp_and_leaves_the_base_alone(load):
