@@ -495,6 +495,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=2048, help="scenes that probes are fitted to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)
+    if options.scenes < 10:
+        parser.error(f"--scenes is 10 or more, got {options.scenes}: a probe is fitted to them")
     try:
         config = override(mini(), trainable="all", batch_size=BATCH, seed=options.seed)
         found = [find_run(key, options.runs) for key in options.run]

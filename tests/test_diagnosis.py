@@ -349,3 +349,9 @@ def test_the_command_prints_every_table_of_every_student(run, teacher, monkeypat
 def test_an_unknown_run_is_one_line_before_anything_is_computed(tmp_path, capsys):
     assert diagnosis.main(["nosuchrun", "--runs", str(tmp_path)]) == 2
     assert "no run 'nosuchrun'" in capsys.readouterr().err
+
+
+def test_too_few_scenes_to_fit_a_probe_to_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        diagnosis.main(["--scenes", "9"])
+    assert "--scenes is 10 or more, got 9" in capsys.readouterr().err
