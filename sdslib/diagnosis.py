@@ -212,27 +212,34 @@ def swap_table(
     worlds: Mapping[str, World],
     seed: int,
 ) -> pd.DataFrame:
-    """How far a swap moves an embedding, and whether a linear probe tells the two apart.
+    """How far a swap moves an embedding, and whether linear probes tell the two apart.
 
     seen: embeddings by world and tower. Mean cosines of a scene with its swap, with itself drawn
     anew, and with another scene. `mean` is the share of pairs of which the probe of the left or
-    upper thing's color and shape says rightly which is which (chance 1/2), with its interval.
+    upper thing's color and shape says rightly which is which (chance 1/2), with its interval;
+    `binding` that of the probe of which color has which shape, where the swap changes that.
     """
     rows = []
     for tower, kind in itertools.product(fitted, SWAPS):
         own, swapped = seen[HELD][tower], seen[kind][tower]
-        probe = fit_probe(fitted[tower], [_first(s) for s in fit.scenes], 14, seed)
-        ways = [[_first(s) for s in worlds[name].scenes] for name in (HELD, kind)]
-        lead = probe(own) - probe(swapped)
-        options = list(zip(*ways, strict=True))
+        right = {}
+        for name, (width, true) in {"place": (14, _first), "binding": (48, _truly_bound)}.items():
+            probe = fit_probe(fitted[tower], [true(s) for s in fit.scenes], width, seed)
+            ways = ([true(scene) for scene in worlds[name].scenes] for name in (HELD, kind))
+            right[name] = answers(probe(own) - probe(swapped), list(zip(*ways, strict=True)))
         row = {"read from": tower, "swap": kind, "cosine with swap": _cosine(own, swapped)}
         row |= {AGAIN: _cosine(own, seen[AGAIN][tower]), "another": _cosine(own, own.roll(1, 0))}
-        rows.append(row | vars(metrics.wilson(answers(lead, options))))
+        row |= vars(metrics.wilson(right["place"]))
+        rows.append(row | {"binding": np.nan if kind == "Relation" else right["binding"].mean()})
     return pd.DataFrame(rows)
 
 
 def _first(scene: Scene) -> Columns:
     return (_colors(scene)[0], len(COLORS) + _shapes(scene)[0])
+
+
+def _truly_bound(scene: Scene) -> Columns:
+    return tuple(sorted(_bound(scene)[0]))
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

@@ -162,6 +162,18 @@ def test_swaps_are_told_apart_by_what_they_change_alone(fit, worlds):
     assert table.loc["Both", "cosine with swap"] > table.loc["Object", "cosine with swap"]
 
 
+def test_a_swap_is_told_by_which_color_has_which_shape_where_it_changes_that(fit, worlds):
+    def bound(scene, caption):
+        return list(diagnosis._bound(scene)[0])
+
+    seen = {n: {"image": planted(w, bound, 60, seed=k)} for k, (n, w) in enumerate(worlds.items())}
+    known = {"image": planted(fit, bound, 60, seed=9)}
+    table = diagnosis.swap_table(known, fit, seen, worlds, 0).set_index("swap")
+    assert (table.loc[["Object", "Both"], "binding"] > 0.95).all()
+    assert np.isnan(table.loc["Relation", "binding"])
+    assert (table["low"] < 0.6).all()  # where the things stand is not planted
+
+
 def test_embeddings_are_those_of_the_student(worlds, student):
     shown = few(worlds, 3)[HELD]
     found = diagnosis.embed(student, shown)
