@@ -375,8 +375,13 @@ def own_mb() -> float:
     return sum(int(sizes[name].split()[0]) for name in ("Anonymous", "Swap")) / 1024
 
 
-def long_run(config: FinetuneConfig, minutes: float, every: int = 20) -> pd.DataFrame:
-    """Memory of its own (MB) and open files of one process that trains and scores for so long."""
+def long_run(
+    config: FinetuneConfig, minutes: float, every: int = 20, kept: Path | None = None
+) -> pd.DataFrame:
+    """Memory of its own (MB) and open files of one process that trains and scores for so long.
+
+    `kept` is a file that holds the table as far as it is.
+    """
     config = override(config, steps=10**7)
     data = experiment.load_data(config)
     parties = experiment.load_parties(config, data.pairs, torch.device("cpu"))
@@ -385,7 +390,10 @@ def long_run(config: FinetuneConfig, minutes: float, every: int = 20) -> pd.Data
         if step.step % every == 0:
             experiment.score(parties.student, data.test)
             rows.append({"step": step.step, "mb": own_mb(), "files": process.num_fds()})
-            if time.monotonic() > end and len(rows) >= 12:
+            ended = time.monotonic() > end and len(rows) >= 12
+            if kept is not None and (ended or len(rows) % 100 == 0):
+                pd.DataFrame(rows).to_csv(kept, index=False)
+            if ended:
                 return pd.DataFrame(rows)
     raise AssertionError("the steps ran out before the minutes")
 
@@ -421,10 +429,7 @@ def main(words: list[str] | None = None) -> int:
             faults += show_kills(kills(config, root, options.rounds, options.seed))
             faults += show_full(full_disks(config, root, max(2, options.rounds // 5)))
         if options.minutes:
-            table = long_run(config, options.minutes)
-            faults += show_memory(table)
-            if options.table is not None:
-                table.to_csv(options.table, index=False)
+            faults += show_memory(long_run(config, options.minutes, kept=options.table))
     for text in faults:
         print(f"FAULT {text}", file=sys.stderr)
     print("soak passed" if not faults else f"soak failed: {len(faults)} faults")
