@@ -256,7 +256,7 @@ def proportioned_teacher() -> Teacher:
     """The mini teacher with an untrained VAE dear enough for Stable Diffusion's proportions.
 
     There one image's encoding costs 1.4 times a call of the UNet (1,117 and 803 GFLOP); here it
-    takes 1.34 to 1.39 times its time on a CPU, and the row says what it took.
+    takes 1.34 to 1.42 times its time on a CPU, and the row says what it took.
     """
     teacher = load_teacher(BaselineConfig().teacher)
     own = minimodels.new_vae(0)
