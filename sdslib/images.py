@@ -44,7 +44,8 @@ def open_crop(source: Path | str | bytes, box: Box, name: str | None = None) -> 
     """Cut a box out of an image as stored, EXIF ignored: ARO's boxes count in stored pixels.
 
     What lies outside the image is black, as in the authors' crop. Raises `ImageError` as
-    `open_image` does, and where the box is empty or does not touch the image at all.
+    `open_image` does, where the box is empty or does not touch the image at all, and where it has
+    over 64 megapixels itself.
     """
     data, name = _read(source, name)
     image = _rgb(_decode(data, name), name)
@@ -54,7 +55,17 @@ def open_crop(source: Path | str | bytes, box: Box, name: str | None = None) -> 
             f"{name}: bbox (x, y, w, h) = {box} does not overlap the image of "
             f"{image.width}×{image.height}; correct the box or drop the row"
         )
+    if w * h > PIXEL_LIMIT:
+        raise ImageError(
+            f"{name}: bbox (x, y, w, h) = ({', '.join(map(_short, box))}) exceeds the "
+            f"{PIXEL_LIMIT / 1e6:.0f} MP limit; correct the box or drop the row"
+        )
     return image.crop((x, y, x + w, y + h))
+
+
+def _short(number: int) -> str:
+    text = str(number)
+    return text if len(text) <= 12 else f"{text[:9]}…"
 
 
 @dataclass(frozen=True)

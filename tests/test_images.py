@@ -109,6 +109,12 @@ def test_a_box_without_overlap_is_refused(box):
         open_crop(encode(photo()), box, "7.png")
 
 
+@pytest.mark.parametrize("w", [10**5, 10**90, 10**4000])
+def test_a_box_larger_than_any_image_may_be_is_refused(w):
+    with pytest.raises(ImageError, match=r"7\.png: bbox .* exceeds the 64 MP limit; correct"):
+        open_crop(encode(photo()), (1 - w // 2, 0, w, 10**3), "7.png")
+
+
 def test_an_animation_shows_its_first_frame():
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])

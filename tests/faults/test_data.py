@@ -83,6 +83,17 @@ def test_a_box_beside_its_image():
     return refused(open_crop, data, (48, 0, 5, 5), "7.png", error=ImageError)
 
 
+@fault(
+    16,
+    "box larger than any image may be",
+    "7.png: bbox (x, y, w, h) = (0, 0, 100000, 1000) exceeds the 64 MP limit; correct the box or "
+    "drop the row",
+)
+def test_a_box_larger_than_any_image_may_be():
+    data = pictures.encode(pictures.photo())
+    return refused(open_crop, data, (0, 0, 10**5, 10**3), "7.png", error=ImageError)
+
+
 @fault(16, "empty box", "visual_genome_relation.json[1].bbox_w: expected integer >= 1, got 0")
 def test_an_empty_box(aro):  # noqa: F811
     return of_aro_row(aro, "bbox_w", 0)
