@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, BeforeValidator, Field
 
+from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
 from sdslib.images import Box, ImageRef
 from sdslib.shuffles import (
@@ -226,30 +226,29 @@ def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str]
 
 
 def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
-    tables = []
-    for path in paths:
-        try:
-            missing = set(WINOGROUND_COLUMNS) - set(pq.read_schema(path).names)
-            if missing:
-                raise DataError(f"{path.name}: columns missing: {', '.join(sorted(missing))}")
-            tables.append(pq.read_table(path, columns=list(WINOGROUND_COLUMNS)))
-        except (pa.ArrowException, OSError) as reason:
-            raise DataError(
-                f"{path.name} cannot be read ({reason}); expected parquet with the columns "
-                f"{', '.join(WINOGROUND_COLUMNS)}"
-            ) from None
-    table = pa.concat_tables(tables, promote_options="permissive")
-    cells = {name: table[name].combine_chunks() for name in ("image_0", "image_1")}
-    names = "+".join(path.name for path in paths)
+    names, images = "+".join(path.name for path in paths), ["image_0", "image_1"]
+    try:
+        with storage.declared():
+            parts = [storage.read_parquet(path, WINOGROUND_COLUMNS) for path in paths]
+            table = pa.concat_tables(parts, promote_options="permissive")
+            rows = table.drop_columns(images).to_pylist()
+            cells = {
+                name: table[name].combine_chunks().field("bytes").cast(pa.binary())
+                for name in images
+            }
+    except (OSError, ValueError) as reason:
+        raise DataError(
+            f"{names} cannot be read ({reason}); expected parquet with the columns "
+            f"{', '.join(WINOGROUND_COLUMNS)}"
+        ) from None
 
     def ref(row: int, column: str) -> ImageRef:
-        name = f"{names}[{row}].{column}"
-        cell = cells[column].field("bytes")[row]
+        name, cell = f"{names}[{row}].{column}", cells[column][row]
         if not cell.is_valid:
             raise DataError(f"{name}: has no bytes; fetch the file again")
         return ImageRef(name, cell.as_py, size=len(cell.as_buffer()))
 
-    return table.drop_columns(["image_0", "image_1"]).to_pylist(), ref
+    return rows, ref
 
 
 def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:

@@ -283,7 +283,11 @@ def main(words: list[str] | None = None) -> int:
 def _named(word: str, root: str | None) -> list[Run]:
     if not word.endswith(".parquet"):
         return [find_run(word, root)]
-    table = pd.read_parquet(word)
+    try:
+        table = storage.read_frame(Path(word))
+    except (OSError, ValueError) as reason:
+        first = str(reason).split("\n")[0]
+        raise StudyError(f"{word} cannot be read ({first}); give the summary of a sweep") from None
     known = set(list_runs(root)["run"])
     missing = [str(name) for name in table["run"] if name not in known]
     if missing:

@@ -357,14 +357,12 @@ class Run:
         return self.path / "scores" / f"{name}.parquet"
 
     def _read_table(self, path: Path) -> pd.DataFrame:
-        import pandas as pd
-
         if not path.is_file():
             there = ", ".join(self.score_names()) or "none"
             raise RunError(f"{self.name} has no {path.stem}; scores there: {there}")
         try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's own derive from these
+            return storage.read_frame(path)
+        except (OSError, ValueError) as error:
             place = path.relative_to(self.path.parent)
             reason = str(error).split("\n")[0]
             raise RunError(f"{place} cannot be read ({reason}); score again") from error

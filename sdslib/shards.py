@@ -73,7 +73,7 @@ def _index(shard: str) -> pa.Table:
         pq.write_table(_table(shard), buffer)
         kept.parent.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(kept, buffer.getvalue())
-    return pq.read_table(kept)
+    return storage.read_parquet(kept)
 
 
 def _table(shard: str) -> pa.Table:

@@ -13,15 +13,21 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
 MANIFEST = "manifest.json"
+# Of a parquet file: far above any table of scores, and 800 MB where each is a number.
+MOST_CELLS = 100_000_000
 # Two clocks may disagree on when a process began (boot time is rounded and drifts).
 _SAME_START_S = 2.0
 
@@ -63,6 +69,50 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         _raise_if_full(error, path, len(line))
         raise
+
+
+@contextmanager
+def declared() -> Iterator[None]:
+    """Whatever a library's reader raises on a damaged file, as OSError or ValueError.
+
+    Damaged metadata trips such readers in ways that they do not declare (KeyError, TypeError, …).
+    """
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as reason:
+        raise ValueError(f"{type(reason).__name__}: {reason}") from None
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a parquet file, or these columns of it.
+
+    Memory is taken for as many cells as the metadata claims, so the claim is checked first.
+    Raises OSError or ValueError where the file cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    with declared(), pq.ParquetFile(path) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        rows = [group.num_rows for group in groups]
+        cells = sum(
+            group.column(c).num_values for group in groups for c in range(group.num_columns)
+        )
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise ValueError("its metadata contradicts itself about the number of rows")
+        if max(sum(rows), cells) > MOST_CELLS:
+            raise ValueError(f"it claims more than {MOST_CELLS:,} cells")
+        if missing := sorted(set(columns or ()) - set(file.schema_arrow.names)):
+            raise ValueError(f"columns missing: {', '.join(missing)}")
+        return file.read(None if columns is None else list(columns))
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A parquet file for pandas; raises as `read_parquet` does."""
+    with declared():
+        return read_parquet(path).to_pandas()
 
 
 def read_json(path: Path) -> Any:

@@ -84,9 +84,7 @@ class Sweep:
         clip, sds and eps_error and the median grad_ratio. There is no time of day and no duration
         in it: a sweep that was cut off and went on leaves the same bytes.
         """
-        import pandas as pd
-
-        return pd.read_parquet(self.summary)
+        return storage.read_frame(self.summary)
 
     def runs(self, **given: Any) -> list[Run]:
         """The finished runs of the cells whose config has these values, in the grid's order."""

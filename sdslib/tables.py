@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom
 
-from sdslib import metrics
+from sdslib import metrics, storage
 
 NOTES = (
     *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),
@@ -317,10 +317,10 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise TableError(f"no score file at {path}; give a CSV or parquet of score grids")
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = storage.read_frame(path)
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as reason:  # pyarrow's and pandas' own derive from these
+    except (OSError, ValueError) as reason:
         first = str(reason).split("\n")[0]
         raise TableError(f"{path} cannot be read ({first}); write it again") from None
     found = {c: m for c in table.columns if (m := _AUTHORS_CELL.match(c))}
@@ -328,6 +328,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     cells = {c: m for c in table.columns if (m := _CELL.match(c))}
     if "id" not in table.columns or not cells or table.empty:
         raise TableError(f"{path}: needs rows with a column id and scores s_<i>_<k>")
+    if not table["id"].map(pd.api.types.is_scalar).all():
+        raise TableError(f"{path}: ids must be text or numbers")
     if table["id"].duplicated().any():
         twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
         raise TableError(f"{path}: id {twice!r} occurs twice")

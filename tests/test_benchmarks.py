@@ -134,7 +134,10 @@ def test_the_finer_tags_are_read_where_their_file_is(parquet):
         (lambda rows: rows[2].update(num_main_preds=0), r"\[2\]\.num_main_preds: expected int"),
         (lambda rows: rows[3].update(id=1), r"\[3\]: id 1 appears twice"),
         (lambda rows: rows[1].update(image_0=None), r"\[1\]\.image_0: has no bytes"),
-        (lambda rows: [row.pop("tag") for row in rows], r"test.parquet: columns missing: tag"),
+        (
+            lambda rows: [row.pop("tag") for row in rows],
+            r"test.parquet .*columns missing: tag",
+        ),
     ],
 )
 def test_a_fault_in_winoground_is_named_by_its_path(tmp_path, change, message):

@@ -259,7 +259,11 @@ def test_a_file_that_is_no_parquet(tmp_path):
     return refused(winoground, str(tmp_path))
 
 
-@fault(24, "parquet without a column", "test.parquet: columns missing: tag")
+@fault(
+    24,
+    "parquet without a column",
+    "test.parquet cannot be read (columns missing: tag); expected parquet with the columns …",
+)
 def test_a_parquet_without_a_column(tmp_path):
     return of_winoground(tmp_path, lambda rows: [row.pop("tag") for row in rows])
 

@@ -1,0 +1,65 @@
+"""Tables read from files that somebody else wrote: what is wrong is said in declared errors."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fuzz.parsers import CORPUS
+
+from sdslib import storage, tables
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    table = pd.DataFrame({"id": ["a", "b", "c"], "x": [1.0, float("nan"), 3.0]})
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    pd.testing.assert_frame_equal(storage.read_frame(tmp_path / "t.parquet"), table)
+
+
+def test_columns_are_read_alone_and_in_the_order_asked(tmp_path):
+    pq.write_table(pa.table({"a": [1], "b": [2], "c": [3]}), tmp_path / "t.parquet")
+    found = storage.read_parquet(tmp_path / "t.parquet", ["c", "a"])
+    assert found.column_names == ["c", "a"]
+    with pytest.raises(ValueError, match=r"columns missing: d, e$"):
+        storage.read_parquet(tmp_path / "t.parquet", ["a", "e", "d"])
+
+
+def test_whatever_a_reader_trips_over_becomes_a_declared_error():
+    with pytest.raises(ValueError, match="KeyError: 'x'"), storage.declared():
+        {}["x"]
+    with pytest.raises(ValueError, match="MemoryError"), storage.declared():
+        raise MemoryError("malloc of size 1099511627776 failed")
+    with pytest.raises(FileNotFoundError), storage.declared():
+        Path("/nowhere").read_bytes()
+
+
+@pytest.mark.parametrize("read", [storage.read_parquet, storage.read_frame])
+def test_no_memory_is_taken_for_rows_that_are_not_there(read, monkeypatch):
+    """The row group of this file claims 310,954,096,255 rows, its footer one."""
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(ValueError, match="contradicts itself about the number of rows"):
+        read(CORPUS / "parquet" / "row-groups")
+
+
+def test_more_cells_than_anybody_scores_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"a": [[1, 2, 3], [4]]}), tmp_path / "t.parquet")
+    monkeypatch.setattr(storage, "MOST_CELLS", 4)
+    assert storage.read_parquet(tmp_path / "t.parquet").num_rows == 2
+    monkeypatch.setattr(storage, "MOST_CELLS", 3)
+    with pytest.raises(ValueError, match="claims more than 3 cells"):
+        storage.read_parquet(tmp_path / "t.parquet")
+
+
+def test_pandas_metadata_that_is_no_json_is_a_declared_error(tmp_path):
+    table = pa.table({"id": ["a"]}).replace_schema_metadata({"pandas": "{"})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="Expecting property name"):
+        storage.read_frame(tmp_path / "t.parquet")
+
+
+def test_scores_whose_ids_are_lists_are_refused(tmp_path):
+    table = pa.table({"id": [["a"], ["b"]], "s_0_0": [1.0, 2.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(tables.TableError, match="ids must be text or numbers"):
+        tables.read_scores(tmp_path / "t.parquet")
