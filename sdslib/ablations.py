@@ -23,7 +23,7 @@ from sdslib.config import (
     FinetuneConfig,
     ParameterError,
     SweepConfig,
-    project_root,
+    shown_path,
     suggest,
     validate,
 )
@@ -75,8 +75,7 @@ class Study:
     @property
     def summary(self) -> str:
         """Where the table of all runs is kept, as a reader should see it."""
-        root, path = project_root(), self.sweep.summary
-        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        return shown_path(self.sweep.summary)
 
     @property
     def states(self) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from sdslib.config import (
     FinetuneConfig,
     ParameterError,
     project_root,
+    shown_path,
     suggest,
     validate,
 )
@@ -130,12 +131,12 @@ def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
         there = [p.name for p in (project_root() / "notebooks").glob("*.ipynb")]
         close = suggest(notebook.name, there)
         hint = f"; did you mean 'notebooks/{close}'?" if close else ""
-        raise ParameterError([f"notebook {_shown(notebook)} does not exist{hint}"]) from error
+        raise ParameterError([f"notebook {shown_path(notebook)!r} does not exist{hint}"]) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ParameterError([f"{_shown(notebook)} is no notebook"]) from error
+        raise ParameterError([f"{shown_path(notebook)!r} is no notebook"]) from error
     names = [name for cell in code if (name := _guarded_by("".join(cell["source"])))]
     if not names or names[0] not in MODELS:
-        problem = f"notebook {_shown(notebook)} has no guard cell; see CONTRIBUTING.md"
+        problem = f"notebook {shown_path(notebook)!r} has no guard cell; see CONTRIBUTING.md"
         raise ParameterError([problem])
     tagged = [c for c in code if "parameters" in c.get("metadata", {}).get("tags", [])]
     return MODELS[names[0]], _literals("".join(tagged[0]["source"]) if tagged else "")
@@ -148,12 +149,6 @@ def _literals(source: str) -> dict[str, Any]:
         for statement in ast.parse(source).body
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
     }
-
-
-def _shown(notebook: Path) -> str:
-    root = project_root()
-    inside = notebook.is_relative_to(root)
-    return repr((notebook.relative_to(root) if inside else notebook).as_posix())
 
 
 def _guarded_by(source: str) -> str | None:

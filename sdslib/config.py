@@ -119,6 +119,12 @@ def project_path(path: str | Path) -> Path:
     return project_root() / Path(path).expanduser()
 
 
+def shown_path(path: Path) -> str:
+    """A file's path as a reader should see it: from the project root where it lies below."""
+    root, full = project_root().resolve(), path.resolve()
+    return (full.relative_to(root) if full.is_relative_to(root) else path).as_posix()
+
+
 def resolved(source: str) -> str:
     """The same source with its folder made absolute; a name that is no folder stays a name."""
     prefix, folder = _split_source(source)

@@ -19,7 +19,14 @@ from typing import Any
 import pandas as pd
 
 from sdslib import figures, storage, studies, sweep
-from sdslib.config import NOT_IN_ID, FinetuneConfig, ParameterError, project_path, validate
+from sdslib.config import (
+    NOT_IN_ID,
+    FinetuneConfig,
+    ParameterError,
+    project_path,
+    shown_path,
+    validate,
+)
 from sdslib.runs import Run, RunError, find_run, list_runs
 from sdslib.studies import Setting, StudyError
 
@@ -268,12 +275,12 @@ def main(words: list[str] | None = None) -> int:
     try:
         if asked.verb == "study":
             found = [run for word in asked.runs for run in _named(word, asked.root)]
-            print(f"{len(found)} runs: {_shown(study(asked.name, found))}")
+            print(f"{len(found)} runs: {shown_path(study(asked.name, found))}")
         good = asked.verb != "reproduce" or reproduce(
             asked.names, sweep.Options(asked.root, asked.workers)
         )
         for path in rebuild():
-            print(_shown(path))
+            print(shown_path(path))
     except (StudyError, RunError, ParameterError, storage.StorageError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -293,11 +300,6 @@ def _named(word: str, root: str | None) -> list[Run]:
     if missing:
         raise StudyError(f"{word}: {len(missing)} of its runs are not there, as {missing[0]}")
     return [find_run(name, root) for name in table["run"]]
-
-
-def _shown(path: Path) -> str:
-    root = project_path(".").resolve()
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 if __name__ == "__main__":

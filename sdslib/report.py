@@ -44,7 +44,7 @@ from sdslib.cases import (
 from sdslib.config import (
     FinetuneConfig,
     ReportConfig,
-    project_path,
+    shown_path,
 )
 from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link, Table, paragraph
 from sdslib.experiment import CONTROL, UNTOUCHED
@@ -131,11 +131,11 @@ def save(report: Report) -> pd.DataFrame:
     drawn = report.folder / f"{NAME}_figures"
     for name, figure in report.figures.items():
         figures.save(figure, drawn, name)
-    rows = [(_shown(path), f"{len(data) / 1000:.0f} kB") for path, data in wrote.items()]
-    rows.append((_shown(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
+    rows = [(shown_path(path), f"{len(data) / 1000:.0f} kB") for path, data in wrote.items()]
+    rows.append((shown_path(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
     for run, control in members(report.cases):
         if run.weights.is_dir():
-            rows.append((_shown(modelcard.write(run, control)), "model card"))
+            rows.append((shown_path(modelcard.write(run, control)), "model card"))
     return pd.DataFrame(rows, columns=["file", "holds"])
 
 
@@ -146,12 +146,6 @@ def push(config: ReportConfig, report: Report) -> str:
         return "nothing was sent: push_to is None"
     where = modelcard.push(case.run, config.push_to, case.control)
     return f"{case.run.name} was sent to {where}"
-
-
-def _shown(path: Path) -> str:
-    base = project_path(".").resolve()
-    inside = path.resolve().is_relative_to(base)
-    return (path.resolve().relative_to(base) if inside else path).as_posix()
 
 
 def _date(cases: Sequence[Case]) -> datetime:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdslib import storage
-from sdslib.config import Config, derive_seed, project_path, project_root, suggest
+from sdslib.config import Config, derive_seed, project_path, project_root, shown_path, suggest
 from sdslib.storage import LockedError, StorageError, read_json, write_json
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ class Run:
     @property
     def shown_path(self) -> str:
         """The folder as a reader should see it: from the project root where it lies below."""
-        root = project_root()
-        inside = self.path.is_relative_to(root)
-        return (self.path.relative_to(root) if inside else self.path).as_posix()
+        return shown_path(self.path)
 
     def status(self) -> dict[str, Any]:
         """state (running, finished, failed, interrupted, died), pid, step, updated, message.

@@ -27,6 +27,7 @@ from sdslib.config import (
     project_path,
     project_root,
     resolved,
+    shown_path,
     suggest,
     validate,
 )
@@ -255,6 +256,8 @@ def test_paths_are_meant_from_the_root_whatever_the_working_folder(monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert project_root() == root
     assert project_path("tests") == root / "tests"
+    assert shown_path(root / "tests" / "x.json") == "tests/x.json"
+    assert shown_path(Path("/elsewhere/x.json")) == "/elsewhere/x.json"
     assert resolved("local-dir:data/x") == f"local-dir:{root}/data/x"
     assert resolved("tests") == str(root / "tests")
     assert resolved("CompVis/stable-diffusion-v1-4") == "CompVis/stable-diffusion-v1-4"
