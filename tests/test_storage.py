@@ -43,7 +43,7 @@ def test_no_memory_is_taken_for_rows_that_are_not_there(read, monkeypatch):
 
 
 def test_more_cells_than_anybody_scores_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    pq.write_table(pa.table({"a": [[1, 2, 3], [4]]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"a": [1, 2], "b": [3, 4]}), tmp_path / "t.parquet")
     monkeypatch.setattr(storage, "MOST_CELLS", 4)
     assert storage.read_parquet(tmp_path / "t.parquet").num_rows == 2
     monkeypatch.setattr(storage, "MOST_CELLS", 3)
