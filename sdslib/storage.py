@@ -101,7 +101,10 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise ValueError("its metadata contradicts itself about the number of rows")
         if sum(rows) * metadata.num_columns > MOST_CELLS:
             raise ValueError(f"it claims more than {MOST_CELLS:,} cells")
-        if missing := sorted(set(columns or ()) - set(file.schema_arrow.names)):
+        names = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"columns named twice: {', '.join(twice)}")
+        if missing := sorted(set(columns or ()) - set(names)):
             raise ValueError(f"columns missing: {', '.join(missing)}")
         return file.read(None if columns is None else list(columns))
 

@@ -25,6 +25,13 @@ def test_columns_are_read_alone_and_in_the_order_asked(tmp_path):
         storage.read_parquet(tmp_path / "t.parquet", ["a", "e", "d"])
 
 
+def test_a_column_that_occurs_twice_is_refused(tmp_path):
+    table = pa.table([[1.0], [2.0], [3.0]], names=["id", "s_0_0", "s_0_0"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"columns named twice: s_0_0$"):
+        storage.read_parquet(tmp_path / "t.parquet")
+
+
 def test_whatever_a_reader_trips_over_becomes_a_declared_error():
     with pytest.raises(ValueError, match="KeyError: 'x'"), storage.declared():
         {}["x"]
