@@ -66,9 +66,19 @@ def _copy(run: Run, target: Path) -> None:
         for source in sorted(run.path.glob(pattern)):
             copy = target / source.relative_to(run.path)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            if source.suffix == ".parquet":
+                _copy_scores(source, copy)
+            else:
+                shutil.copyfile(source, copy)
     # Where the runs lay is of this machine.
     storage.write_json(target / "params.json", run.params | {"runs": None})
+
+
+def _copy_scores(source: Path, target: Path) -> None:
+    """Without the seconds that they took: equal scores are equal files, which git keeps once."""
+    table = storage.read_frame(source)
+    table.attrs.pop("seconds", None)
+    table.to_parquet(target, index=False)
 
 
 def names(folder: Path | None = None) -> list[str]:

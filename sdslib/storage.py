@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,8 +103,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         if sum(rows) * metadata.num_columns > MOST_CELLS:
             raise ValueError(f"it claims more than {MOST_CELLS:,} cells")
         names = file.schema_arrow.names
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"columns named twice: {', '.join(twice)}")
+        _unlike(names)
         if missing := sorted(set(columns or ()) - set(names)):
             raise ValueError(f"columns missing: {', '.join(missing)}")
         return file.read(None if columns is None else list(columns))
@@ -112,7 +112,14 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_frame(path: Path) -> pd.DataFrame:
     """A parquet file for pandas; raises as `read_parquet` does."""
     with declared():
-        return read_parquet(path).to_pandas()
+        frame = read_parquet(path).to_pandas()
+        _unlike(frame.columns)  # whose names are in metadata of pandas' own
+        return frame
+
+
+def _unlike(names: Iterable[str]) -> None:
+    if twice := [str(name) for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"columns named twice: {', '.join(twice)}")
 
 
 def read_json(path: Path) -> Any:

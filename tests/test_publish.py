@@ -35,15 +35,22 @@ def folder(runs, tmp_path_factory):
 
 def test_a_study_keeps_its_runs_and_their_controls_without_weights_or_folders(runs, folder):
     kept = publish.published("small", folder)
-    assert {run.name for run in kept} == {run.name for part in runs for run in part}
+    by_name = {run.name: run for part in runs for run in part}
+    assert {run.name for run in kept} == by_name.keys()
     files = {path.name for path in folder.rglob("*") if path.is_file()}
     assert "history.jsonl" in files
     assert not [name for name in files if name.endswith(".safetensors")]
     for run in kept:
         assert run.params["runs"] is None
-    scores = f"{runs[0][0].name}/scores/mini-winoground.parquet"
-    copied = (folder / "small" / scores).read_bytes()
-    assert copied == (runs[0][0].path.parent / scores).read_bytes()
+        for name in run.score_names():
+            pd.testing.assert_frame_equal(run.scores(name), by_name[run.name].scores(name))
+
+
+def test_equal_scores_are_equal_files_whatever_they_took(runs, folder):
+    (one, other), name = runs[0], "scores/untouched-mini-winoground.parquet"
+    ours, theirs = (folder / "small" / run.name / name for run in (one, other))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (one.path / name).read_bytes() != (other.path / name).read_bytes()
 
 
 def test_a_study_is_exactly_what_is_named(runs, folder, tmp_path):

@@ -30,6 +30,8 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"columns named twice: s_0_0$"):
         storage.read_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"columns named twice: s_0_1$"):
+        storage.read_frame(CORPUS / "parquet" / "renamed")
 
 
 def test_whatever_a_reader_trips_over_becomes_a_declared_error():
