@@ -31,7 +31,6 @@ from sdslib.runs import Run, RunError, find_run, list_runs
 from sdslib.studies import Setting, StudyError
 
 PUBLISHED, TABLES, FIGURES = "reports/published", "reports/tables", "reports/figures"
-MAIN = "default"  # the study whose figure the README shows, as main.png
 FINETUNE = "notebooks/02_finetune.ipynb"
 _FILES = ("params.json", "identity.json", "history.jsonl", "scores/*.parquet")
 _SHOWN = 5  # more settings than this are bars by setting, not marks by tag
@@ -125,8 +124,6 @@ def rebuild(
         written.append(_write(tables / f"{name}.md", _page(name, found, parts).encode()))
         picture = _picture(found, by_tag, parts["scores"])
         written.append(_write(drawn / f"{name}.png", picture.png()))
-        if name == MAIN:
-            written.append(_write(drawn / "main.png", picture.png()))
     return written
 
 
