@@ -106,7 +106,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         _unlike(names)
         if missing := sorted(set(columns or ()) - set(names)):
             raise ValueError(f"columns missing: {', '.join(missing)}")
-        return file.read(None if columns is None else list(columns))
+        found = file.read(None if columns is None else list(columns))
+        found.validate(full=True)  # offsets and UTF-8, which readers take on trust
+        return found
 
 
 def read_frame(path: Path) -> pd.DataFrame:

@@ -60,6 +60,16 @@ def test_more_cells_than_anybody_scores_are_refused_before_they_are_read(tmp_pat
         storage.read_parquet(tmp_path / "t.parquet")
 
 
+def test_text_that_is_no_utf_8_is_refused(tmp_path):
+    broken = pa.StringArray.from_buffers(
+        1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")
+    )
+    pq.write_table(pa.table({"id": broken}), tmp_path / "t.parquet")
+    for read in (storage.read_parquet, storage.read_frame):
+        with pytest.raises(ValueError, match=r"(?i)utf-?8"):
+            read(tmp_path / "t.parquet")
+
+
 def test_pandas_metadata_that_is_no_json_is_a_declared_error(tmp_path):
     table = pa.table({"id": ["a"]}).replace_schema_metadata({"pandas": "{"})
     pq.write_table(table, tmp_path / "t.parquet")
