@@ -7,6 +7,7 @@ N items, I images an item, K captions an item, S seeds.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+_KEPT_ITEMS = 5000  # up to so many items the draws of a bootstrap are kept: 50 MB
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
@@ -361,15 +364,26 @@ def over_seeds(
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
         raise ScoreError(f"values must be finite and [S, N], not {list(table.shape)}")
-    (s, n), rng, means = table.shape, np.random.default_rng(seed), []
-    chunk = max(1, 2_000_000 // n)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        seeds = rng.multinomial(s, np.full(s, 1 / s), size) / s
-        items = rng.multinomial(n, np.full(n, 1 / n), size) / n
-        means.append(((seeds @ table) * items).sum(axis=1))
+    s, n = table.shape
+    drawn = _drawn if n <= _KEPT_ITEMS else _drawn.__wrapped__
+    means = [
+        ((seeds / s) @ table * (items / n)).sum(axis=1)
+        for seeds, items in drawn(s, n, seed, resamples)
+    ]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high), n)
+
+
+@lru_cache(maxsize=4)
+def _drawn(s: int, n: int, seed: int, resamples: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """How often each resample draws each seed and item, in chunks; all comparisons share them."""
+    rng, chunk = np.random.default_rng(seed), max(1, 2_000_000 // n)
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    return [
+        (rng.multinomial(s, np.full(s, 1 / s), size).astype(np.uint16),
+         rng.multinomial(n, np.full(n, 1 / n), size).astype(np.uint16))
+        for size in sizes
+    ]  # fmt: skip
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

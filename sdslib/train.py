@@ -529,12 +529,16 @@ class Loop:
         return t[mine].to(device), eps[mine].to(device), rows[mine] - own.start
 
     def _ratio(self, terms: dict[str, Tensor], step: int) -> float | None:
-        """|sds_weight grad L_SDS| / |grad L_CLIP|, at step 0 and where validation is due."""
-        due = step == 0 or self._is_due(step + 1)
+        """|sds_weight grad L_SDS| / |grad L_CLIP|, at the first step and where validation is due.
+
+        A map of zeros hands no gradient on before a step has moved it: its first is step 1.
+        """
+        first = 1 if self.config.bridge_start == "zero" else 0
+        due = step == first or (step > first and self._is_due(step + 1))
         if "sds" not in terms or not due:
             return None
         sds = self.config.sds_weight * _norm(terms["sds"], self.parties.trained)
-        if sds == 0 and step == 0:
+        if sds == 0 and step == first:
             raise TrainingError("L_SDS gives no gradient to any trainable parameter of the student")
         if "clip" not in terms:
             return None

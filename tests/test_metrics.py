@@ -221,6 +221,22 @@ def test_paired_tests_refuse_different_items():
         metrics.mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
 
 
+@pytest.mark.parametrize("kept", [0, 5000])
+def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, kept):
+    monkeypatch.setattr(metrics, "_KEPT_ITEMS", kept)
+    table = np.random.default_rng(1).random((3, 50))
+    rng, means = np.random.default_rng(7), []
+    seeds = rng.multinomial(3, np.full(3, 1 / 3), 200)
+    items = rng.multinomial(50, np.full(50, 1 / 50), 200)
+    for of_seed, of_item in zip(seeds, items, strict=True):
+        rows = np.repeat(table, of_seed, axis=0)
+        means.append(np.repeat(rows, of_item, axis=1).mean())
+    for _ in range(2):  # the second call reads the draws that were kept
+        found = metrics.over_seeds(table, seed=7, resamples=200)
+        assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+        assert found.mean == pytest.approx(table.mean())
+
+
 def test_interval_over_seeds_covers_a_known_mean_and_is_wider_than_items_alone():
     """Difference = seed effect + item effect + noise, true mean 0, eight seeds."""
     rng, covered, wider = np.random.default_rng(0), 0, 0

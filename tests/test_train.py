@@ -222,6 +222,18 @@ def test_a_bridge_that_blocks_the_gradient_is_an_error(parties):
         run(some, config(arm="sds-only"))
 
 
+def test_a_map_that_starts_at_zero_hands_gradient_on_after_its_first_step(parties):
+    some = parties()
+    torch.nn.init.zeros_(some.bridge.linear.weight)
+    _, rows = run(some, config(arm="sds-only", bridge_start="zero", eval_every=1), stop=2)
+    assert [row.grad_norm > 0 for row in rows] == [False, True]
+    some = parties()
+    torch.nn.init.zeros_(some.bridge.linear.weight)
+    _, rows = run(some, config(bridge_start="zero"), stop=2)
+    assert rows[0].grad_ratio is None
+    assert rows[1].grad_ratio > 0
+
+
 @pytest.mark.parametrize("arm", sorted(TERMS))
 def test_every_arm_takes_a_step(parties, arm):
     weight = {"sds_weight": 0.0} if arm in ("clip-only", "hard-negatives") else {}
