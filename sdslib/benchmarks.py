@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -226,21 +227,16 @@ def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str]
 
 
 def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
-    names, images = "+".join(path.name for path in paths), ["image_0", "image_1"]
-    try:
-        with storage.declared():
-            parts = [storage.read_parquet(path, WINOGROUND_COLUMNS) for path in paths]
-            table = pa.concat_tables(parts, promote_options="permissive")
-            rows = table.drop_columns(images).to_pylist()
-            cells = {
-                name: table[name].combine_chunks().field("bytes").cast(pa.binary())
-                for name in images
-            }
-    except (OSError, ValueError) as reason:
-        raise DataError(
-            f"{names} cannot be read ({reason}); expected parquet with the columns "
-            f"{', '.join(WINOGROUND_COLUMNS)}"
-        ) from None
+    names, images, parts = "+".join(path.name for path in paths), ["image_0", "image_1"], []
+    for path in paths:
+        with _as_winoground(path.name):
+            parts.append(storage.read_parquet(path, WINOGROUND_COLUMNS))
+    with _as_winoground(names):
+        table = pa.concat_tables(parts, promote_options="permissive")
+        rows = table.drop_columns(images).to_pylist()
+        cells = {
+            name: table[name].combine_chunks().field("bytes").cast(pa.binary()) for name in images
+        }
 
     def ref(row: int, column: str) -> ImageRef:
         name, cell = f"{names}[{row}].{column}", cells[column][row]
@@ -249,6 +245,18 @@ def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str
         return ImageRef(name, cell.as_py, size=len(cell.as_buffer()))
 
     return rows, ref
+
+
+@contextmanager
+def _as_winoground(name: str) -> Iterator[None]:
+    try:
+        with storage.declared():
+            yield
+    except (OSError, ValueError) as reason:
+        raise DataError(
+            f"{name} cannot be read ({reason}); expected parquet with the columns "
+            f"{', '.join(WINOGROUND_COLUMNS)}"
+        ) from None
 
 
 def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:

@@ -16,7 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-_KEPT_ITEMS = 5000  # up to so many items the draws of a bootstrap are kept: 50 MB
+_KEPT_ITEMS = 5000  # up to so many items a bootstrap's draws are kept, 50 MB each
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""

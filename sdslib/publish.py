@@ -32,7 +32,7 @@ from sdslib.studies import Setting, StudyError
 
 PUBLISHED, TABLES, FIGURES = "reports/published", "reports/tables", "reports/figures"
 FINETUNE = "notebooks/02_finetune.ipynb"
-_FILES = ("params.json", "identity.json", "history.jsonl", "scores/*.parquet")
+_FILES = ("identity.json", "history.jsonl")
 _SHOWN = 5  # more settings than this are bars by setting, not marks by tag
 _DIGITS = "%.4f"
 
@@ -61,23 +61,17 @@ def study(name: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
 
 
 def _copy(run: Run, target: Path) -> None:
-    for pattern in _FILES:
-        for source in sorted(run.path.glob(pattern)):
-            copy = target / source.relative_to(run.path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if source.suffix == ".parquet":
-                _copy_scores(source, copy)
-            else:
-                shutil.copyfile(source, copy)
+    (target / "scores").mkdir(parents=True)
+    for name in _FILES:
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, target / name)
+    for name in run.score_names():
+        table = run.scores(name)
+        # Without what differs from run to run, equal scores are equal files, which git keeps once.
+        table.attrs.pop("seconds", None)
+        storage.write_frame(target / "scores" / f"{name}.parquet", table)
     # Where the runs lay is of this machine.
     storage.write_json(target / "params.json", run.params | {"runs": None})
-
-
-def _copy_scores(source: Path, target: Path) -> None:
-    """Without the seconds that they took: equal scores are equal files, which git keeps once."""
-    table = storage.read_frame(source)
-    table.attrs.pop("seconds", None)
-    table.to_parquet(target, index=False)
 
 
 def names(folder: Path | None = None) -> list[str]:

@@ -399,7 +399,7 @@ class Run:
 
 def _write_table(path: Path, table: pd.DataFrame) -> Path:
     path.parent.mkdir(exist_ok=True)
-    storage.write_bytes(path, table.to_parquet(index=False))
+    storage.write_frame(path, table)
     return path
 
 

@@ -119,6 +119,11 @@ def read_frame(path: Path) -> pd.DataFrame:
         return frame
 
 
+def write_frame(path: Path, table: pd.DataFrame) -> None:
+    """A table as a parquet file that `read_frame` reads, without its index; as `write_bytes`."""
+    write_bytes(path, table.to_parquet(index=False))
+
+
 def _unlike(names: Iterable[str]) -> None:
     if twice := [str(name) for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"columns named twice: {', '.join(twice)}")

@@ -468,7 +468,7 @@ class Desk:
                 self._rows[cell.key] = _row(cell, self.root)
         rows = [self._rows.get(cell.key) or _row(cell, self.root) for cell in self.cells]
         table = pd.DataFrame(rows)
-        storage.write_bytes(self.summary, table.to_parquet(index=False))
+        storage.write_frame(self.summary, table)
         board.standing(len(done), leaderboard(table, varied(self.cells)), len(self.failed))
 
     def _over(self, cell: Cell) -> bool:

@@ -116,6 +116,12 @@ def test_a_winoground_that_is_not_400_items_calls_itself_partial(parquet):
     assert winoground(str(parquet), total=None).sample(3).partial
 
 
+def test_of_several_files_the_one_that_cannot_be_read_is_named(parquet):
+    (parquet / "data" / "test-00001-of-00002.parquet").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"^test-00001-of-00002\.parquet cannot be read"):
+        winoground(str(parquet))
+
+
 def test_the_finer_tags_are_read_where_their_file_is(parquet):
     finer = {"0": [], "1": ["Unusual Text"], "2": ["Non Minimal", "Unusual Image"], "3": []}
     write(parquet / "new_tag_assignments.json", finer)
@@ -136,7 +142,7 @@ def test_the_finer_tags_are_read_where_their_file_is(parquet):
         (lambda rows: rows[1].update(image_0=None), r"\[1\]\.image_0: has no bytes"),
         (
             lambda rows: [row.pop("tag") for row in rows],
-            r"test.parquet .*columns missing: tag",
+            r"test\.parquet cannot be read \(columns missing: tag\); expected parquet",
         ),
     ],
 )

@@ -43,7 +43,9 @@ def test_a_study_keeps_its_runs_and_their_controls_without_weights_or_folders(ru
     for run in kept:
         assert run.params["runs"] is None
         for name in run.score_names():
-            pd.testing.assert_frame_equal(run.scores(name), by_name[run.name].scores(name))
+            copy, source = run.scores(name), by_name[run.name].scores(name)
+            pd.testing.assert_frame_equal(copy, source)
+            assert copy.attrs == {k: v for k, v in source.attrs.items() if k != "seconds"}
 
 
 def test_equal_scores_are_equal_files_whatever_they_took(runs, folder):
