@@ -53,6 +53,8 @@ PANELS: dict[str, tuple[Given, ...]] = {
 }
 SEEDS = {"reduced": 2, "full": 5}
 PANEL_SEEDS = {"reduced": 1, "full": 3}
+# L_SDS is a loss on the image embedding: it gives this set no gradient, and L_CLIP trains it alone.
+UNREACHED = "text-tower"
 NONE = "none"  # of `panels` and `arms`: leave the part out
 
 
@@ -106,11 +108,16 @@ def weights(config: AblateWeightConfig) -> Study:
 
 
 def trainable(config: AblateTrainableConfig) -> Study:
-    """Run what `04_ablate_trainable` asks for: every set of parameters at one weight of L_SDS."""
+    """Run what `04_ablate_trainable` asks for: every set of parameters at one weight of L_SDS.
+
+    The set that L_SDS does not reach is trained without it, which gives the same student.
+    """
+    fixed = _fixed(config) | {"sds_weight": config.sds_weight}
     sets: list[Given] = [
         {"trainable": name} for name in _listed(config.sets or ",".join(TRAINABLE))
     ]
-    fixed = _fixed(config) | {"sds_weight": config.sds_weight}
+    if fixed.get("arm", "sds") == "sds":
+        sets = [s | {"sds_weight": 0.0} if s["trainable"] == UNREACHED else s for s in sets]
     seeds = config.seeds or (1 if config.grid == "reduced" else SEEDS["full"])
     return _run(config, {"trainable": _cells(sets, fixed, seeds)})
 
@@ -211,6 +218,8 @@ def _part(done: sweep.Sweep, cells: Sequence[tuple[Given, Given]]) -> Part:
 def _said(value: Given) -> str:
     if value.keys() == {"t_min", "t_max"}:
         return f"t {value['t_min']}–{value['t_max']}"
+    if "trainable" in value:
+        return f"{value['trainable']}{f', {studies.CONTROL}' * ('sds_weight' in value)}"
     if "arm" in value:
         return studies.CONTROL if value["arm"] == "clip-only" else str(value["arm"])
     return ", ".join(f"{name} {'all' if v is None else v}" for name, v in value.items())
@@ -327,7 +336,7 @@ def parameter_counts(study: Study) -> pd.DataFrame:
         student = load_student(config.clip_model, config.clip_pretrained, "cpu")
         total = sum(value.numel() for value in student.parameters())
         trained = sum(v.numel() for _, v in set_trainable(student, config.trainable))
-        rows.append({"set": config.trainable, "parameters": trained, "share": trained / total})
+        rows.append({"set": setting.label, "parameters": trained, "share": trained / total})
     return pd.DataFrame(rows)
 
 
@@ -335,7 +344,7 @@ def gains(study: Study) -> pd.DataFrame:
     """Text score and retention by trainable set, as `figures.bars_by_set` reads it."""
     table = studies.means(study.parts["trainable"].settings)
     counts = parameter_counts(study).set_index("set")
-    table.insert(0, "set", table.pop("setting").str.removeprefix("trainable "))
+    table.insert(0, "set", table.pop("setting"))
     words = {r.Index: f"{r.parameters:,} ({r.share:.1%})" for r in counts.itertuples()}
     return table.assign(parameters=table["set"].map(words))
 
@@ -355,7 +364,7 @@ def moved(study: Study) -> pd.DataFrame:
     embeddings, or what follows its blocks.
     """
     rows = [
-        _moved(run).assign(set=run.params["trainable"])
+        _moved(run).assign(set=setting.label)
         for setting in study.parts["trainable"].settings
         for run in setting.runs
     ]
@@ -399,6 +408,6 @@ def layer_of(name: str) -> str:
 def draw_moved(study: Study) -> figures.Picture:
     """The same as a map of layers by sets."""
     table = moved(study).pivot(index="layer", columns="set", values="relative")
-    sets = [s.values["trainable"] for s in study.parts["trainable"].settings]
+    sets = [s.label for s in study.parts["trainable"].settings]
     layers = dict.fromkeys(moved(study)["layer"])
     return figures.changes(table.loc[list(layers), sets], study.note)

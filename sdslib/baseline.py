@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +112,8 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         if known:
             readers.append(blind.likelihood_scorer(known.all_captions()[:CORPUS]))
         for benchmark in progress(sets):
-            with _cautions_later():
+            # `cautions` tells them of the kept scores
+            with warnings.catch_warnings(action="ignore", category=tables.Caution):
                 run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
                 if judge is not None and benchmark.kind != "retrieval":
                     part = benchmark.sample(config.teacher_items, config.seed)
@@ -125,14 +125,6 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         run.save_results(results(run, sets))
         run.finish()
     return run
-
-
-@contextmanager
-def _cautions_later() -> Iterator[None]:
-    """Without the warnings that `cautions` tells of the kept scores."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(they are ties, never right|scores are constant)")
-        yield
 
 
 def use_threads(config: ModelsConfig) -> None:

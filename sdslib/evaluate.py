@@ -32,6 +32,7 @@ from sdslib.losses import denoising_loss
 from sdslib.student import caption_lengths
 from sdslib.tables import (
     NOTES,
+    Caution,
     TableError,
     cautions,
     cell_columns,
@@ -544,9 +545,9 @@ def score_grids(
 
     Sets of classes and retrieval sets give a CLIP scorer's ranks over the whole set, see
     `rank_classes` and `rank_retrieval`. Raises `metrics.ScoreError` with the item's id where a
-    score is not finite, and warns of what `tables.cautions` says. `attrs` holds benchmark, scorer,
-    total, seconds and the scorer's counts, and survives parquet. `progress` wraps the iterator over
-    items (tqdm).
+    score is not finite, and warns (`tables.Caution`) of what `tables.cautions` says. `attrs` holds
+    benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
+    wraps the iterator over items (tqdm).
     """
     items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
     if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
@@ -565,7 +566,7 @@ def score_grids(
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
     for text in cautions(table):
-        warnings.warn(f"{benchmark.name}, {scorer.name}: {text}", stacklevel=2)
+        warnings.warn(f"{benchmark.name}, {scorer.name}: {text}", Caution, stacklevel=2)
     return table
 
 

@@ -42,6 +42,10 @@ class Listed(Protocol):
         """Whether items of the full set are missing."""
 
 
+class Caution(UserWarning):
+    """What has to be said above a figure, see `cautions`."""
+
+
 class TableError(ValueError):
     """Scores or tables that do not fit what is asked of them; says what to do."""
 

@@ -82,7 +82,7 @@ def weights(quick, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sets(quick, tmp_path_factory):
     runs = str(tmp_path_factory.mktemp("runs"))
-    return ablations.trainable(AblateTrainableConfig(sets="layernorm,lora", runs=runs))
+    return ablations.trainable(AblateTrainableConfig(sets="layernorm,lora,text-tower", runs=runs))
 
 
 class Planned(Exception):
@@ -213,9 +213,25 @@ def test_sets_are_told_with_their_parameters(sets):
     norms = sum(v.numel() for n, v in student.model.named_parameters() if ".ln_" in f".{n}")
     assert counts.loc["layernorm", "parameters"] == norms
     table = ablations.gains(sets)
-    assert table["set"].unique().tolist() == ["layernorm", "lora"]
+    assert table["set"].unique().tolist() == ["layernorm", "lora", "text-tower, L_CLIP only"]
     assert f"{norms:,}" in table["parameters"].iloc[0]
     assert isinstance(ablations.draw_gains(sets), Picture)
+
+
+def test_the_set_that_l_sds_does_not_reach_is_trained_by_l_clip_and_says_so(sets, monkeypatch):
+    arms = {config.trainable: config.arm for config in cells_of(sets)}
+    assert arms == {"layernorm": "sds", "lora": "sds", "text-tower": "clip-only"}
+    table = ablations.compared(sets, "trainable")
+    own = table[table["setting"] == "text-tower, L_CLIP only"]
+    assert set(own["against"]) == {"untouched"}
+
+    def refuse(notebook, cells, options):
+        raise Planned(cells)
+
+    monkeypatch.setattr(sweep, "run", refuse)
+    with pytest.raises(Planned) as asked:  # L_SDS on the text embedding reaches it
+        ablations.trainable(AblateTrainableConfig(sets="text-tower", fixed="arm=sds-text"))
+    assert {cell["sds_weight"] for cell in asked.value.args[0]} == {1e-3}
 
 
 def test_what_moved_is_the_change_of_the_weights_by_layer(sets):
