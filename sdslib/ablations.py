@@ -237,15 +237,8 @@ def failures(study: Study) -> pd.DataFrame:
 
 
 def curve(study: Study) -> pd.DataFrame:
-    """The trade-off over `sds_weight`: text score, what must not suffer, and the gradients' ratio.
-
-    Columns sds_weight, measure, seeds, mean, low, high, reference, as `figures.tradeoff` reads it.
-    """
-    part = study.parts["weights"]
-    table = pd.concat([studies.means(part.settings), studies.gradient_ratio(part.settings)])
-    of = {s.label: float(v["sds_weight"]) for s, v in zip(part.settings, part.values, strict=True)}
-    table.insert(0, "sds_weight", table.pop("setting").map(of))
-    return table.reset_index(drop=True)
+    """The trade-off over `sds_weight`, see `studies.curve`."""
+    return studies.curve(study.parts["weights"].settings)
 
 
 def draw_curve(study: Study) -> figures.Picture:

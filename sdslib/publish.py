@@ -104,7 +104,7 @@ def rebuild(
     drawn.mkdir(parents=True, exist_ok=True)
     written = []
     for name in names(folder):
-        found = studies.settings(studies.paired(published(name, folder)))
+        found = sorted(studies.settings(studies.paired(published(name, folder))), key=_place)
         by_tag = studies.by_tag(found)
         parts = {
             "scores": studies.means(found),
@@ -119,6 +119,13 @@ def rebuild(
         picture = _picture(found, by_tag, parts["scores"])
         written.append(_write(drawn / f"{name}.png", picture.png()))
     return written
+
+
+def _place(setting: Setting) -> tuple:
+    """Where a setting stands: by arm, then by the values of its parameters, numbers as numbers."""
+    values = studies.config_of(setting.runs[0]).model_dump(exclude={"arm", "seed"}).values()
+    words = [(v is None, v if isinstance(v, (int, float)) else 0, str(v)) for v in values]
+    return setting.values["arm"], words
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -137,10 +144,16 @@ def note_of(found: Sequence[Setting]) -> str:
 def _picture(
     found: Sequence[Setting], by_tag: pd.DataFrame, scores: pd.DataFrame
 ) -> figures.Picture:
+    if studies.is_curve(found):
+        return figures.tradeoff(studies.curve(found), note_of(found), plain=["gradient ratio"])
     if len(found) <= _SHOWN:
         return figures.scores_by_tag(by_tag, note_of(found), human=None)
+    among = [setting.values for setting in found]
+    parts = {s.label: studies.label_parts(s.values, among) for s in found}
     shown = scores[scores["measure"].isin(["text", "zero-shot shape", "retrieval"])]
-    return figures.bars_by_set(shown.rename(columns={"setting": "set"}), note_of(found), "Settings")
+    arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
+    shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
+    return figures.bars_by_set(shown, note_of(found), "Settings")
 
 
 def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -> str:

@@ -93,13 +93,19 @@ def settings(pairs: Iterable[Pair]) -> list[Setting]:
 
 def label(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     """What distinguishes these values: the arm, its weight where arms have several, the rest."""
+    arm, rest = label_parts(values, among)
+    return ", ".join(filter(None, (arm, rest)))
+
+
+def label_parts(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A label's two halves: the arm and its weight, and what else differs (often nothing)."""
     names = [n for n in values if n not in _APART]
     names = [n for n in names if len({_key(v[n]) for v in among if n in v}) > 1]
     weights = {_key(v.get("sds_weight")) for v in among if v["arm"] == values["arm"]}
     words = [CONTROL if values["arm"] == "clip-only" else str(values["arm"])]
     words += [f"{values['sds_weight']:g}"] if len(weights) > 1 else []
-    words += [f"{name} {'all' if values[name] is None else values[name]}" for name in names]
-    return ", ".join(words)
+    rest = [f"{name} {'all' if values[name] is None else values[name]}" for name in names]
+    return ", ".join(words), ", ".join(rest)
 
 
 def _key(value: Any) -> str:
@@ -243,6 +249,24 @@ def gradient_ratio(found: Sequence[Setting]) -> pd.DataFrame:
                 "mean": values.mean(), "low": values.min(), "high": values.max(),
             })  # fmt: skip
     return pd.DataFrame(rows, columns=["setting", "measure", "seeds", "mean", "low", "high"])
+
+
+def is_curve(found: Sequence[Setting]) -> bool:
+    """Whether three settings or more differ in `sds_weight` alone (L_CLIP alone is weight 0)."""
+    among = [setting.values for setting in found]
+    alike = not any(label_parts(values, among)[1] for values in among)
+    return alike and len(found) > 2 and {v["arm"] for v in among} <= {"sds", "clip-only"}
+
+
+def curve(found: Sequence[Setting]) -> pd.DataFrame:
+    """The trade-off over `sds_weight`: text score, what must not suffer, and the gradients' ratio.
+
+    Columns sds_weight, measure, seeds, mean, low, high, reference, as `figures.tradeoff` reads it.
+    """
+    table = pd.concat([means(found), gradient_ratio(found)], ignore_index=True)
+    weight = {setting.label: float(setting.values.get("sds_weight", 0)) for setting in found}
+    table.insert(0, "sds_weight", table.pop("setting").map(weight))
+    return table
 
 
 def _median_ratio(run: Run) -> float | None:

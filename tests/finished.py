@@ -8,19 +8,26 @@ import tiny
 from sdslib import runs
 from sdslib.config import FinetuneConfig, project_root
 
-PUBLISHED = project_root() / "reports" / "published" / "default"
+PUBLISHED = project_root() / "reports" / "published" / "loss-weight"
 NAME = "mini-winoground"
 SETS = (NAME, "mini-zeroshot-shape")
 DATA = {"pairs": "aa11", NAME: "bb22", "student": "cc33"}
 
 
 def published(arm="sds", seed=0):
-    """The folder of the published run of this arm and seed."""
+    """The folder of the published run of this arm, its weight at the default, and seed."""
     for folder in sorted(PUBLISHED.glob("*/params.json")):
         params = json.loads(folder.read_text())
-        if (params["arm"], params["seed"]) == (arm, seed):
+        usual = params["sds_weight"] in (0, FinetuneConfig().sds_weight)
+        if usual and (params["arm"], params["seed"]) == (arm, seed):
             return folder.parent
     raise LookupError(f"no published run of arm {arm} and seed {seed}")
+
+
+def _after(table, seed):
+    """The table as scored in its own time, which published ones are without."""
+    table.attrs["seconds"] = 1.0 + seed
+    return table
 
 
 def finish(root, arm="sds", seed=0, items=80, weights=False, data=DATA, **params):
@@ -33,10 +40,10 @@ def finish(root, arm="sds", seed=0, items=80, weights=False, data=DATA, **params
             run.append_history(json.loads(line))
         for name in SETS:
             table = pd.read_parquet(source / "scores" / f"{name}.parquet").head(items)
-            run.save_scores(name, table)
+            run.save_scores(name, _after(table, seed))
             before = source / "scores" / f"untouched-{name}.parquet"
             table = pd.read_parquet(before).head(items) if before.exists() else table
-            run.save_scores(f"untouched-{name}", table)
+            run.save_scores(f"untouched-{name}", _after(table, seed))
         if weights:
             with run.staged("weights") as folder:
                 tiny.save_student(folder)

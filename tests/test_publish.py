@@ -103,11 +103,33 @@ def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
         assert picture.width > 1000
 
 
-def test_many_settings_are_bars(tmp_path):
-    made = [finish(tmp_path / "runs", "clip-only", steps=steps) for steps in range(1, 8)]
+def test_weights_are_a_curve_in_their_order(tmp_path):
+    weights = (1e-3, 1e-4)
+    made = [finish(tmp_path / "runs", "sds", sds_weight=weight) for weight in weights]
+    made.append(finish(tmp_path / "runs", "clip-only"))
+    publish.study("weights", made, tmp_path / "published")
+    publish.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
+    scores = pd.read_csv(tmp_path / "t" / "weights-scores.csv")
+    assert list(dict.fromkeys(scores["setting"])) == ["L_CLIP only", "sds, 0.0001", "sds, 0.001"]
+    assert (tmp_path / "f" / "weights.png").is_file()
+
+
+def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkeypatch):
+    steps, drawn = range(1, 5), []
+    made = [finish(tmp_path / "runs", arm, steps=n) for arm in ("sds", "clip-only") for n in steps]
     publish.study("many", made, tmp_path / "published")
+    draw = publish.figures.bars_by_set
+
+    def noted(table, *rest):
+        drawn.append(table)
+        return draw(table, *rest)
+
+    monkeypatch.setattr(publish.figures, "bars_by_set", noted)
     written = publish.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
     assert (tmp_path / "f" / "many.png") in written
+    (table,) = drawn
+    assert list(dict.fromkeys(table["set"])) == [f"steps {n}" for n in steps]
+    assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
 
 
 def test_the_committed_tables_are_those_of_the_published_files(tmp_path):

@@ -127,3 +127,16 @@ def test_the_gradients_ratio_is_the_median_of_a_run_and_the_range_over_seeds(fou
     row = table.iloc[0]
     assert (row["low"], row["high"]) == pytest.approx((min(medians), max(medians)))
     assert studies.gradient_ratio(found[2:]).empty
+
+
+def test_settings_of_one_arm_over_its_weight_are_a_curve_from_weight_0(found, tmp_path):
+    assert studies.is_curve(found)
+    assert not studies.is_curve(found[:2])
+    other = finish(tmp_path, "clip-only", trainable="bias")
+    assert not studies.is_curve([*found, *studies.settings(studies.paired([other]))])
+    table, shares = studies.curve(found), studies.means(found)
+    assert table.loc[table["measure"] == "text", "sds_weight"].tolist() == [1e-2, 1e-3, 0]
+    same = table[table["measure"] != "gradient ratio"]["mean"].to_numpy()
+    np.testing.assert_array_equal(same, shares["mean"])
+    ratios = table[table["measure"] == "gradient ratio"]
+    assert ratios["mean"].tolist() == studies.gradient_ratio(found)["mean"].tolist()
