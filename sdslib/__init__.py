@@ -8,7 +8,7 @@ floor 0, arithmetic and tools
     config      every knob once, and the guard that checks a notebook's parameters
     images      pictures read safely, or an error that says why not
     sources     rows from files and the Hub, checked against a schema
-    storage     files that survive a kill, and the lock of a folder
+    storage     files that survive a kill, tables read with care, and the lock of a folder
     state       modules and optimizers as flat named tensors
     checks      what a caption and a folder of weights must satisfy before a model sees them
     progress    how far a long job is

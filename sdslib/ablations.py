@@ -118,8 +118,8 @@ def trainable(config: AblateTrainableConfig) -> Study:
     ]
     if fixed.get("arm", "sds") == "sds":
         sets = [s | {"sds_weight": 0.0} if s["trainable"] == UNREACHED else s for s in sets]
-    seeds = config.seeds or (1 if config.grid == "reduced" else SEEDS["full"])
-    return _run(config, {"trainable": _cells(sets, fixed, seeds)})
+    cells = _cells(sets, fixed, config.seeds or PANEL_SEEDS[config.grid])
+    return _run(config, {"trainable": cells})
 
 
 def arms(given: Given | None = None, seeds: int = 5, **options: Any) -> Study:

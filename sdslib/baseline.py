@@ -184,6 +184,8 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     place = (config.teacher, config.teacher_revision, pick_device(config.device))
     teacher = load_teacher(*place, config.precision)
     full = None if config.precision == "fp32" else load_teacher(*place)
+    if full is not None:  # precision is the UNet's; one VAE and one text encoder serve both
+        teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
     if config.preset != "mini":
         return Judge(teacher, None, full)
     known = benchmarks.mini("winoground", "val").sample(items, config.seed)

@@ -130,7 +130,7 @@ def test_a_full_grid_is_the_study():
     assert "steps" not in curve[0]
     assert len(panels) == 3 + 3 * (2 + 3 + 3 + 3)
     assert len({c["arm"] for c in arms if "arm" in c}) == 7
-    assert len(sets) == 9 * 5
+    assert len(sets) == 9 * 3
 
 
 def test_what_is_asked_for_reaches_every_run():

@@ -207,6 +207,8 @@ def test_a_teacher_in_half_precision_has_its_near_ties_decided_in_full(config):
     half = override(config, precision="bf16")
     judge = baseline.load_judge(half.model_copy(update={"preset": "paper"}))
     assert (judge.teacher.unet.dtype, judge.full.unet.dtype) == (torch.bfloat16, torch.float32)
+    assert judge.teacher.vae is judge.full.vae
+    assert judge.teacher.text_encoder is judge.full.text_encoder
     found = baseline.teacher_scores(judge, choices(), half)
     assert "rechecked" in found
     assert found.attrs["counts"]["rechecked_unet_evaluations"] > 0
