@@ -29,7 +29,7 @@ from sdslib.config import (
 )
 from sdslib.runs import Run
 from sdslib.student import load_student, set_trainable
-from sdslib.studies import Pair, Setting
+from sdslib.studies import Pair, Setting, StudyError
 
 FINETUNE = "notebooks/02_finetune.ipynb"
 Given = dict[str, Any]
@@ -78,6 +78,13 @@ class Study:
     def summary(self) -> str:
         """Where the table of all runs is kept, as a reader should see it."""
         return shown_path(self.sweep.summary)
+
+    def settings(self, part: str) -> tuple[Setting, ...]:
+        """What there is of a part; StudyError where none of its runs finished."""
+        found = self.parts[part].settings
+        if not found:
+            raise StudyError(f"no run of {part} finished; the table of failures says why")
+        return found
 
     @property
     def states(self) -> pd.DataFrame:
@@ -238,7 +245,7 @@ def failures(study: Study) -> pd.DataFrame:
 
 def curve(study: Study) -> pd.DataFrame:
     """The trade-off over `sds_weight`, see `studies.curve`."""
-    return studies.curve(study.parts["weights"].settings)
+    return studies.curve(study.settings("weights"))
 
 
 def draw_curve(study: Study) -> figures.Picture:
@@ -324,7 +331,7 @@ def draw_arms(study: Study) -> figures.Picture | str:
 def parameter_counts(study: Study) -> pd.DataFrame:
     """How many of the student's parameters each set trains: columns set, parameters, share."""
     rows = []
-    for setting in study.parts["trainable"].settings:
+    for setting in study.settings("trainable"):
         config = studies.config_of(setting.runs[0])
         student = load_student(config.clip_model, config.clip_pretrained, "cpu")
         total = sum(value.numel() for value in student.parameters())
@@ -335,7 +342,7 @@ def parameter_counts(study: Study) -> pd.DataFrame:
 
 def gains(study: Study) -> pd.DataFrame:
     """Text score and retention by trainable set, as `figures.bars_by_set` reads it."""
-    table = studies.means(study.parts["trainable"].settings)
+    table = studies.means(study.settings("trainable"))
     counts = parameter_counts(study).set_index("set")
     table.insert(0, "set", table.pop("setting"))
     words = {r.Index: f"{r.parameters:,} ({r.share:.1%})" for r in counts.itertuples()}
@@ -358,7 +365,7 @@ def moved(study: Study) -> pd.DataFrame:
     """
     rows = [
         _moved(run).assign(set=setting.label)
-        for setting in study.parts["trainable"].settings
+        for setting in study.settings("trainable")
         for run in setting.runs
     ]
     table = pd.concat(rows, ignore_index=True)
@@ -401,6 +408,6 @@ def layer_of(name: str) -> str:
 def draw_moved(study: Study) -> figures.Picture:
     """The same as a map of layers by sets."""
     table = moved(study).pivot(index="layer", columns="set", values="relative")
-    sets = [s.label for s in study.parts["trainable"].settings]
+    sets = [s.label for s in study.settings("trainable")]
     layers = dict.fromkeys(moved(study)["layer"])
     return figures.changes(table.loc[list(layers), sets], study.note)

@@ -100,6 +100,8 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     Rows of `studies.means`, with whatever else tells them apart in front. A measure without items
     is no share but a plain number, and stays one.
     """
+    if table.empty:
+        return pd.DataFrame()
     keys = [c for c in table if c not in ("seeds", "n", "mean", "low", "high", "reference")]
     told = table[[*keys, "seeds"]].assign(items=table["n"].astype("Int64"))
     told = told.astype({"items": object}).where(told.notna(), "")

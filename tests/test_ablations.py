@@ -1,5 +1,6 @@
 """The ablations: the runs they ask for, and the tables and figures made of finished ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from finished import finish
 from sweeping import remembered
 
-from sdslib import ablations, experiment, sweep
+from sdslib import ablations, experiment, readable, sweep
 from sdslib.cells import check
 from sdslib.config import (
     AblateTrainableConfig,
@@ -20,6 +21,7 @@ from sdslib.config import (
 from sdslib.figures import Picture
 from sdslib.runs import identify
 from sdslib.student import load_student
+from sdslib.studies import StudyError
 
 
 class Here:
@@ -197,6 +199,19 @@ def test_arms_stand_in_one_table_beside_the_untouched_student(weights, sets):
     assert isinstance(ablations.draw_arms(weights), Picture)
     assert ablations.arm_table(sets).empty
     assert ablations.draw_arms(sets) == "no arms were asked for"
+
+
+def test_a_part_that_was_left_out_can_be_shown_like_any_other(sets):
+    assert readable.means(ablations.panels(sets)).empty
+    assert readable.over_seeds(ablations.compared(sets, *ablations.PANELS)).empty
+    assert readable.percent(ablations.arm_table(sets)).empty
+
+
+def test_where_no_run_finished_the_table_above_is_pointed_at(sets):
+    none = replace(sets, parts={name: ablations.Part((), ()) for name in ("weights", "trainable")})
+    for show in (ablations.curve, ablations.parameter_counts, ablations.gains, ablations.moved):
+        with pytest.raises(StudyError, match=r"no run of .* finished; the table of failures says"):
+            show(none)
 
 
 def test_one_call_runs_all_arms(quick, tmp_path):
