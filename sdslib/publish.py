@@ -116,7 +116,7 @@ def rebuild(
             text = table.to_csv(index=False, float_format=_DIGITS, lineterminator="\n")
             written.append(_write(tables / f"{name}-{part}.csv", text.encode()))
         written.append(_write(tables / f"{name}.md", _page(name, found, parts).encode()))
-        picture = _picture(found, by_tag, parts["scores"])
+        picture = _picture(name, found, by_tag, parts["scores"])
         written.append(_write(drawn / f"{name}.png", picture.png()))
     return written
 
@@ -142,7 +142,7 @@ def note_of(found: Sequence[Setting]) -> str:
 
 
 def _picture(
-    found: Sequence[Setting], by_tag: pd.DataFrame, scores: pd.DataFrame
+    name: str, found: Sequence[Setting], by_tag: pd.DataFrame, scores: pd.DataFrame
 ) -> figures.Picture:
     if studies.is_curve(found):
         return figures.tradeoff(studies.curve(found), note_of(found), plain=["gradient ratio"])
@@ -153,7 +153,7 @@ def _picture(
     shown = scores[scores["measure"].isin(["text", "zero-shot shape", "retrieval"])]
     arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
     shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
-    return figures.bars_by_set(shown, note_of(found), "Settings")
+    return figures.bars_by_set(shown, note_of(found), name.replace("-", " ").capitalize())
 
 
 def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -> str:
