@@ -16,7 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-_KEPT_ITEMS = 5000  # up to so many items a bootstrap's draws are kept, 50 MB each
+_KEPT_ITEMS = 5000  # up to so many items a bootstrap's draws are kept, 100 MB at most each
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
@@ -365,23 +365,27 @@ def over_seeds(
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
         raise ScoreError(f"values must be finite and [S, N], not {list(table.shape)}")
     s, n = table.shape
+    # Sums of whole numbers (right, wrong, their differences) are exact in any order: the same bytes
+    # on any machine, and single precision holds them.
+    whole = (table == np.rint(table)).all() and np.abs(table).max() * n < 2**24
+    kind = np.float32 if whole else np.float64
     drawn = _drawn if n <= _KEPT_ITEMS else _drawn.__wrapped__
     means = [
-        ((seeds / s) @ table * (items / n)).sum(axis=1)
+        (items.astype(kind, copy=False) @ table.T.astype(kind) * seeds).sum(axis=1) / (s * n)
         for seeds, items in drawn(s, n, seed, resamples)
     ]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high), n)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=10)
 def _drawn(s: int, n: int, seed: int, resamples: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """How often each resample draws each seed and item, in chunks; all comparisons share them."""
     rng, chunk = np.random.default_rng(seed), max(1, 2_000_000 // n)
     sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
     return [
-        (rng.multinomial(s, np.full(s, 1 / s), size).astype(np.uint16),
-         rng.multinomial(n, np.full(n, 1 / n), size).astype(np.uint16))
+        (rng.multinomial(s, np.full(s, 1 / s), size),
+         rng.multinomial(n, np.full(n, 1 / n), size).astype(np.float32))
         for size in sizes
     ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Laws of the metrics: chance, ties, hand-worked grids, coverage and power by simulation."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -222,9 +224,11 @@ def test_paired_tests_refuse_different_items():
 
 
 @pytest.mark.parametrize("kept", [0, 5000])
-def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, kept):
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, kept, whole):
     monkeypatch.setattr(metrics, "_KEPT_ITEMS", kept)
     table = np.random.default_rng(1).random((3, 50))
+    table = np.rint(2 * table - 1) if whole else table
     rng, means = np.random.default_rng(7), []
     seeds = rng.multinomial(3, np.full(3, 1 / 3), 200)
     items = rng.multinomial(50, np.full(50, 1 / 50), 200)
@@ -235,6 +239,17 @@ def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, ke
         found = metrics.over_seeds(table, seed=7, resamples=200)
         assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]))
         assert found.mean == pytest.approx(table.mean())
+
+
+def test_intervals_of_outcomes_are_the_same_to_the_last_bit_in_any_order_of_the_sums():
+    table = np.rint(np.random.default_rng(2).random((5, 1200)))
+    found = metrics.over_seeds(table, seed=0, resamples=100)
+    means = [
+        math.fsum((np.outer(seeds, items) * table).ravel()) / (5 * 1200)
+        for part in metrics._drawn(5, 1200, 0, 100)
+        for seeds, items in zip(*part, strict=True)
+    ]
+    assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
 
 
 def test_interval_over_seeds_covers_a_known_mean_and_is_wider_than_items_alone():
