@@ -210,9 +210,8 @@ def _part(done: sweep.Sweep, cells: Sequence[tuple[Given, Given]]) -> Part:
     for value, cell in cells:
         config = validate(FinetuneConfig, cell)
         same = [c for c in done.cells if c.config.identity() == config.identity()]
-        runs = [run for run in same[0].runs(done.root) if run and run.finished] if same else []
-        if runs:
-            groups.setdefault(str(value), (value, []))[1].append((runs[0], runs[-1]))
+        if pair := same[0].pair(done.root) if same else None:
+            groups.setdefault(str(value), (value, []))[1].append(pair)
     return Part(
         tuple(
             Setting(_said(value), studies.config_of(pairs[0][0]).identity(), tuple(pairs))

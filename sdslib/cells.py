@@ -67,6 +67,14 @@ class Cell:
                 return [Run(folder.parent)]
         return [None]
 
+    def pair(self, root: Path) -> tuple[Run, Run] | None:
+        """The cell's run and its L_CLIP-only control (the run itself where it is one).
+
+        None unless both are finished: a control never stands for a run that failed.
+        """
+        runs = [run for run in self.runs(root) if run and run.finished]
+        return (runs[0], runs[-1]) if len(runs) == len(self.ids or (self.key,)) else None
+
     def unfinished(self, root: Path) -> set[str]:
         """The ids (or the key) of the runs that are still to do."""
         runs = self.runs(root)

@@ -115,20 +115,18 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences over seeds in points: rows of `studies.differences`."""
-    rows = [
-        {
-            "setting": row.setting, "measure": row.measure, "against": row.against,
-            "seeds": row.seeds, "items": row.n,
-            "difference": points(row.difference, row.low, row.high),
-            "single seeds": (
-                f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−")
-            ),
-        }
-        for row in table.itertuples()
-    ]  # fmt: skip
-    keys = ["setting", "measure", "against"]
-    return pd.DataFrame(rows).set_index(keys) if rows else pd.DataFrame()
+    """Paired differences over seeds in points, one row a setting and measure.
+
+    Rows of `studies.differences`. Beside each difference stands the range over single seeds.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in table.itertuples():
+        told = rows.setdefault((row.setting, row.measure), {"seeds": row.seeds, "items": row.n})
+        single = f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−")
+        told[f"against {row.against}"] = points(row.difference, row.low, row.high)
+        told[f"single seeds, {row.against}"] = single
+    found = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    return found.rename_axis(["setting", "measure"]) if rows else found
 
 
 def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

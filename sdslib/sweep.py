@@ -93,8 +93,7 @@ class Sweep:
     def pairs(self, **given: Any) -> list[tuple[Run, Run]]:
         """The same, each with its L_CLIP-only control (the run itself where it is one)."""
         chosen = [c for c in self.cells if given.items() <= c.config.model_dump().items()]
-        found = [[r for r in c.runs(self.root) if r and r.finished] for c in chosen]
-        return [(runs[0], runs[-1]) for runs in found if runs]
+        return [pair for cell in chosen if (pair := cell.pair(self.root))]
 
     def text(self) -> str:
         """How it ended, as `10 runs: 10 finished, 0 failed`."""

@@ -214,6 +214,20 @@ def test_where_no_run_finished_the_table_above_is_pointed_at(sets):
             show(none)
 
 
+def test_a_run_that_failed_is_left_out_and_not_shown_by_its_control(quick, tmp_path, monkeypatch):
+    train = Here.train
+
+    def all_but_bias(self, root, config):
+        if (config.trainable, config.arm) != ("bias", "sds"):
+            train(self, root, config)
+
+    monkeypatch.setattr(Here, "train", all_but_bias)
+    study = ablations.trainable(AblateTrainableConfig(sets="layernorm,bias", runs=str(tmp_path)))
+    assert [setting.label for setting in study.settings("trainable")] == ["layernorm"]
+    assert study.sweep.runs(trainable="bias") == []
+    assert [run.params["arm"] for run in study.sweep.runs()] == ["sds"]
+
+
 def test_one_call_runs_all_arms(quick, tmp_path):
     study = ablations.arms(dict(ablations.SMALL, eval_items=12), 1, runs=str(tmp_path))
     assert ablations.arm_table(study)["arm"].tolist() == [

@@ -106,8 +106,17 @@ def test_differences_over_seeds_tell_those_of_single_seeds():
         "setting": "sds", "measure": "text", "against": "untouched", "seeds": 5, "n": 1200,
         "difference": 0.003, "low": -0.009, "high": 0.015, "smallest": -0.01, "largest": 0.02,
     }  # fmt: skip
-    told = readable.over_seeds(pd.DataFrame([row])).loc[("sds", "text", "untouched")]
-    assert told.tolist() == [5, 1200, "+0.3 (−0.9 to +1.5)", "−1.0 to +2.0"]
+    other = row | {"against": "L_CLIP only", "difference": -0.001}
+    alone = row | {"setting": "L_CLIP only"}
+    told = readable.over_seeds(pd.DataFrame([alone, row, other]))
+    assert told.columns.tolist() == [
+        "seeds", "items", "against untouched", "single seeds, untouched",
+        "against L_CLIP only", "single seeds, L_CLIP only",
+    ]  # fmt: skip
+    assert told.loc[("sds", "text")].tolist() == [
+        5, 1200, "+0.3 (−0.9 to +1.5)", "−1.0 to +2.0", "−0.1 (−0.9 to +1.5)", "−1.0 to +2.0",
+    ]  # fmt: skip
+    assert told.loc[("L_CLIP only", "text")].tolist()[4:] == ["", ""]
     assert readable.over_seeds(pd.DataFrame()).empty
 
 
