@@ -225,7 +225,7 @@ def _said(value: Given) -> str:
     if value.keys() == {"t_min", "t_max"}:
         return f"t {value['t_min']}–{value['t_max']}"
     if "trainable" in value:
-        return f"{value['trainable']}{f', {studies.CONTROL}' * ('sds_weight' in value)}"
+        return ", ".join([value["trainable"]] + [studies.CONTROL] * ("sds_weight" in value))
     if "arm" in value:
         return studies.CONTROL if value["arm"] == "clip-only" else str(value["arm"])
     return ", ".join(f"{name} {'all' if v is None else v}" for name, v in value.items())
@@ -406,7 +406,6 @@ def layer_of(name: str) -> str:
 
 def draw_moved(study: Study) -> figures.Picture:
     """The same as a map of layers by sets."""
-    table = moved(study).pivot(index="layer", columns="set", values="relative")
-    sets = [s.label for s in study.settings("trainable")]
-    layers = dict.fromkeys(moved(study)["layer"])
-    return figures.changes(table.loc[list(layers), sets], study.note)
+    rows = moved(study)
+    table = rows.pivot(index="layer", columns="set", values="relative")
+    return figures.changes(table.loc[rows["layer"].unique(), rows["set"].unique()], study.note)

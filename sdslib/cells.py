@@ -72,8 +72,9 @@ class Cell:
 
         None unless both are finished: a control never stands for a run that failed.
         """
-        runs = [run for run in self.runs(root) if run and run.finished]
-        return (runs[0], runs[-1]) if len(runs) == len(self.ids or (self.key,)) else None
+        runs = self.runs(root)
+        done = [run for run in runs if run and run.finished]
+        return (done[0], done[-1]) if len(done) == len(runs) else None
 
     def unfinished(self, root: Path) -> set[str]:
         """The ids (or the key) of the runs that are still to do."""
