@@ -151,12 +151,23 @@ def _fixed(config: SweepConfig) -> Given:
     asked |= {"threads": config.threads}
     asked |= {"device": config.device} if config.device != "auto" else {}
     found |= {name: value for name, value in asked.items() if value is not None}
-    for word in _listed(config.fixed or ""):
-        name, sign, text = word.partition("=")
-        if not sign:
-            raise ParameterError([f"fixed is name=value,name=value; got {word!r}"])
-        found[name.strip()] = literal(text.strip())
+    for name, text in _assigned(config.fixed or ""):
+        found[name] = literal(text)
     return found | {"preset": config.preset} if config.preset != "mini" else found
+
+
+def _assigned(text: str) -> list[tuple[str, str]]:
+    """The pairs of `name=value,name=value`; a word without a sign goes on with a value's list."""
+    found: list[tuple[str, str]] = []
+    for word in _listed(text):
+        name, sign, value = word.partition("=")
+        if sign and name.strip().isidentifier():
+            found.append((name.strip(), value.strip()))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]},{word}")
+        else:
+            raise ParameterError([f"fixed is name=value,name=value; got {word!r}"])
+    return found
 
 
 def _listed(text: str) -> list[str]:
@@ -273,33 +284,35 @@ def draw_panels(study: Study) -> figures.Picture | str:
     table = panels(study)
     if table.empty:
         return "no panels were asked for"
-    table = table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    table = studies.drawn(table)
     title = "Route, timesteps, start and data"
     return figures.bars_by_set(table.rename(columns={"setting": "set"}), study.note, title)
 
 
 def arm_table(study: Study) -> pd.DataFrame:
-    """All arms beside the untouched student, with paired differences of the text score.
+    """All arms beside the untouched student, with paired differences of the reported score.
 
-    Columns arm, seeds, text, low, high, then the difference, its interval and the range over seeds
-    against the untouched student and against L_CLIP alone, then the shares that must not suffer.
+    Columns arm, seeds, that score (text), low, high, then the difference, its interval and the
+    range over seeds against the untouched student and against L_CLIP alone, then the shares that
+    must not suffer.
     """
     part = study.parts.get("arms")
     if part is None:
         return pd.DataFrame()
     shares, pairs = studies.means(part.settings), studies.differences(part.settings)
-    own = shares.loc[shares["measure"] == shares["measure"].iloc[0]]
-    rows = [{"arm": studies.UNTOUCHED, "text": own["reference"].iloc[0]}]
+    measure = shares["measure"].iloc[0]
+    own = shares.loc[shares["measure"] == measure]
+    rows = [{"arm": studies.UNTOUCHED, measure: own["reference"].iloc[0]}]
     rows[0] |= _kept(shares[shares["setting"] == part.settings[0].label], "reference")
     for setting in part.settings:
         mine = shares[shares["setting"] == setting.label]
         row = {"arm": setting.label} | mine.iloc[0][["seeds", "mean", "low", "high"]].to_dict()
-        row["text"] = row.pop("mean")
-        of = pairs[(pairs["setting"] == setting.label) & (pairs["measure"] == "text")]
+        row[measure] = row.pop("mean")
+        of = pairs[(pairs["setting"] == setting.label) & (pairs["measure"] == measure)]
         for _, difference in of.iterrows():
             row[f"against {difference['against']}"] = _points(difference)
         rows.append(row | _kept(mine, "mean"))
-    order = ["arm", "seeds", "text", "low", "high"]
+    order = ["arm", "seeds", measure, "low", "high"]
     table = pd.DataFrame(rows).astype({"seeds": "Int64"})  # the untouched student has none
     return table[[*order, *(c for c in table if c not in order)]]
 
@@ -319,8 +332,7 @@ def draw_arms(study: Study) -> figures.Picture | str:
     part = study.parts.get("arms")
     if part is None:
         return "no arms were asked for"
-    table = studies.means(part.settings).rename(columns={"setting": "set"})
-    table = table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    table = studies.drawn(studies.means(part.settings)).rename(columns={"setting": "set"})
     return figures.bars_by_set(table, study.note, "Is it the diffusion model's knowledge?")
 
 
@@ -350,10 +362,7 @@ def gains(study: Study) -> pd.DataFrame:
 
 def draw_gains(study: Study) -> figures.Picture:
     """The same as bars, with the number of parameters beside each set."""
-    table = gains(study)
-    return figures.bars_by_set(
-        table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])], study.note
-    )
+    return figures.bars_by_set(studies.drawn(gains(study)), study.note)
 
 
 def moved(study: Study) -> pd.DataFrame:

@@ -618,23 +618,34 @@ def mini_tagger(world: Path) -> Tagger:
     return lexicon_tagger(names["shape"], [*names["color"], "small", "large"])
 
 
-def load_benchmark(source: str) -> Benchmark:
+def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchmark:
     """A benchmark by name: `mini:winoground`, `mini:winoground:val`, `winoground`, `cifar10`, or
     NAME:SOURCE, as `aro-relation:data/aro`, `coco-order:data/coco/coco_karpathy_test.json`.
 
-    Raises `DataError` for an unknown name, with those that there are.
+    CIFAR and ImageNet are read from the folder `data/NAME` where there is one, else from the Hub;
+    `wordnet` names the classes of a folder whose 1,000 folders are WordNet ids. Raises `DataError`
+    for an unknown name, with those that there are.
     """
     name, _, rest = source.partition(":")
     if name == "mini":
         inner, _, split = rest.partition(":")
         return mini(inner, split or "test")
     if name in HUB_CLASSES:
-        return zero_shot(rest or name, name=name)
+        folder = f"data/{name}"
+        source = rest or (folder if project_path(folder).is_dir() else name)
+        return zero_shot(source, wordnet if _is_wordnet(source) else None, name=name)
     if name not in LOADERS:
         known = ", ".join([*LOADERS, *HUB_CLASSES])
         raise DataError(f"no benchmark {name!r}; there are {known}, and mini:NAME")
     load, default = LOADERS[name]
     return load(rest or default)
+
+
+def _is_wordnet(source: str) -> bool:
+    """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
+    folder = project_path(source)
+    folder = folder / "val" if (folder / "val").is_dir() else folder
+    return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
 
 
 LOADERS: dict[str, tuple[Callable[[str], Benchmark], str]] = {

@@ -18,7 +18,7 @@ from IPython.display import Markdown
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
 from sdslib.benchmarks import Benchmark, load_benchmark
-from sdslib.config import FailuresConfig, ModelsConfig, project_path
+from sdslib.config import FailuresConfig, ModelsConfig, project_path, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
 from sdslib.runs import Run, find_run, list_runs, open_run
@@ -122,7 +122,7 @@ def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
     found: dict[str, pd.DataFrame] = {}
     for label, run in chosen(config).items():
-        name = run.params["benchmark"].replace(":", "-")
+        name = set_name(run.params["benchmark"])
         found.setdefault(UNTOUCHED, run.scores(f"{UNTOUCHED}-{name}"))
         found[label] = run.scores(name)
     return found
@@ -200,8 +200,8 @@ def _digest(found: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _note(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> str:
-    mini = config.benchmark.startswith("mini:") and not config.scores
-    return _counted("mini-world" if mini else "", next(iter(found.values())))
+    world = "mini-world" if config.in_mini_world and not config.scores else ""
+    return _counted(world, next(iter(found.values())))
 
 
 def _counted(world: str, table: pd.DataFrame) -> str:

@@ -76,7 +76,7 @@ class Case:
     @property
     def note(self) -> str:
         """What stands in the titles of figures."""
-        return "mini-world" if is_mini(self.config) else experiment.note(self.config)
+        return experiment.note(self.config)
 
     @cached_property
     def scores(self) -> dict[str, pd.DataFrame]:
@@ -237,11 +237,6 @@ def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict
     if control is None and run.params["arm"] != "clip-only":
         found.pop(experiment.CONTROL)
     return found
-
-
-def is_mini(config: FinetuneConfig) -> bool:
-    """Whether the run trained or was measured in the mini-world."""
-    return "mini" in (config.train_data.partition(":")[0], config.benchmark.partition(":")[0])
 
 
 def objective(config: FinetuneConfig) -> str:

@@ -150,7 +150,7 @@ def _picture(
         return figures.scores_by_tag(by_tag, note_of(found), human=None)
     among = [setting.values for setting in found]
     parts = {s.label: studies.label_parts(s.values, among) for s in found}
-    shown = scores[scores["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    shown = studies.drawn(scores)
     arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
     shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
     return figures.bars_by_set(shown, note_of(found), name.replace("-", " ").capitalize())

@@ -409,6 +409,13 @@ def cached_file(repo: str, names: Sequence[str], revision: str | None = None) ->
     return None
 
 
+def cached_dataset(repo: str) -> bool:
+    """Whether `datasets` has a Hub data set in its local cache, whole or in part; no network."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___").lower()).is_dir()
+
+
 def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
     said = {
         OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "

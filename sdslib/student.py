@@ -504,6 +504,11 @@ def set_trainable(
     return found
 
 
+def imagenet_classes() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes as CLIP's prompts name them, in the order of their WordNet ids."""
+    return tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
 def trained_weights(student: Student) -> dict[str, Tensor]:
     """A copy of what trains, by name."""
     named = student.model.named_parameters()

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sdslib import metrics, tables
-from sdslib.config import UNREAD, FinetuneConfig
+from sdslib.config import UNREAD, FinetuneConfig, set_name
 from sdslib.runs import Run
 
 UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
@@ -117,7 +117,7 @@ def _key(value: Any) -> str:
 
 def reported(run: Run) -> str:
     """The name under which a run keeps the scores of the benchmark that it reports."""
-    return str(run.params["benchmark"]).replace(":", "-")
+    return set_name(run.params["benchmark"])
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -131,6 +131,13 @@ def measures(run: Run) -> dict[str, tuple[str, str]]:
     first = {name: next(iter(outcomes(run, name))) for name in names}
     found = {first[own]: (own, first[own])}
     return found | {_short(n): (n, first[n]) for n in names if n != own}
+
+
+def drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of at most three measures, as many as fit beside each other: the reported one, and
+    of those that must not suffer the last two."""
+    names = list(dict.fromkeys(table["measure"]))
+    return table[table["measure"].isin([*names[:1], *names[1:][-2:]])]
 
 
 def _short(name: str) -> str:
