@@ -6,13 +6,14 @@ read, also those of another study that are the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import pandas as pd
 
-from sdslib import experiment, figures, studies, sweep
+from sdslib import experiment, figures, negatives, studies, sweep
 from sdslib.cells import grid, literal
 from sdslib.config import (
     TRAINABLE,
@@ -108,7 +109,9 @@ def weights(config: AblateWeightConfig) -> Study:
     few = min(config.seeds or 99, PANEL_SEEDS[config.grid])
     for panel in _chosen("panels", config.panels, PANELS):
         parts[panel] = _cells(list(PANELS[panel]), fixed | base, few)
-    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, ARMS, get_args(Arm))]
+    unasked = [] if config.arms else ARMS
+    usual = [arm for arm in unasked if not _left_out(fixed | _of_arm(arm, base))]
+    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, usual, get_args(Arm))]
     if arms:
         parts["arms"] = _cells(arms, fixed, few if config.grid == "reduced" else config.seeds or 5)
     return _run(config, parts)
@@ -138,6 +141,14 @@ def arms(given: Given | None = None, seeds: int = 5, **options: Any) -> Study:
     weight = {"sds_weight": base.pop("sds_weight")}
     cells = _cells([_of_arm(arm, weight) for arm in ARMS], base, seeds)
     return _swept({"arms": cells}, sweep.Options(**options))
+
+
+def _left_out(given: Given) -> bool:
+    """Whether an arm that nobody named has no false captions here; the warning says why."""
+    why = negatives.problem(validate(FinetuneConfig, given))
+    if why:
+        warnings.warn(f"left out of the arms: {why}", stacklevel=2)
+    return why is not None
 
 
 def _of_arm(arm: str, weight: Given) -> Given:
