@@ -209,6 +209,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
+            if image.format == "BMP" and rgba.getchannel("A").getextrema() == (0, 0):
+                return image.convert("RGB")  # a BMP's fourth byte is most often left unused
             white = Image.new("RGBA", rgba.size, "white")
             return Image.alpha_composite(white, rgba).convert("RGB")
         return image.convert("RGB")
@@ -226,7 +228,8 @@ def _scaled_gray(image: Image.Image, name: str) -> Image.Image:
             "white; convert it to 8-bit RGB"
         )
     scaled = np.rint(values / np.float32(white / 255)).astype(np.uint8)
-    return Image.fromarray(255 - scaled if inverted else scaled)
+    scaled = 255 - scaled if inverted else scaled
+    return Image.fromarray(np.where(values == image.info.get("transparency", -1), 255, scaled))
 
 
 def _white(image: Image.Image) -> tuple[int | None, bool]:

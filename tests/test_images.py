@@ -119,6 +119,26 @@ def test_32_bit_pixels_are_refused_whatever_their_range(values, kind):
         gray_of(deep_tiff(values, 32, kind))
 
 
+def test_the_clear_value_of_deep_gray_shows_white():
+    values = Image.fromarray(np.array([[0, 255, 65535]], np.uint16))
+    data = encode(values, transparency=255)
+    assert gray_of(data) == [0, 255, 255]
+
+
+def test_a_bitmap_whose_every_alpha_is_zero_is_opaque():
+    assert open_image(bitmap([(*RED, 0), (*RED, 0)])).getpixel((0, 0)) == RED
+    assert open_image(bitmap([(*RED, 0), (*RED, 255)])).getpixel((0, 0)) == WHITE
+
+
+def bitmap(pixels) -> bytes:
+    """A BMP of one row that declares four masks, alpha among them."""
+    data = b"".join(bytes((b, g, r, a)) for r, g, b, a in pixels)
+    head = struct.pack("<IiiHHIIiiII", 108, len(pixels), 1, 1, 32, 3, len(data), 0, 0, 0, 0)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = (head + masks).ljust(108, b"\0")
+    return b"BM" + struct.pack("<IHHI", 122 + len(data), 0, 0, 122) + head + data
+
+
 def test_a_deep_pgm_has_the_white_that_its_header_names():
     data = b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095)
     assert gray_of(data) == [0, 128, 255]
