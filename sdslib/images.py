@@ -11,10 +11,12 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, features
@@ -26,6 +28,8 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FORMATS += ("AVIF",) if _AVIF else ()
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 ENDINGS |= {".avif"} if _AVIF else set()
+PIECE = 4096  # bytes by which two files of one size are told apart, nearly always
+READERS = 16  # at once: a disk behind a network answers each after a while
 MOST_STRETCHED = 16  # times as long as wide, as which a transform gets a picture at most
 Box = tuple[int, int, int, int]
 # EXIF's orientation, and what turns the stored picture upright
@@ -125,6 +129,43 @@ class ImageRef:
         if self.box is None:
             return open_image(self.data(), self.name)
         return open_crop(self.data(), self.box, self.name)
+
+
+def alike(sizes: Sequence[int], read: Callable[[int, int, int], bytes]) -> list[int]:
+    """For each of N encoded files, the first one that holds the same bytes.
+
+    `read(file, start, count)` gives a part. Nothing is read of a file whose size no other has, and
+    of two of one size first 4 kB from their middle: of 118,287 photographs 0.3 GB instead of 18. A
+    file that cannot be read is like no other.
+    """
+
+    def digest(file: int, start: int, count: int) -> str:
+        try:
+            return hashlib.sha256(read(file, start, count)).hexdigest()
+        except OSError:
+            return str(file)
+
+    first = list(range(len(sizes)))
+    groups = _equal(first, sizes)
+    for piece in (PIECE, None):
+        members = [file for group in groups for file in group]
+        counts = [piece or sizes[file] for file in members]
+        starts = [max(0, (sizes[m] - count) // 2) for m, count in zip(members, counts, strict=True)]
+        with ThreadPoolExecutor(READERS) as pool:
+            keys = dict(zip(members, pool.map(digest, members, starts, counts), strict=True))
+        groups = [part for group in groups for part in _equal(group, keys)]
+    for group in groups:
+        for file in group:
+            first[file] = group[0]
+    return first
+
+
+def _equal(files: Sequence[int], keys: Sequence | Mapping) -> list[list[int]]:
+    """The files by equal key, where more than one has it."""
+    found: dict[Any, list[int]] = {}
+    for file in files:
+        found.setdefault(keys[file], []).append(file)
+    return [group for group in found.values() if len(group) > 1]
 
 
 def _read(source: Path | str | bytes, name: str | None) -> tuple[bytes, str]:
