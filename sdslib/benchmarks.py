@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
-from sdslib.images import Box, ImageRef
+from sdslib.images import ENDINGS, Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
     Tagger,
@@ -61,7 +61,6 @@ HUB_CLASSES = {
     "cifar100": ("uoft-cs/cifar100", "test", "fine_label"),
     "imagenet": ("ILSVRC/imagenet-1k", "validation", "label"),
 }
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 PHOTO = ("a photo of a {}.",)
 
 
@@ -268,7 +267,7 @@ def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]
         name = rows[row].get(column)
         if not isinstance(name, str):
             raise DataError(f"{where}: expected the name of an image, got {name!r}")
-        ending = "" if Path(name).suffix.lower() in IMAGE_ENDINGS else ".png"
+        ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
         return _file_ref(root, f"images/{name}{ending}", where)
 
     return rows, ref
@@ -518,11 +517,9 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
         raise DataError(f"{folder}: expected one folder of images a class, found {names or 'none'}")
     labels, refs, root = [], [], Root(folder)
     for label, name in enumerate(names):
-        files = sorted(
-            p.name for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_ENDINGS
-        )
+        files = sorted(p.name for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS)
         if not files:
-            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(IMAGE_ENDINGS))})")
+            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(ENDINGS))})")
         labels += [label] * len(files)
         refs += [_file_ref(root, f"{name}/{file}", folder.name) for file in files]
     return labels, refs, [name.replace("_", " ") for name in names]
