@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 from sdslib import benchmarks
 from sdslib.benchmarks import (
+    Benchmark,
+    Item,
     aro_attribution,
     aro_relation,
     coco_order,
@@ -24,8 +27,17 @@ from sdslib.benchmarks import (
     winoground,
     zero_shot,
 )
-from sdslib.images import ImageError
-from sdslib.shuffles import SHUFFLES, Tagger, clean_caption, lexicon_tagger, shuffles_of
+from sdslib.config import derive_seed
+from sdslib.images import ImageError, ImageRef
+from sdslib.shuffles import (
+    SHUFFLES,
+    Tagger,
+    clean_caption,
+    freeze,
+    lexicon_tagger,
+    read_frozen,
+    shuffles_of,
+)
 from sdslib.sources import AccessError, DataError
 
 RED = (255, 0, 0)
@@ -579,6 +591,81 @@ def test_the_fingerprint_sees_captions_tags_boxes_and_image_sizes(aro):
     (aro / "images" / "1.png").write_bytes(png(picture(3, (41, 31))))
     seen.add(aro_relation(aro).fingerprint)
     assert len(seen) == 5
+
+
+def test_every_field_that_is_scored_moves_the_fingerprint():
+    """Where the set comes from and how many items it should have are told, not scored."""
+    ref = ImageRef("a.png", bytes, (0, 0, 5, 5), 9)
+    one = Item("0", (ref,), ("a b", "b a"), 0, ref.box, {"relation": "on"})
+    other = replace(one, id="1")
+    plain = Benchmark("set", "choice", (one, other), 2, "here", (("a {}",), ("the {}",)))
+    items = [
+        replace(one, **change)
+        for change in (
+            {"id": "2"}, {"captions": ("a b", "b c")}, {"captions": ("b a", "a b")}, {"answer": 1},
+            {"answer": None}, {"tags": {"relation": "in"}}, {"tags": {"kind": "on"}},
+            {"images": (ref, ref)}, *({"images": (replace(ref, **part),)} for part in (
+                {"name": "b.png"}, {"box": (0, 0, 5, 6)}, {"box": None}, {"size": 8})),
+        )
+    ]  # fmt: skip
+    changed = [replace(plain, items=(item, other)) for item in items]
+    changed += [replace(plain, items=(other, one)), replace(plain, items=(one,))]
+    changed += [replace(plain, name="other"), replace(plain, kind="classes")]
+    changed += [replace(plain, prompts=prompts) for prompts in (
+        (), (("the {}",), ("a {}",)), (("a {}", "the {}"),), (("a {}",), ("one {}",)))]  # fmt: skip
+    prints = [found.fingerprint for found in (plain, *changed)]
+    assert len(set(prints)) == len(prints)
+    for told in (replace(plain, total=9), replace(plain, source="there")):
+        assert told.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "split"),
+    [
+        ("cifar10", "uoft-cs/cifar10", "test"),
+        ("cifar100", "uoft-cs/cifar100", "test"),
+        ("imagenet", "ILSVRC/imagenet-1k", "validation"),
+    ],
+)
+def test_each_hub_set_is_asked_for_the_split_that_has_labels(monkeypatch, name, repo, split):
+    """ImageNet's test images have none."""
+    asked = []
+
+    def refuse(*names, **options):
+        asked.append(names)
+        raise DataError("not here")
+
+    monkeypatch.setattr(benchmarks, "hub_dataset", refuse)
+    with pytest.raises(DataError, match="not here"):
+        load_benchmark(name)
+    assert asked == [(repo, split)]
+
+
+def test_attributes_are_told_in_the_order_of_the_caption(aro):
+    path = aro / "visual_genome_attribution.json"
+    rows = json.loads(path.read_text())
+    write(path, [rows[0] | {"attributes": ["tall", "red"]}, rows[1]])
+    labels = [item.tags["attributes"] for item in aro_attribution(aro).items]
+    assert labels == ["tall_red", "red_tall"]
+
+
+def test_frozen_negatives_are_the_cleaned_shuffles_of_the_raw_captions(tmp_path):
+    """Each item's from a stream of its own; the tagger sees capitals and punctuation."""
+    told = []
+    tagger = Tagger("noted", lambda text: told.append(text) or TAGGER.tag(text))
+    truths = {"x": CAPTION, "y": CAPTION, "z": "A RED circle, near (a) square!", "w": CAPTION}
+    path = tmp_path / "negatives.json"
+    freeze(truths, tagger, path)
+    assert told == list(truths.values())
+    found = read_frozen(path, truths)
+    for number, (key, text) in enumerate(truths.items()):
+        rng = np.random.default_rng(derive_seed(0, "order negatives", number))
+        wanted = [text, *shuffles_of(text, TAGGER, rng)]
+        assert found[key] == tuple(map(clean_caption, wanted))
+    assert len({found[key] for key in "xyw"}) == 3
+    alone = tmp_path / "other.json"
+    freeze({"v": "a square", "y": CAPTION}, TAGGER, alone)
+    assert read_frozen(alone, {"v": "a square", "y": CAPTION})["y"] == found["y"]
 
 
 def test_an_unknown_benchmark_is_answered_with_those_there_are(tmp_path):

@@ -1,6 +1,7 @@
 """Scorers on tiny real models: each thing computed once, noise shared, the reference reproduced."""
 
 import io
+import math
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import reference
 import tiny
 import torch
 from PIL import Image
+from scipy import stats
 
 from sdslib import evaluate, metrics, tables
 from sdslib.benchmarks import Benchmark, Item
@@ -369,6 +371,110 @@ def test_every_other_caption_has_to_be_beaten():
     assert evaluate.choice_is_settled(np.stack([own, worse]), 32, 0.01)
     assert evaluate.choice_is_settled(np.stack([worse, own, worse]), 32, 0.01)
     assert not evaluate.choice_is_settled(np.stack([own, worse, rival]), 32, 0.01)
+
+
+def settled_by_a_t_test(errors, total, level):
+    """The rule by scipy's t test: Bonferroni over the rivals, variance of what is still to come."""
+    captions, count = errors.shape
+    best = errors.mean(axis=1).argmin()
+    for rival in range(captions):
+        if rival != best:
+            plain = stats.ttest_1samp(errors[rival] - errors[best], 0).statistic
+            left = (total - count) / total
+            if not stats.t.sf(plain / left**0.5, count - 1) < level / (captions - 1):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("captions", [2, 5])
+@pytest.mark.parametrize("count", [4, 12, 28])
+def test_the_stopping_rule_is_a_t_test_with_a_finite_population_and_a_shared_level(captions, count):
+    rng, seen = np.random.default_rng(count), []
+    for _ in range(100):
+        errors = (
+            rng.normal(size=(captions, count))
+            + rng.uniform(0, 20) / count * np.arange(captions)[:, None]
+        )
+        seen.append(evaluate.choice_is_settled(errors, 32, 0.02))
+        assert seen[-1] == settled_by_a_t_test(errors, 32, 0.02)
+    assert 10 < sum(seen) < 95
+
+
+def test_what_settles_a_choice_is_the_error_that_decides(teacher):
+    """Under a profile the relative one: its two orders of the captions would disagree."""
+    asked, profile = [], pd.DataFrame({"t": [0, 500, 999], "error": [9.0, 1.0, 0.1]})
+    bank = evaluate.diffusion_scorer(teacher, 8, empty=False).bank
+    for known in (None, profile):
+        asked.clear()
+        scorer = evaluate.DiffusionScorer(bank, known, [4], lambda e: asked.append(e) or False)
+        list(scorer(grid_items(1)))
+        row = evaluate.Row(grid_items(1)[0].images[0], grid_items(1)[0].captions)
+        weights = 1.0 if known is None else evaluate.relative_weights(known, bank.draws.t[:4])
+        expected = (bank.errors(row, 4)[0] * weights).reshape(2, 2, 2).mean(-1)
+        np.testing.assert_allclose(asked[0], expected)
+
+
+def test_captions_are_twins_only_where_the_teacher_cannot_tell_them_apart(teacher):
+    bank = evaluate.diffusion_scorer(teacher, 2).bank
+    state = teacher.embed_texts([CAPTIONS[0]])[0]
+    bank._texts = {"a": state, "near": state * 1.01, "same": state * (1 + 1e-6)}
+    row = evaluate.Row(noise(1), ("a", "near", "same"))
+    assert bank.captions(row) == ["a", "near", "a"]
+    assert bank.captions(evaluate.Row(noise(1), ("near", "a"))) == ["near", "a"]
+
+
+def test_t_is_uniform_within_its_stratum():
+    drawn = [evaluate.shared_draws((1,), 8, seed, (0, 999), False).t for seed in range(300)]
+    within = torch.stack(drawn).sort(dim=1).values - 125 * torch.arange(8)
+    assert within.min() >= 0
+    assert within.max() < 125
+    for stratum in within.T.numpy():
+        assert stats.kstest(stratum / 125, "uniform").pvalue > 1e-4
+
+
+def test_cosines_are_taken_in_double_precision(student):
+    scorer, items = evaluate.clip_scorer(student), grid_items(2)
+    images, _ = scorer.embed_images([items[0].images[0]])
+    texts, _ = scorer.embed_texts([items[0].captions[1]])
+    (first, _) = scorer(items)
+    assert first.grids[""].dtype == np.float64
+    exact = math.fsum(a * b for a, b in zip(images[0], texts[0], strict=True))
+    assert first.grids[""][0, 1] == pytest.approx(exact, rel=1e-14)
+
+
+def test_models_are_in_evaluation_mode_while_they_score(student, teacher, monkeypatch):
+    modes = []
+    for module, name in (
+        (student, "encode_images"), (student, "encode_short_texts"),
+        (teacher, "encode_images"), (teacher, "embed_texts"), (teacher, "predict_noise"),
+    ):  # fmt: skip
+        real = getattr(module, name)
+
+        def seen(*args, real=real, module=module, name=name):
+            modes.append((name, module.training, torch.is_grad_enabled()))
+            return real(*args)
+
+        monkeypatch.setattr(module, name, seen)
+        module.train()
+    for scorer in (evaluate.clip_scorer(student), evaluate.diffusion_scorer(teacher, 2)):
+        list(scorer(grid_items(1)))
+    assert {name for name, *_ in modes} == {
+        "encode_images", "encode_short_texts", "embed_texts", "predict_noise",
+    }  # fmt: skip
+    assert {tuple(mode) for _, *mode in modes} == {(False, False)}
+    student.eval()
+
+
+def test_of_two_classes_that_are_one_neither_is_ever_right(student):
+    prompts = [("a red circle",), ("a red circle",), ("a blue square",)]
+    items = [item(f"z{n}", [noise(n)], (), answer=n % 3) for n in range(9)]
+    table = evaluate.score_grids(
+        evaluate.clip_scorer(student), benchmark(items, kind="classes", prompts=prompts)
+    )
+    twins = table[table["answer"] < 2]
+    assert (twins["rank"] >= 1).all()
+    assert (twins["margin"] <= 0).all()
+    assert (twins["margin"] == 0).any()
 
 
 def test_a_null_runs_to_the_cap_and_ties():

@@ -161,6 +161,48 @@ def test_macro_interval_is_centred_on_the_macro_average_and_covers_the_truth():
     assert covered >= 88
 
 
+def test_a_scorer_without_an_opinion_retrieves_nothing_either_way():
+    scores, owner = np.full((4, 8), 0.3), np.repeat(np.arange(4), 2)
+    for name, hits in metrics.recall_at(scores, owner, (1,)).items():
+        assert not hits.any(), name
+    ranks = metrics.retrieval_ranks(scores, owner)
+    assert set(ranks["image_to_text"]) == {6}  # behind all that is another image's
+    assert set(ranks["text_to_image"]) == {3}
+
+
+def test_retrieval_of_the_transpose_swaps_the_ways_where_every_image_has_one_caption():
+    scores = np.random.default_rng(5).integers(0, 4, (12, 12)).astype(float)
+    there, back = (metrics.retrieval_ranks(s, np.arange(12)) for s in (scores, scores.T))
+    assert (there["image_to_text"] == back["text_to_image"]).all()
+    assert (there["text_to_image"] == back["image_to_text"]).all()
+
+
+def test_the_macro_interval_is_as_wide_as_the_normal_one_of_its_strata():
+    """Two labels of other sizes and shares: each has a variance of its own."""
+    correct = np.repeat([True, False, True, False], [3000, 1000, 50, 50])
+    labels = ["a"] * 4000 + ["b"] * 100
+    variance = (0.75 * 0.25 / 4000 + 0.5 * 0.5 / 100) / 4
+    found = metrics.macro_interval(correct, labels, seed=0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.06)
+
+
+def test_a_label_with_exactly_the_least_number_of_items_counts():
+    correct = np.repeat([True, False], [3, 2])
+    labels = ["a"] * 3 + ["b"] * 2
+    assert metrics.macro(correct, labels, min_count=2) == pytest.approx(0.5)
+    assert metrics.macro(correct, labels, min_count=3) == pytest.approx(1.0)
+    assert math.isnan(metrics.macro(correct, labels, min_count=4))
+    assert metrics.macro_interval(correct, labels, 0, min_count=3).n == 3
+
+
+def test_an_item_is_left_out_only_where_all_its_labels_are():
+    labels = ["near", "near|on", "on"]
+    correct = np.array([False, True, True])
+    assert metrics.micro(correct, labels, exclude={"near"}) == pytest.approx(1.0)
+    assert metrics.micro(correct, labels, exclude={"on"}) == pytest.approx(0.5)
+    assert metrics.micro(correct, labels) == pytest.approx(2 / 3)
+
+
 def test_symmetric_relations_are_the_157_of_the_authors_list():
     assert len(metrics.ARO_SYMMETRIC_RELATIONS) == 157
     assert {"next to", "near", "wrapped in", "in between"} <= metrics.ARO_SYMMETRIC_RELATIONS
@@ -175,6 +217,13 @@ def test_an_item_with_two_labels_counts_in_both_groups():
         "b": (0.5, 2),
         "untagged": (1.0, 1),
     }
+
+
+def test_whatever_holds_no_label_is_untagged():
+    for cell in (None, float("nan"), "", "  ", "|", " | "):
+        assert metrics.labels_of(cell) == ("untagged",)
+    assert metrics.labels_of(" a | b|") == ("a", "b")
+    assert metrics.labels_of(2) == ("2",)
 
 
 def test_wilson_interval_equals_its_formula_and_stays_inside_the_unit_interval():
@@ -290,6 +339,16 @@ def test_the_exact_test_has_about_the_stated_power_at_the_detectable_difference(
         ups, downs, _ = rng.multinomial(n, [up, discordant - up, 1 - discordant])
         found += stats.binomtest(ups, ups + downs).pvalue < 0.05 if ups + downs else 0
     assert 0.70 <= found / 500 <= 0.86
+
+
+@pytest.mark.parametrize("power", [0.6, 0.8, 0.95])
+def test_the_detectable_difference_solves_connors_formula(power):
+    """n = (z_level sqrt(discordant) + z_power sqrt(discordant - d^2))^2 / d^2 (Connor 1987)."""
+    for n, discordant in ((150, 0.5), (400, 0.2), (1000, 0.1)):
+        found = metrics.minimum_detectable_difference(n, discordant, 0.05, power)
+        levels = stats.norm.ppf(0.975), stats.norm.ppf(power)
+        root = levels[0] * np.sqrt(discordant) + levels[1] * np.sqrt(discordant - found**2)
+        assert (root / found) ** 2 == pytest.approx(n)
 
 
 def test_the_detectable_difference_falls_with_n_and_never_below_six_flips():

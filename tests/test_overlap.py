@@ -3,14 +3,16 @@
 import json
 import tarfile
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from sdslib import benchmarks, experiment, overlap
-from sdslib.benchmarks import aro_relation, sugarcrepe
+from sdslib.benchmarks import Benchmark, Item, aro_relation, sugarcrepe
 from sdslib.config import FinetuneConfig, validate
+from sdslib.images import ImageRef
 from sdslib.overlap import Shared
-from sdslib.pairs import load_pairs
+from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import open_run
 from sdslib.sources import DataError
 
@@ -123,6 +125,43 @@ def test_a_report_changes_no_run_and_leaving_out_does(config):
     assert config(overlap="exclude").identity() != plain.identity()
     left = experiment.load_data(config(overlap="exclude")).fingerprints()["pairs"]
     assert left != load_pairs(plain.train_data).fingerprint
+
+
+def named_pairs(*names):
+    columns = {"id": [*map(str, range(len(names)))], "name": names}
+    table = pa.table(columns | {"captions": [["a"]] * len(names)})
+    return Pairs(table, lambda row: b"", "made here")
+
+
+def of_images(*items, name="toy"):
+    """A set whose items have images of these names, each name standing in several items or one."""
+    made = [
+        Item(str(n), tuple(ImageRef(image, bytes) for image in images), ("a", "b"))
+        for n, images in enumerate(items)
+    ]
+    return Benchmark(name, "grid", tuple(made), len(made), "made here")
+
+
+def test_images_whose_names_tell_no_id_are_kept_where_others_are_left_out():
+    pairs = named_pairs(f"{7:012d}.png", "holiday.png", f"{8:012d}.png", "me.png")
+    left = overlap.without(pairs, [of_images((f"{8:012d}.jpg", f"{9:012d}.jpg"))])
+    assert left.ids == ["0", "1", "3"]
+
+
+def test_every_image_of_an_item_is_looked_up_and_counted_once():
+    test = of_images((f"{1:012d}.jpg", f"{8:012d}.jpg"), (f"{8:012d}.jpg", "x.jpg"), ("x.jpg",))
+    pairs = named_pairs(f"{8:012d}.png", "x.png")
+    assert overlap.coco_ids(test) == {"1", "8"}
+    assert overlap.shared(pairs, [test]) == [Shared("toy", 3, 2, 1)]
+    assert overlap.without(pairs, [test]).ids == ["1"]
+
+
+def test_nothing_is_claimed_where_either_side_tells_no_ids():
+    named, plain = f"{8:012d}.png", "x.png"
+    for trained, tested in (((plain,), (named,)), ((named,), (plain,))):
+        assert overlap.shared(named_pairs(*trained), [of_images(tested)])[0].shared is None
+    found = overlap.shared(named_pairs(named, plain), [of_images((f"{9:012d}.png",))])
+    assert found[0].shared == 0
 
 
 def test_the_run_keeps_what_was_told(tmp_path):

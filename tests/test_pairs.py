@@ -736,6 +736,35 @@ def test_every_caption_of_an_image_is_drawn_about_equally_often(coco):
     assert np.abs(np.array(share) - 1 / 3).max() < 0.035  # four standard errors of 3,000 draws
 
 
+def test_every_seed_and_every_epoch_has_an_order_and_captions_of_its_own(coco):
+    """Order and place of the caption are told apart: either could hide that the other stands."""
+    pairs = coco_pairs(*coco)
+    orders, places = {}, {}
+    for seed in range(4):
+        made = seen(pairs, seed=seed, steps=4, batch_size=5, transform=lambda image: torch.zeros(1))
+        for epoch in (0, 1):
+            index, told = (
+                [value for batch in made[2 * epoch : 2 * epoch + 2] for value in batch[part]]
+                for part in (0, 2)
+            )
+            orders[seed, epoch] = tuple(index)
+            place = {i: pairs.captions(i).index(text) for i, text in zip(index, told, strict=True)}
+            places[seed, epoch] = tuple(place[i] for i in range(10))
+    for found in (orders, places):
+        assert len(set(found.values())) == len(found) == 8
+    assert all(len(set(found)) > 1 for found in places.values())
+
+
+def test_the_places_of_two_images_captions_are_drawn_apart(coco):
+    pairs = coco_pairs(*coco)
+    made = seen(pairs, steps=200, batch_size=10, transform=lambda image: torch.zeros(1))
+    told = [dict(zip(index, captions, strict=True)) for index, _, captions in made]
+    place = [[pairs.captions(i).index(batch[i]) for batch in told] for i in (0, 1, 2)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        alike = np.mean(np.array(place[one]) == place[other])
+        assert abs(alike - 1 / 3) < 4 * (2 / 9 / 200) ** 0.5
+
+
 def test_the_seed_decides_order_and_captions_and_the_global_generator_is_left_alone(coco):
     pairs = coco_pairs(*coco)
     torch.manual_seed(5)

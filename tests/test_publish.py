@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,33 @@ def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
     assert f"{100 * share['mean']:.1f} [" in page
     with Image.open(tmp_path / "a" / "drawn" / "small.png") as picture:
         assert picture.width > 1000
+
+
+def test_every_figure_of_a_page_lies_within_its_interval_and_every_range_runs_upwards(
+    folder, tmp_path
+):
+    publish.rebuild(folder, tmp_path, tmp_path)
+    page, number = (tmp_path / "small.md").read_text(), r"[+-]?\d+\.\d+"
+    intervals = re.findall(rf"({number}) \[({number}), ({number})\]", page)
+    ranges = re.findall(rf"({number}) … ({number})", page)
+    assert len(intervals) > 20
+    assert len(ranges) > 8
+    assert all(float(low) <= float(mean) <= float(high) for mean, low, high in intervals)
+    assert all(float(low) <= float(high) for low, high in ranges)
+    assert any(float(low) < float(high) for low, high in ranges)
+    pairs = pd.read_csv(tmp_path / "small-differences.csv")
+    assert (pairs["smallest"] <= pairs["difference"]).all()
+    assert (pairs["difference"] <= pairs["largest"]).all()
+
+
+def test_settings_stand_by_arm_and_then_by_their_numbers(tmp_path):
+    made = [
+        *(finish(tmp_path, "sds", steps=steps) for steps in (100, 5, 20)),
+        *(finish(tmp_path, "clip-only", steps=steps) for steps in (20, 100, 5)),
+    ]
+    found = sorted(publish.studies.settings(publish.studies.paired(made)), key=publish._place)
+    order = [(s.values["arm"], s.values["steps"]) for s in found]
+    assert order == [(arm, steps) for arm in ("clip-only", "sds") for steps in (5, 20, 100)]
 
 
 def test_weights_are_a_curve_in_their_order(tmp_path):

@@ -1,6 +1,7 @@
 """Half precision decides what is clear; near ties are decided again in full precision."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -77,6 +78,45 @@ def test_the_smallest_lead_is_that_of_the_decisions():
     assert recheck.smallest_lead(np.array([[1.0, 4.0], [3.0, 3.5]])) == pytest.approx(0.5)
     assert recheck.smallest_lead(np.array([[3.0, 1.0, 2.5]])) == pytest.approx(0.5)
     assert recheck.smallest_lead(np.array([[3.0]])) == np.inf
+
+
+def test_a_near_tie_among_images_is_as_near_as_one_among_captions():
+    grid = np.array([[1.0, 4.0], [1.125, 9.0]])
+    assert recheck.smallest_lead(grid) == recheck.smallest_lead(grid.T) == 0.125
+    for seed in range(20):
+        some = np.random.default_rng(seed).normal(size=(3, 4))
+        leads = [np.diff(np.sort(part)[-2:]) for part in (*some, *some.T)]
+        assert recheck.smallest_lead(some) == recheck.smallest_lead(some.T) == np.min(leads)
+
+
+PROFILE = pd.DataFrame({"t": [0, 300, 999], "error": [0.02, 0.5, 4.0]})
+
+
+def test_with_a_profile_the_rounding_is_that_of_the_relative_leads(teachers, items):
+    low, full = (
+        evaluate.diffusion_scorer(one, 4, profile=PROFILE, empty=False, batch_size=16)
+        for one in teachers
+    )
+    leads = []
+    for scorer in (low, full):
+        table = evaluate.score_grids(scorer, benchmark(items[:4]))
+        grids = tables.grids_of(table, "relative")
+        leads.append(
+            np.concatenate([np.diff(grids, axis=2).ravel(), np.diff(grids, axis=1).ravel()])
+        )
+    wanted = np.sqrt(np.mean((leads[0] - leads[1]) ** 2))
+    found = recheck.rounding(low, full, items[:4], PROFILE)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert found != pytest.approx(recheck.rounding(low, full, items[:4]), rel=0.1)
+
+
+def test_with_a_profile_the_relative_scores_tell_what_is_near(teachers):
+    checked = recheck.RecheckedScorer(*scorers(teachers), 1.0)
+    clear, close = np.array([[0.0, 9.0], [18.0, 0.0]]), np.array([[0.0, 1.0], [2.0, 0.0]])
+    for plain, relative, near in ((clear, close, True), (close, clear, False)):
+        both, alone = {"": plain, "relative": relative}, {"": plain}
+        found = [checked._is_near(evaluate.Scored(grids, {"draws": 4})) for grids in (both, alone)]
+        assert found == [near, not near]
 
 
 def test_the_residual_and_the_schedule_stay_in_full_precision(teachers):

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -415,6 +416,30 @@ def test_an_old_checkpoint_left_by_a_kill_between_two_renames_still_counts(tmp_p
     assert run.latest_checkpoint().step == 10
     assert open_run(config(), DATA, tmp_path).latest_checkpoint().step == 10
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "meta.json"])
+def test_a_checkpoint_that_the_disk_spoils_is_told_and_the_older_ones_stay(
+    tmp_path, monkeypatch, name
+):
+    run, staged = saved(tmp_path), storage.staged_folder
+
+    @contextmanager
+    def spoiling(folder):
+        with staged(folder) as stage:
+            yield stage
+        data = bytearray((folder / name).read_bytes())
+        data[-2] ^= 1
+        (folder / name).write_bytes(data)
+
+    monkeypatch.setattr(storage, "staged_folder", spoiling)
+    with pytest.raises(StorageError, match=f"step-00000040 was written but {name} differs"):
+        run.save_checkpoint(40, tensors(40), {})
+    monkeypatch.undo()
+    with pytest.warns(RunWarning, match="skipped checkpoint step-00000040"):
+        assert run.latest_checkpoint().step == 30
+    kept = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert kept == ["step-00000020", "step-00000030", "step-00000040"]
 
 
 def test_good_checkpoints_outlive_bad_ones_when_pruned(tmp_path):

@@ -1,5 +1,6 @@
 """Tables read from files that somebody else wrote: what is wrong is said in declared errors."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,48 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path):
         storage.read_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"columns named twice: s_0_1$"):
         storage.read_frame(CORPUS / "parquet" / "renamed")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What was synced and renamed, in order: ("sync", name) and ("rename", old, new)."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def renamed(old, new):
+        events.append(("rename", Path(old).name, Path(new).name))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    return events
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells what a handle is open on")
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_all_goes_on(
+    tmp_path, told
+):
+    (tmp_path / "folder").mkdir()
+    storage.write_bytes(tmp_path / "folder" / "f.json", b"{}")
+    (_, part), (_, old, new), (_, folder) = told
+    assert [event[0] for event in told] == ["sync", "rename", "sync"]
+    assert (part, old, new, folder) == (part, part, "f.json", "folder")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells what a handle is open on")
+def test_a_folder_is_on_the_disk_file_by_file_before_its_manifest_and_its_name(tmp_path, told):
+    with storage.staged_folder(tmp_path / "above" / "final") as stage:
+        (stage / "inner").mkdir()
+        for name in ("a.bin", "inner/b.bin"):
+            (stage / name).write_bytes(b"x")
+    manifest = next(n for n, e in enumerate(told) if e[0] == "rename" and e[2] == storage.MANIFEST)
+    final = told.index(("rename", stage.name, "final"))
+    assert {("sync", "a.bin"), ("sync", "b.bin"), ("sync", "inner")} <= set(told[:manifest])
+    assert ("sync", stage.name) in told[manifest:final]
+    assert told[final + 1 :] == [("sync", "above")]
 
 
 def test_whatever_a_reader_trips_over_becomes_a_declared_error():

@@ -106,6 +106,16 @@ def test_pooled_output_passes_gradients_to_the_tower(load):
     assert any(n.startswith("visual.ln_pre") for n in moved)
 
 
+def test_scoring_sees_open_clips_own_evaluation_transform_the_same_each_time(load, folders):
+    one = load()
+    _, train, evaluate = open_clip.create_model_and_transforms(f"local-dir:{folders['vit']}")
+    noise = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    assert torch.equal(one.transform(picture), one.transform(picture))
+    assert torch.equal(one.transform(picture), evaluate(picture))
+    assert not torch.equal(train(picture), evaluate(picture))
+
+
 def test_scale_is_the_clamped_exponential(load):
     one = load()
     assert one.scale.item() == pytest.approx(1 / 0.07)
@@ -337,6 +347,44 @@ def test_interpolation_takes_what_was_added_back_by_a_share(load, names):
     for name, value in merged_weights().items():
         expected = before[name] + 0.25 * (after[name] - before[name])
         torch.testing.assert_close(value, expected if name in moved else before[name])
+
+
+def test_lora_adds_twice_ba_to_the_weights_it_adapts(load):
+    """alpha / rank = 16 / 8 (Hu et al. 2022, section 4.1); A starts uniform within 1 / sqrt(in)."""
+    one, plain = load(), load().model.state_dict()
+    set_trainable(one, "lora")
+    named = dict(one.model.named_parameters())
+    pairs = {n.replace(".lora_A.", "."): (v, named[n.replace(".lora_A.", ".lora_B.")])
+             for n, v in named.items() if ".lora_A." in n}  # fmt: skip
+    for a, b in pairs.values():
+        bound = a.shape[1] ** -0.5
+        assert 0.9 * bound < a.abs().max() <= bound
+        assert a.mean().abs() < 0.2 * bound
+        torch.nn.init.normal_(b, generator=torch.Generator().manual_seed(len(pairs)))
+    merged = student._merged(one.model)
+    gained = {n: v - plain[n] for n, v in merged.items() if not torch.equal(v, plain[n])}
+    assert len(gained) == len(pairs) > 0
+    products = [2 * (b @ a).detach() for a, b in pairs.values()]
+    for value in gained.values():
+        fits = [
+            p for p in products if p.shape == value.shape and torch.allclose(p, value, atol=1e-5)
+        ]
+        assert len(fits) == 1
+
+
+def test_evaluation_sees_the_weights_of_the_latest_step(load):
+    one = load()
+    chosen = set_trainable(one, "lora")
+    optimizer_steps(one, chosen, 2)
+    scored = []
+    for _ in range(3):
+        live = one.eval().encode_images(pixels()).detach()
+        with torch.no_grad():
+            scored.append(one.encode_images(pixels()))
+        torch.testing.assert_close(scored[-1], live)
+        optimizer_steps(one, chosen, 1)
+    assert (scored[0] - scored[1]).abs().max() > 1e-4
+    assert (scored[1] - scored[2]).abs().max() > 1e-4
 
 
 def test_lora_moves_attention_and_mlp_and_leaves_the_base_alone(load):

@@ -1,11 +1,15 @@
 """Runs by setting and seed: who belongs together, and figures that agree with the rooms below."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from finished import finish
 
 from sdslib import metrics, studies, tables
+from sdslib.config import FinetuneConfig
+from sdslib.runs import find_run, open_run
 from sdslib.studies import StudyError
 
 
@@ -91,6 +95,105 @@ def test_differences_are_paired_with_the_untouched_student_and_the_control(found
     for column in ("before", "after", "difference", "low", "high", "smallest", "largest"):
         assert got[column] == pytest.approx(want[column])
     assert "L_CLIP only" not in table[table["setting"] == "L_CLIP only"]["against"].tolist()
+
+
+LABELS = ("Object", "Relation", "Both")
+
+
+def answered(rng, items=30):
+    """A score table of random text outcomes whose rows stand in an order of their own."""
+    right = rng.random(items) < rng.uniform(0.3, 0.7)
+    table = pd.DataFrame({"id": [f"{n:02d}" for n in range(items)], "answer": pd.NA})
+    table = table.assign(collapsed_tag=[LABELS[n % 3] for n in range(items)])
+    table = table.assign(n_images=2, n_captions=2, s_0_0=np.where(right, 1.0, 0.0), s_0_1=0.5)
+    table = table.assign(s_1_0=0.25, s_1_1=0.75, answer=table["answer"].astype("Int64"))
+    return table.iloc[rng.permutation(items)].reset_index(drop=True)
+
+
+def right_by_id(run, name):
+    """Text outcomes of a run in the order of the ids, from the scores themselves."""
+    table = run.scores(name).set_index("id").sort_index()
+    return ((table["s_0_0"] > table["s_0_1"]) & (table["s_1_1"] > table["s_1_0"])).to_numpy(float)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Three seeds whose scores, items' order and untouched student all differ, and controls."""
+    root, rng = tmp_path_factory.mktemp("apart"), np.random.default_rng(3)
+    for arm, seed in itertools.product(("sds", "clip-only"), range(3)):
+        run = open_run(FinetuneConfig(arm=arm, seed=seed, runs=str(root)), {}, root)
+        with run:
+            for name in ("mini-winoground", "untouched-mini-winoground"):
+                run.save_scores(name, answered(rng))
+            run.finish()
+    made = [find_run(path, root) for path in sorted(root.glob("mini-*"))]
+    return studies.settings(studies.paired(made))
+
+
+def test_means_are_of_the_items_by_id_and_of_every_seed(apart):
+    table = studies.means(apart, ["text"])
+    for setting, row in zip(apart, table.itertuples(), strict=True):
+        right = np.array([right_by_id(run, "mini-winoground") for run in setting.runs])
+        share = metrics.over_seeds(right, 0)
+        assert (row.seeds, row.n) == (3, 30)
+        assert row.mean == pytest.approx(right.mean())
+        assert (row.low, row.high) == pytest.approx((share.low, share.high))
+
+
+def test_each_seed_is_held_against_its_own_untouched_student_and_control(apart):
+    table = studies.differences(apart).set_index(["setting", "against"])
+    setting = next(s for s in apart if s.values["arm"] == "sds")
+    after = [right_by_id(run, "mini-winoground") for run in setting.runs]
+    others = {
+        "untouched": [right_by_id(run, "untouched-mini-winoground") for run in setting.runs],
+        "L_CLIP only": [right_by_id(run, "mini-winoground") for run in setting.controls],
+    }
+    for against, before in others.items():
+        change, row = np.array(after) - np.array(before), table.loc[(setting.label, against)]
+        single = change.mean(axis=1)
+        assert len(set(np.round(single, 6))) == 3
+        assert row["before"] == pytest.approx(np.mean(before))
+        assert row["difference"] == pytest.approx(change.mean())
+        assert (row["smallest"], row["largest"]) == pytest.approx((single.min(), single.max()))
+
+
+def test_figures_by_tag_are_of_the_items_that_carry_it_and_of_every_seed(apart):
+    table = studies.by_tag(apart).query("metric == 'text'").set_index(["model", "label"])
+    for setting in apart:
+        right = np.array([right_by_id(run, "mini-winoground") for run in setting.runs])
+        parts = [("all", slice(None)), *((x, slice(n, None, 3)) for n, x in enumerate(LABELS))]
+        for label, index in parts:
+            row, share = table.loc[(setting.label, label)], metrics.over_seeds(right[:, index], 0)
+            assert (row["seeds"], row["n"]) == (3, share.n)
+            assert row["accuracy"] == pytest.approx(share.mean)
+            assert (row["low"], row["high"]) == pytest.approx((share.low, share.high))
+    for run in apart[0].runs:
+        assert studies.outcomes(run, "mini-winoground")["text"].tolist() == list(
+            right_by_id(run, "mini-winoground")
+        )
+
+
+def test_what_a_run_is_chosen_on_is_not_among_what_it_is_judged_by(tmp_path):
+    run = open_run(FinetuneConfig(arm="clip-only", runs=str(tmp_path)), {}, tmp_path)
+    with run:
+        for name in ("validation", "mini-winoground", "mini-other", "untouched-mini-other"):
+            run.save_scores(name, answered(np.random.default_rng(0)))
+        run.finish()
+    assert studies.measures(run) == {
+        "text": ("mini-winoground", "text"),
+        "other": ("mini-other", "text"),
+    }
+
+
+def test_the_ratio_of_a_run_is_its_median_over_the_steps(tmp_path):
+    run = open_run(FinetuneConfig(runs=str(tmp_path)), {}, tmp_path)
+    with run:
+        for step, ratio in enumerate((0.5, None, 0.1, 9.0, None), 1):
+            run.append_history({"step": step, "grad_ratio": ratio})
+        run.finish()
+    setting = studies.Setting("sds", studies.config_of(run).identity(), ((run, run),))
+    row = studies.gradient_ratio([setting]).iloc[0]
+    assert (row["mean"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
 
 
 def test_every_metric_of_the_reported_set_can_be_compared(found):

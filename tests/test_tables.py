@@ -174,6 +174,70 @@ def test_a_comparison_worked_out_by_hand():
     assert (a.p, a.p_holm, b.p_holm) == (0.5, 1.0, 1.0)
 
 
+def scored_anew(seed, size=40):
+    """Two tables of the same items that answer differently, neither in the order of the ids."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(["a", "b", "a|b"], size)
+    before, after = (choice_table(rng.random((size, 2)), [0] * size, kind=kind) for _ in range(2))
+    return before.iloc[rng.permutation(size)], after.iloc[rng.permutation(size)]
+
+
+def test_a_comparison_is_of_items_whatever_order_the_tables_stand_in():
+    before, after = scored_anew(0)
+    both = before.merge(after, on="id", suffixes=("_0", "_1"))
+    old, new = (both[f"s_0_0_{n}"] > both[f"s_0_1_{n}"] for n in (0, 1))
+    for order in range(2):
+        mixed = (table.sample(frac=1, random_state=order + 7 * n) for n, table in
+                 enumerate((before, after)))  # fmt: skip
+        row = tables.compare(*mixed, by=()).iloc[0]
+        assert (row.up, row.down) == ((~old & new).sum(), (old & ~new).sum())
+        assert 0 < row.down < row.up + row.down
+
+
+def test_seeds_are_compared_item_by_item_whatever_order_any_table_stands_in():
+    found = [scored_anew(seed) for seed in range(3)]
+    before, after = ([pair[n] for pair in found] for n in (0, 1))
+    sorted_too = [[t.sort_values("id") for t in some] for some in (before, after)]
+    row, plain = (
+        tables.compare_over_seeds(*some).iloc[0] for some in ((before, after), sorted_too)
+    )
+    for column in ("before", "after", "difference", "smallest", "largest"):
+        assert row[column] == plain[column]
+    # the interval rests on which item is which; only its draws go by place
+    assert (row.low, row.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+    table, mixed = before[0].sort_values("id"), before[0]
+    for pair in (([table] * 2, [table, mixed]), ([table, mixed], [table] * 2)):
+        row = tables.compare_over_seeds(*pair).iloc[0]
+        assert (row.low, row.high) == (0, 0)  # against itself in another order nothing changes
+
+
+def test_chance_is_the_mean_over_items_of_one_in_as_many_captions():
+    scores = choice_table([[0.9, 0.1, 0.2, 0.3]] * 4, [0] * 4).assign(n_captions=[2, 2, 4, 4])
+    chance = tables.tabulate(None, scores).chance
+    assert chance.tolist() == [pytest.approx((1 / 2 + 1 / 2 + 1 / 4 + 1 / 4) / 4)]
+
+
+def test_top_5_are_the_ranks_0_to_4_and_its_chance_5_of_all_classes():
+    scores = pd.DataFrame({"id": [*"abcdefg"], "rank": range(7), "n_captions": 10, "n_true": 1})
+    right = tables.outcomes(scores)
+    assert right["accuracy"].tolist() == [True] + [False] * 6
+    assert right["top5"].tolist() == [True] * 5 + [False] * 2
+    rows = tables.tabulate(None, scores).set_index("metric")
+    assert rows.chance.to_dict() == {
+        "accuracy": pytest.approx(0.1),
+        "top5": pytest.approx(0.5),
+    }
+
+
+def test_ties_add_up_over_the_labels_of_a_tag():
+    scores = choice_table(
+        [[0.5, 0.5]] * 2 + [[0.9, 0.1]] * 3 + [[0.5, 0.5]], [0] * 6, kind=[*"aabbbc"]
+    )
+    rows = tables.tabulate(None, scores, by=["kind"]).set_index(["tag", "label"]).ties
+    assert rows["kind"].to_dict() == {"a": 2, "b": 0, "c": 1}
+    assert rows["kind"].sum() == rows["all", "all"] == 3
+
+
 def test_holm_corrects_within_the_labels_of_a_tag():
     tag = ["a"] * 12 + ["b"] * 12
     before = choice_table([[0.0, 1.0]] * 24, [0] * 24, kind=tag)

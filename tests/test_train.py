@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import stats
 from tiny import save_student, save_teacher
 
+from sdslib import pairs, train
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig
 from sdslib.pairs import batches
@@ -30,6 +31,7 @@ from sdslib.train import (
     draw_rows,
     in_parts,
     learning_rate,
+    make_optimizer,
     objective,
     spread_draws,
     step_losses,
@@ -373,6 +375,156 @@ def test_learning_rate_warms_up_peaks_and_falls_to_zero():
     assert rates[10] == 1.0 == max(rates)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 1e-3
+
+
+def test_decay_shrinks_matrices_and_leaves_vectors_where_they_are(parties):
+    settings = config(weight_decay=0.5, trainable="all")
+    some = parties(settings)
+    params = [*some.trained, *some.bridge.parameters()]
+    before = [p.detach().clone() for p in params]
+    optimizer = make_optimizer(some, settings)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert {p.ndim > 1 for p in params} == {True, False}
+    for p, old in zip(params, before, strict=True):
+        kept = 1 - settings.lr * settings.weight_decay if p.ndim > 1 else 1
+        torch.testing.assert_close(p.detach(), kept * old, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.1, 1e6])
+def test_student_and_bridge_are_clipped_apart_at_the_norm_that_is_asked(parties, limit):
+    some = parties()
+    _, rows = run(some, config(grad_clip=limit), stop=1)
+    for params, norm in (
+        (some.trained, rows[0].grad_norm),
+        (some.bridge.parameters(), rows[0].bridge_grad_norm),
+    ):
+        left = torch.cat([p.grad.flatten() for p in params if p.grad is not None]).norm()
+        assert float(left) == pytest.approx(min(norm, limit), rel=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["clip-only", "hard-negatives"])
+def test_a_trained_scale_gets_the_gradient_of_the_contrastive_loss(parties, arm):
+    """Against a difference quotient of the reference in double precision."""
+    some = replace(parties(teacher=False), negative=lambda caption, seed: CAPTIONS[0])
+    student = some.student.eval()
+    set_trainable(student, "layernorm", train_scale=True)
+    batch = next(batches(SomePairs(), student.transform, 4, 0, range(1)))
+    losses = step_losses(some, batch, None, None, config(arm=arm, sds_weight=0.0))["clip"]
+    losses.mean().backward()
+    with torch.no_grad():
+        image = student.encode_images(batch.pixels).double()
+        text, wrong = (
+            student.encode_texts(student.tokenize(list(some_captions))).double()
+            for some_captions in (batch.captions, [CAPTIONS[0]] * 4)
+        )
+    extra, at = (wrong if arm == "hard-negatives" else ()), student.model.logit_scale.item()
+    value, above, below = (
+        np.mean(reference.contrastive(image, text, math.exp(at + step), extra))
+        for step in (0, 1e-4, -1e-4)
+    )
+    assert losses.mean().item() == pytest.approx(value, rel=1e-5)
+    assert student.model.logit_scale.grad.item() == pytest.approx((above - below) / 2e-4, rel=1e-3)
+
+
+def test_no_two_draws_of_a_step_share_their_seed(monkeypatch):
+    """Pairs, captions, noise, negatives and the teacher's share are streams of their own."""
+    drawn = []
+    for room in (train, pairs):
+        derive = room.derive_seed
+
+        def noted(seed, purpose, *index, derive=derive):
+            drawn.append((seed, purpose, *index))
+            return derive(seed, purpose, *index)
+
+        monkeypatch.setattr(room, "derive_seed", noted)
+    settings = config(batch_size=4, sds_share=0.5, seed=11)
+    pairs.epoch_order.cache_clear()
+    batch = next(batches(SomePairs(), lambda image: torch.zeros(1), 4, 11, range(1)))
+    draw_noise(0, 2, (1,), settings)
+    draw_rows(0, settings)
+    given = []
+    some = Parties(None, [], negative=lambda caption, seed: given.append(seed) or caption)
+    train._negatives(some, batch, settings)
+    assert len(drawn) == len(set(drawn)) == 1 + 4 + 1 + 1 + 4
+    assert {seed for seed, *_ in drawn} == {11}
+    assert len(set(given)) == 4  # a pair's negative is drawn for itself
+    again = []
+    some = Parties(None, [], negative=lambda caption, seed: again.append(seed) or caption)
+    train._negatives(some, batch.take(torch.tensor([2, 0])), settings)
+    assert again == [given[2], given[0]]  # and is the pair's own wherever it stands
+
+
+def second_term(some, batch, draws, **changes):
+    """The second term of the arm for the batch, one value a pair."""
+    return step_losses(some, batch, *draws, config(batch_size=4, **changes))["sds"].detach()
+
+
+def test_sds_text_is_half_of_each_towers_error(parties):
+    some = parties()
+    batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
+    draws = draw_noise(0, 4, some.teacher.latent_shape, config())
+    both, by_image = (second_term(some, batch, draws, arm=arm) for arm in ("sds-text", "sds"))
+    t, eps = draws
+    with torch.no_grad():
+        text_emb = some.student.encode_texts(some.student.tokenize(list(batch.captions)))
+        errors = [
+            reference.denoising_grid(some.teacher, [z], [caption], [(int(t[i]), eps[i])])[0, 0]
+            for i, (z, caption) in enumerate(
+                zip(some.bridge(text_emb), batch.captions, strict=True)
+            )
+        ]
+    by_text = 64 * torch.tensor(errors).float()
+    torch.testing.assert_close(both, (by_image + by_text) / 2, rtol=1e-4, atol=1e-3)
+
+
+def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(parties):
+    some = replace(parties(), negative=lambda caption, seed: CAPTIONS[(len(caption) + seed) % 6])
+    batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
+    draws = draw_noise(0, 4, some.teacher.latent_shape, config())
+    false = train._negatives(some, batch, config(batch_size=4))
+    assert tuple(false) != batch.others
+    right, wrong = (
+        second_term(some, replace(batch, captions=tuple(told), others=()), draws, arm="sds")
+        for told in (batch.captions, false)
+    )
+    found = second_term(some, batch, draws, arm="sds-margin")
+    torch.testing.assert_close(found, (1 + (right - wrong).exp()).log(), rtol=1e-4, atol=1e-5)
+    same = replace(some, negative=lambda caption, seed: caption)
+    level = second_term(same, batch, draws, arm="sds-margin")
+    torch.testing.assert_close(level, torch.full((4,), math.log(2)))
+
+
+@pytest.mark.parametrize("entry", ["projected", "pooled"])
+def test_what_enters_the_map_has_unit_length(parties, entry):
+    some, entered = parties(), []
+    width = some.student.pooled_width if entry == "pooled" else some.student.width
+    bridge = Bridge(width, some.teacher.latent_shape)
+    bridge.load_state_dict(random_start(width, some.teacher.latent_shape, 0))
+    bridge.register_forward_pre_hook(lambda module, given: entered.append(given[0].detach()))
+    some = replace(some, bridge=bridge)
+    batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
+    second_term(some, batch, draw_noise(0, 4, (4, 4, 4), config()), bridge_input=entry)
+    assert len(entered) == 1
+    torch.testing.assert_close(entered[0].norm(dim=-1), torch.ones(4))
+    pooled = some.student.pooled_images(batch.pixels).detach()
+    direct = pooled if entry == "pooled" else some.student.encode_images(batch.pixels).detach()
+    cosine = torch.nn.functional.cosine_similarity(entered[0], direct)
+    torch.testing.assert_close(cosine, torch.ones(4))
+
+
+def test_a_pack_is_what_it_was_whatever_is_trained_afterwards(parties):
+    some = parties()
+    loop = Loop(config(), some, SomePairs())
+    steps = iter(loop)
+    next(steps)
+    packed = loop.pack()
+    kept = {name: value.clone() for name, value in packed.items()}
+    next(steps)
+    assert moved(kept, packed) == set()
+    assert len(moved(kept, loop.pack())) > 0.8 * len(kept)
+    assert any(name.endswith("exp_avg_sq") for name in kept)
 
 
 def test_epochs_count_full_batches():
