@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -21,9 +22,10 @@ from sdslib.benchmarks import Benchmark, load_benchmark
 from sdslib.config import FailuresConfig, ModelsConfig, project_path, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
-from sdslib.runs import Run, find_run, list_runs, open_run
+from sdslib.runs import Run, find_run, finished_runs, open_run
 from sdslib.sources import DataError
 from sdslib.student import load_student
+from sdslib.studies import Controls
 from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
@@ -140,26 +142,20 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
     return found
 
 
-# What a run and its control have in common.
-_SHARED = (
-    "seed", "trainable", "steps", "epochs", "batch_size", "lr", "train_pairs", "eval_items",
-)  # fmt: skip
-
-
 def _newest(config: ModelsConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
-    root = _root(config)
-    table = list_runs(root)
-    finished = table[table["state"].eq("finished") & table["arm"].notna()]
-    runs = [find_run(name, root) for name in finished.sort_values("updated")["run"][::-1]]
     same = ("benchmark", "clip_model")
+    runs = finished_runs(_root(config))
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
         return []
-    alike = [r for r in runs if all(r.params[k] == runs[0].params[k] for k in _SHARED)]
-    controls = [r for r in alike if r.params["arm"] == "clip-only"]
-    arms = [r for r in alike if r.params["arm"] != "clip-only"]
-    return [*controls[:1], *arms[:1]]  # a control finishes after the run it stands beside
+    controls = Controls(runs)
+    control = controls.of(runs[0])
+    if control is None or control.path != runs[0].path:
+        return [control, runs[0]] if control else [runs[0]]
+    # a control finishes after the run it stands beside
+    arms = (r for r in runs[1:] if (c := controls.of(r)) and c.path == control.path)
+    return [control, *islice(arms, 1)]
 
 
 def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -408,7 +408,7 @@ def sets_table(run: Run) -> pd.DataFrame:
 
 def overlap_table(run: Run) -> pd.DataFrame:
     """How many images of each test set the run was trained on, or had left out of its training."""
-    rows = read_json(run.path / "env.json").get("noted", {}).get("overlap", [])
+    rows = run.environment.get("noted", {}).get("overlap", [])
     left_out = run.params.get("overlap") == "exclude"
     found = pd.DataFrame([Shared(**row) for row in rows], columns=list(Shared._fields))
     told = found["shared"].map(lambda n: "cannot be told" if pd.isna(n) else f"{int(n):,}")

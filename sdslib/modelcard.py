@@ -47,9 +47,7 @@ def write(run: Run, control: Run | None = None) -> Path:
 
     `control` is the run with L_CLIP alone that the results stand beside, where there is one.
     """
-    path = run.path / NAME
-    storage.write_bytes(path, str(card(run, control)).encode())
-    return path
+    return run.keep(NAME, str(card(run, control)).encode())
 
 
 def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:

@@ -239,7 +239,7 @@ def _method(cases: Sequence[Case]) -> list[Block]:
 def _data(cases: Sequence[Case]) -> list[Block]:
     config = cases[0].config
     mini = " (mini-world)" if config.in_mini_world else ""
-    prints = storage.read_json(cases[0].run.path / "identity.json")["data"]
+    prints = cases[0].run.identity["data"]
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     rows = [("training pairs", f"{config.train_data}{mini}", pairs, _short(prints, "pairs"))]
     for name in _sets(cases[0].run):
@@ -502,7 +502,7 @@ def _parameters(cases: Sequence[Case]) -> list[Block]:
 
 
 def _versions(cases: Sequence[Case]) -> list[Block]:
-    envs = [storage.read_json(run.path / "env.json") for run, _ in members(cases)]
+    envs = [run.environment for run, _ in members(cases)]
     first = envs[0]
     rows = [
         ("python", str(first["python"])),
