@@ -481,7 +481,7 @@ def zero_shot(
 ) -> Benchmark:
     """Images with class labels, to be named by prompts `template.format(class)`.
 
-    `source` is a folder with one folder of images a class (below `split`, where there is one),
+    `source` is a folder with one folder of images a class (below `split` or val, if it is there),
     cifar10, cifar100, imagenet, or the id of a Hub set with an image and a label column. `classes`
     replaces the names, in order (of the sorted folders). Tagged `class`. Raises `DataError`.
     """
@@ -490,9 +490,7 @@ def zero_shot(
         raise DataError(f"each prompt template needs one {{}}; got {bad or 'none'}")
     folder = project_path(source)
     if folder.is_dir():
-        labels, refs, found = _class_folders(
-            folder / split if (folder / split).is_dir() else folder
-        )
+        labels, refs, found = _class_folders(_split_of(folder, split))
     elif str(source) in HUB_CLASSES or REPO_ID.match(str(source)):
         labels, refs, found = _class_hub(str(source), split)
     else:
@@ -509,6 +507,12 @@ def zero_shot(
         for label, ref in zip(labels, refs, strict=True)
     )
     return Benchmark(name, "classes", items, len(items), str(source), prompts)
+
+
+def _split_of(folder: Path, split: str) -> Path:
+    """The folder of a split, under any of the names that are in use, or the folder itself."""
+    names = (split, "val", "validation")
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
@@ -640,8 +644,7 @@ def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchma
 
 def _is_wordnet(source: str) -> bool:
     """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
-    folder = project_path(source)
-    folder = folder / "val" if (folder / "val").is_dir() else folder
+    folder = _split_of(project_path(source), "test")
     return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
 
 

@@ -395,7 +395,7 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
 
 def sets_table(run: Run) -> pd.DataFrame:
     """What the run was trained on, chosen on and measured on, with counts."""
-    rows = read_json(run.path / "env.json").get("noted", {}).get("sets", [])
+    rows = run.environment.get("noted", {}).get("sets", [])
     found = pd.DataFrame(rows, columns=["for", "set", "items"])
     for use, missing in (
         (VALIDATION, "none: nothing was chosen on the way"),
