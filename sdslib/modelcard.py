@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib import experiment, page, storage, tables
 from sdslib.cases import config_of, duration, objective, score_tables
-from sdslib.config import FinetuneConfig, set_name
+from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.readable import p_value, points, share
 from sdslib.runs import Run
 
@@ -59,7 +59,8 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         _metadata(run, config, whole),
         template_str=page.asset("modelcard.md"),
         title=f"SDS-CLIP student {run.name}",
-        mini=config.in_mini_world,
+        mini=is_mini(config.benchmark),
+        drawn=drawn(config).capitalize(),
         objective=objective(config),
         base=described(config.clip_model, config.clip_pretrained),
         teacher=_teacher(config),
@@ -73,7 +74,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         benchmark=config.benchmark,
         scores=_score_rows(whole),
         differences=_difference_rows(scores),
-        limits=MINI_LIMITS if config.in_mini_world else REAL_LIMITS,
+        limits=MINI_LIMITS if is_mini(config.benchmark) else REAL_LIMITS,
         licence=_licence(config)[1],
     )
 
@@ -118,6 +119,12 @@ def described(model: str, tag: str | None) -> str:
     return f"`{name}`" + (f", weights `{tag}`" if tag else "")
 
 
+def drawn(config: FinetuneConfig) -> str:
+    """What happened in the mini-world: `trained and measured`, one of the two, or nothing ("")."""
+    done = (("trained", config.train_data), ("measured", config.benchmark))
+    return " and ".join(what for what, source in done if is_mini(source))
+
+
 def _teacher(config: FinetuneConfig) -> str:
     if not experiment.has_teacher(config):
         return "none"
@@ -155,7 +162,8 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
             EvalResult(
                 task_type="image-text-matching",
                 dataset_type=set_name(config.benchmark),
-                dataset_name=config.benchmark + (" (mini-world)" if config.in_mini_world else ""),
+                dataset_name=config.benchmark
+                + (" (mini-world)" if is_mini(config.benchmark) else ""),
                 metric_type=row.metric,
                 metric_name=f"{row.metric} (share of right items)",
                 metric_value=round(float(row.accuracy), 4),
