@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from sdslib import pairs as module
 from sdslib import shards
@@ -585,6 +587,18 @@ def test_a_batch_holds_each_images_pixels_with_one_of_its_own_captions(coco):
         for i, p, caption in zip(index, pixels, captions, strict=True):
             assert caption in pairs.captions(i)
             assert torch.equal(p, to_pixels(shade(i)))
+
+
+def test_a_subset_is_drawn_from_all_pairs_and_smaller_ones_lie_inside(coco):
+    whole = many(400)
+    drawn = [module.some(whole, limit, "many").ids for limit in (40, 80, 400)]
+    for few, more in itertools.pairwise(drawn):
+        assert set(few) < set(more)
+    for ids in drawn:
+        assert ids == [own for own in whole.ids if own in set(ids)]  # in the order of the set
+    places = np.array([int(own) // 7 for own in drawn[1]])
+    assert stats.kstest(places / 400, "uniform").pvalue > 0.001
+    assert drawn[1] != whole.ids[:80]
 
 
 def test_every_caption_of_an_image_is_drawn_about_equally_often(coco):
