@@ -534,6 +534,30 @@ def test_a_shard_with_a_bad_member_is_refused(tmp_path, name, kind, message):
         load_pairs(str(tmp_path / "0.tar"))
 
 
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_the_text_beside_an_image_is_its_caption_whatever_else_stands_there(tmp_path, order):
+    note = json.dumps({"caption": ["from json"]}).encode()
+    members = [("a.png", png(shade(1))), ("a.txt", b"from text"), ("a.json", note)]
+    write_shard(tmp_path / "0.tar", [members[n] for n in order])
+    assert load_pairs(str(tmp_path / "0.tar")).captions(0) == ("from text",)
+
+
+def test_samples_of_one_name_in_two_folders_are_two(tmp_path):
+    samples = []
+    for n, folder in enumerate(("one", "two")):
+        samples.append((f"{folder}/0.png", png(shade(n))))
+        samples.append((f"{folder}/0.txt", f"of folder {folder}".encode()))
+    write_shard(tmp_path / "0.tar", samples)
+    pairs = load_pairs(str(tmp_path / "0.tar"))
+    assert [pairs.captions(i) for i in range(len(pairs))] == [
+        ("of folder one",),
+        ("of folder two",),
+    ]
+    assert len(set(pairs.ids)) == 2
+    for n in range(2):
+        assert np.array_equal(pairs.image(n), shade(n))
+
+
 def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
     write_shard(tmp_path / "0.tar", [("a.png", png(photo())), ("a.txt", b"text")])
     data = (tmp_path / "0.tar").read_bytes()
