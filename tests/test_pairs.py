@@ -534,7 +534,7 @@ def test_a_shard_with_a_bad_member_is_refused(tmp_path, name, kind, message):
         load_pairs(str(tmp_path / "0.tar"))
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 def test_the_text_beside_an_image_is_its_caption_whatever_else_stands_there(tmp_path, order):
     note = json.dumps({"caption": ["from json"]}).encode()
     members = [("a.png", png(shade(1))), ("a.txt", b"from text"), ("a.json", note)]
