@@ -33,10 +33,13 @@ floor 2, verbs
     train       the objective and the loop
     evaluate    scorers and score grids
     overlap     training images that a test set holds, told by their COCO ids
+    negatives   false captions of the words of a true one
     studies     finished runs by setting and seed: means, paired differences, by tag
     failures    which inequality of an item failed, by how much, and what flipped
     document    text, tables and figures in order, as one HTML page and as a PDF
     launch      one run in several processes of this machine, and its news
+floor 2.5, what the whole jobs are about
+    sets        which sets a run trains on, chooses on, reports, and must not do worse on
 floor 3, whole jobs, as the notebooks call them
     recheck     near ties of a half-precision teacher, decided again in full
     blind       baselines that see no image: the caption's length, its likelihood

@@ -6,13 +6,14 @@ read, also those of another study that are the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import pandas as pd
 
-from sdslib import experiment, figures, studies, sweep
+from sdslib import experiment, figures, negatives, studies, sweep
 from sdslib.cells import grid, literal
 from sdslib.config import (
     TRAINABLE,
@@ -108,7 +109,9 @@ def weights(config: AblateWeightConfig) -> Study:
     few = min(config.seeds or 99, PANEL_SEEDS[config.grid])
     for panel in _chosen("panels", config.panels, PANELS):
         parts[panel] = _cells(list(PANELS[panel]), fixed | base, few)
-    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, ARMS, get_args(Arm))]
+    unasked = [] if config.arms else ARMS
+    usual = [arm for arm in unasked if not _left_out(fixed | _of_arm(arm, base))]
+    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, usual, get_args(Arm))]
     if arms:
         parts["arms"] = _cells(arms, fixed, few if config.grid == "reduced" else config.seeds or 5)
     return _run(config, parts)
@@ -140,6 +143,14 @@ def arms(given: Given | None = None, seeds: int = 5, **options: Any) -> Study:
     return _swept({"arms": cells}, sweep.Options(**options))
 
 
+def _left_out(given: Given) -> bool:
+    """Whether an arm that nobody named has no false captions here; the warning says why."""
+    why = negatives.problem(validate(FinetuneConfig, given))
+    if why:
+        warnings.warn(f"left out of the arms: {why}", stacklevel=2)
+    return why is not None
+
+
 def _of_arm(arm: str, weight: Given) -> Given:
     return {"arm": arm} if arm in WEIGHTLESS else {"arm": arm} | weight
 
@@ -151,12 +162,23 @@ def _fixed(config: SweepConfig) -> Given:
     asked |= {"threads": config.threads}
     asked |= {"device": config.device} if config.device != "auto" else {}
     found |= {name: value for name, value in asked.items() if value is not None}
-    for word in _listed(config.fixed or ""):
-        name, sign, text = word.partition("=")
-        if not sign:
-            raise ParameterError([f"fixed is name=value,name=value; got {word!r}"])
-        found[name.strip()] = literal(text.strip())
+    for name, text in _assigned(config.fixed or ""):
+        found[name] = literal(text)
     return found | {"preset": config.preset} if config.preset != "mini" else found
+
+
+def _assigned(text: str) -> list[tuple[str, str]]:
+    """The pairs of `name=value,name=value`; a word without a sign goes on with a value's list."""
+    found: list[tuple[str, str]] = []
+    for word in _listed(text):
+        name, sign, value = word.partition("=")
+        if sign and name.strip().isidentifier():
+            found.append((name.strip(), value.strip()))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]},{word}")
+        else:
+            raise ParameterError([f"fixed is name=value,name=value; got {word!r}"])
+    return found
 
 
 def _listed(text: str) -> list[str]:
@@ -273,33 +295,35 @@ def draw_panels(study: Study) -> figures.Picture | str:
     table = panels(study)
     if table.empty:
         return "no panels were asked for"
-    table = table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    table = studies.drawn(table)
     title = "Route, timesteps, start and data"
     return figures.bars_by_set(table.rename(columns={"setting": "set"}), study.note, title)
 
 
 def arm_table(study: Study) -> pd.DataFrame:
-    """All arms beside the untouched student, with paired differences of the text score.
+    """All arms beside the untouched student, with paired differences of the reported score.
 
-    Columns arm, seeds, text, low, high, then the difference, its interval and the range over seeds
-    against the untouched student and against L_CLIP alone, then the shares that must not suffer.
+    Columns arm, seeds, that score (text), low, high, then the difference, its interval and the
+    range over seeds against the untouched student and against L_CLIP alone, then the shares that
+    must not suffer.
     """
     part = study.parts.get("arms")
     if part is None:
         return pd.DataFrame()
     shares, pairs = studies.means(part.settings), studies.differences(part.settings)
-    own = shares.loc[shares["measure"] == shares["measure"].iloc[0]]
-    rows = [{"arm": studies.UNTOUCHED, "text": own["reference"].iloc[0]}]
+    measure = shares["measure"].iloc[0]
+    own = shares.loc[shares["measure"] == measure]
+    rows = [{"arm": studies.UNTOUCHED, measure: own["reference"].iloc[0]}]
     rows[0] |= _kept(shares[shares["setting"] == part.settings[0].label], "reference")
     for setting in part.settings:
         mine = shares[shares["setting"] == setting.label]
         row = {"arm": setting.label} | mine.iloc[0][["seeds", "mean", "low", "high"]].to_dict()
-        row["text"] = row.pop("mean")
-        of = pairs[(pairs["setting"] == setting.label) & (pairs["measure"] == "text")]
+        row[measure] = row.pop("mean")
+        of = pairs[(pairs["setting"] == setting.label) & (pairs["measure"] == measure)]
         for _, difference in of.iterrows():
             row[f"against {difference['against']}"] = _points(difference)
         rows.append(row | _kept(mine, "mean"))
-    order = ["arm", "seeds", "text", "low", "high"]
+    order = ["arm", "seeds", measure, "low", "high"]
     table = pd.DataFrame(rows).astype({"seeds": "Int64"})  # the untouched student has none
     return table[[*order, *(c for c in table if c not in order)]]
 
@@ -319,8 +343,7 @@ def draw_arms(study: Study) -> figures.Picture | str:
     part = study.parts.get("arms")
     if part is None:
         return "no arms were asked for"
-    table = studies.means(part.settings).rename(columns={"setting": "set"})
-    table = table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    table = studies.drawn(studies.means(part.settings)).rename(columns={"setting": "set"})
     return figures.bars_by_set(table, study.note, "Is it the diffusion model's knowledge?")
 
 
@@ -350,10 +373,7 @@ def gains(study: Study) -> pd.DataFrame:
 
 def draw_gains(study: Study) -> figures.Picture:
     """The same as bars, with the number of parameters beside each set."""
-    table = gains(study)
-    return figures.bars_by_set(
-        table[table["measure"].isin(["text", "zero-shot shape", "retrieval"])], study.note
-    )
+    return figures.bars_by_set(studies.drawn(gains(study)), study.note)
 
 
 def moved(study: Study) -> pd.DataFrame:

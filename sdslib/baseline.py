@@ -12,18 +12,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 
-from sdslib import benchmarks, blind, evaluate, failures, miniworld, recheck, tables
+from sdslib import benchmarks, blind, evaluate, failures, recheck, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.config import BaselineConfig, ModelsConfig, project_path
 from sdslib.config import preset as preset_named
 from sdslib.experiment import pick_device
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import Run, open_run
+from sdslib.sets import RETRIEVAL, load_set
 from sdslib.sources import DataError
 from sdslib.storage import file_sha256
 from sdslib.student import load_student
@@ -42,7 +42,8 @@ ROUNDED = 16  # items that tell, without their labels, what half precision does 
 def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     """The benchmarks of `benchmark`, and a table (set, why) of what is not here.
 
-    "all" is every set of the mini-world, or under another preset every benchmark by its usual name.
+    "all" is every set of the mini-world, or under another preset every benchmark by its usual name,
+    retrieval included.
     """
     found, absent = _load(config)
     if isinstance(config, BaselineConfig):
@@ -51,18 +52,15 @@ def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
 
 
 def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
-    if config.preset == "mini" or config.benchmark.startswith("mini:"):
-        miniworld.ensure_world()
-    whole, mini = config.benchmark == "all", config.preset == "mini"
+    whole, mini = config.benchmark == "all", config.in_mini_world
     known = [f"mini:{name}" for name in benchmarks.MINI] if mini else [*benchmarks.LOADERS]
+    known += ["retrieval:mini:val" if mini else RETRIEVAL]
     found, absent = [], []
     for name in known if whole else [config.benchmark]:
         try:
-            found.append(benchmarks.load_benchmark(name))
+            found.append(load_set(name))
         except DataError as reason:
             absent.append({"set": name, "why": str(reason)})
-    if whole and mini:
-        found.append(benchmarks.retrieval(load_pairs("mini:val")))
     found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
     if not found:
         raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
@@ -72,7 +70,8 @@ def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
 def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
     """The captions that the blind baseline learns from, or why there are none."""
     try:
-        return load_pairs(config.corpus or preset_named(config.preset).train_data), []
+        usual = preset_named("mini" if config.in_mini_world else "paper").train_data
+        return load_pairs(config.corpus or usual), []
     except DataError as reason:
         return None, [str(reason)]
 
@@ -186,7 +185,7 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     full = None if config.precision == "fp32" else load_teacher(*place)
     if full is not None:  # precision is the UNet's; one VAE and one text encoder serve both
         teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
-    if config.preset != "mini":
+    if not config.in_mini_world:
         return Judge(teacher, None, full)
     known = benchmarks.mini("winoground", "val").sample(items, config.seed)
     scorer = evaluate.diffusion_scorer(
@@ -290,9 +289,10 @@ def cautions(run: Run) -> pd.DataFrame:
 
 
 def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
-    """The rows of one set (Winoground by default) for `figures.scores_by_tag`."""
+    """The rows of one set (Winoground by default, or the first) for `figures.scores_by_tag`."""
     table = run.results()
-    name = name or next(s for s in table["set"] if s.endswith("winoground"))
+    names = list(dict.fromkeys(table["set"]))
+    name = name or next((n for n in names if n.endswith("winoground")), names[0])
     return table[(table["set"] == name) & ~table["label"].str.startswith(("macro", "micro"))]
 
 
@@ -355,9 +355,9 @@ def costs(run: Run) -> pd.DataFrame:
 
 def human_label(config: ModelsConfig) -> str:
     """What to call the line of people's scores, which were measured on the real Winoground."""
-    return "human, real set" if config.preset == "mini" else "human"
+    return "human, real set" if config.in_mini_world else "human"
 
 
 def note(config: ModelsConfig) -> str:
     """What a figure of these numbers has to say about where they come from."""
-    return "mini-world" if config.preset == "mini" else Path(config.clip_model).name
+    return config.label

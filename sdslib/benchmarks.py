@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
-from sdslib.images import Box, ImageRef
+from sdslib.images import ENDINGS, Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
     Tagger,
@@ -61,7 +61,6 @@ HUB_CLASSES = {
     "cifar100": ("uoft-cs/cifar100", "test", "fine_label"),
     "imagenet": ("ILSVRC/imagenet-1k", "validation", "label"),
 }
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 PHOTO = ("a photo of a {}.",)
 
 
@@ -268,7 +267,7 @@ def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]
         name = rows[row].get(column)
         if not isinstance(name, str):
             raise DataError(f"{where}: expected the name of an image, got {name!r}")
-        ending = "" if Path(name).suffix.lower() in IMAGE_ENDINGS else ".png"
+        ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
         return _file_ref(root, f"images/{name}{ending}", where)
 
     return rows, ref
@@ -518,11 +517,9 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
         raise DataError(f"{folder}: expected one folder of images a class, found {names or 'none'}")
     labels, refs, root = [], [], Root(folder)
     for label, name in enumerate(names):
-        files = sorted(
-            p.name for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_ENDINGS
-        )
+        files = sorted(p.name for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS)
         if not files:
-            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(IMAGE_ENDINGS))})")
+            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(ENDINGS))})")
         labels += [label] * len(files)
         refs += [_file_ref(root, f"{name}/{file}", folder.name) for file in files]
     return labels, refs, [name.replace("_", " ") for name in names]
@@ -618,23 +615,34 @@ def mini_tagger(world: Path) -> Tagger:
     return lexicon_tagger(names["shape"], [*names["color"], "small", "large"])
 
 
-def load_benchmark(source: str) -> Benchmark:
+def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchmark:
     """A benchmark by name: `mini:winoground`, `mini:winoground:val`, `winoground`, `cifar10`, or
     NAME:SOURCE, as `aro-relation:data/aro`, `coco-order:data/coco/coco_karpathy_test.json`.
 
-    Raises `DataError` for an unknown name, with those that there are.
+    CIFAR and ImageNet are read from the folder `data/NAME` where there is one, else from the Hub;
+    `wordnet` names the classes of a folder whose 1,000 folders are WordNet ids. Raises `DataError`
+    for an unknown name, with those that there are.
     """
     name, _, rest = source.partition(":")
     if name == "mini":
         inner, _, split = rest.partition(":")
         return mini(inner, split or "test")
     if name in HUB_CLASSES:
-        return zero_shot(rest or name, name=name)
+        folder = f"data/{name}"
+        source = rest or (folder if project_path(folder).is_dir() else name)
+        return zero_shot(source, wordnet if _is_wordnet(source) else None, name=name)
     if name not in LOADERS:
         known = ", ".join([*LOADERS, *HUB_CLASSES])
         raise DataError(f"no benchmark {name!r}; there are {known}, and mini:NAME")
     load, default = LOADERS[name]
     return load(rest or default)
+
+
+def _is_wordnet(source: str) -> bool:
+    """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
+    folder = project_path(source)
+    folder = folder / "val" if (folder / "val").is_dir() else folder
+    return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
 
 
 LOADERS: dict[str, tuple[Callable[[str], Benchmark], str]] = {

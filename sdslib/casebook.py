@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -18,12 +19,13 @@ from IPython.display import Markdown
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
 from sdslib.benchmarks import Benchmark, load_benchmark
-from sdslib.config import FailuresConfig, ModelsConfig, project_path
+from sdslib.config import FailuresConfig, ModelsConfig, project_path, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
-from sdslib.runs import Run, find_run, list_runs, open_run
+from sdslib.runs import Run, find_run, finished_runs, open_run
 from sdslib.sources import DataError
 from sdslib.student import load_student
+from sdslib.studies import Controls
 from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
@@ -122,7 +124,7 @@ def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
     found: dict[str, pd.DataFrame] = {}
     for label, run in chosen(config).items():
-        name = run.params["benchmark"].replace(":", "-")
+        name = set_name(run.params["benchmark"])
         found.setdefault(UNTOUCHED, run.scores(f"{UNTOUCHED}-{name}"))
         found[label] = run.scores(name)
     return found
@@ -140,26 +142,20 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
     return found
 
 
-# What a run and its control have in common.
-_SHARED = (
-    "seed", "trainable", "steps", "epochs", "batch_size", "lr", "train_pairs", "eval_items",
-)  # fmt: skip
-
-
 def _newest(config: ModelsConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
-    root = _root(config)
-    table = list_runs(root)
-    finished = table[table["state"].eq("finished") & table["arm"].notna()]
-    runs = [find_run(name, root) for name in finished.sort_values("updated")["run"][::-1]]
     same = ("benchmark", "clip_model")
+    runs = finished_runs(_root(config))
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
         return []
-    alike = [r for r in runs if all(r.params[k] == runs[0].params[k] for k in _SHARED)]
-    controls = [r for r in alike if r.params["arm"] == "clip-only"]
-    arms = [r for r in alike if r.params["arm"] != "clip-only"]
-    return [*controls[:1], *arms[:1]]  # a control finishes after the run it stands beside
+    controls = Controls(runs)
+    control = controls.of(runs[0])
+    if control is None or control.path != runs[0].path:
+        return [control, runs[0]] if control else [runs[0]]
+    # a control finishes after the run it stands beside
+    arms = (r for r in runs[1:] if (c := controls.of(r)) and c.path == control.path)
+    return [control, *islice(arms, 1)]
 
 
 def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -200,8 +196,8 @@ def _digest(found: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _note(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> str:
-    mini = config.benchmark.startswith("mini:") and not config.scores
-    return _counted("mini-world" if mini else "", next(iter(found.values())))
+    world = "mini-world" if config.in_mini_world and not config.scores else ""
+    return _counted(world, next(iter(found.values())))
 
 
 def _counted(world: str, table: pd.DataFrame) -> str:

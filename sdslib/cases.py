@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from sdslib import experiment, runs
+from sdslib import experiment, runs, studies
 from sdslib.config import (
     WEIGHTLESS,
     FinetuneConfig,
@@ -26,7 +26,7 @@ from sdslib.config import (
 )
 from sdslib.experiment import Show
 from sdslib.runs import Run
-from sdslib.storage import read_json
+from sdslib.studies import config_of
 
 SMALL = "small"
 # What is made where there is no run yet: enough to fill every part of a report in a minute.
@@ -76,7 +76,7 @@ class Case:
     @property
     def note(self) -> str:
         """What stands in the titles of figures."""
-        return "mini-world" if is_mini(self.config) else experiment.note(self.config)
+        return experiment.note(self.config)
 
     @cached_property
     def scores(self) -> dict[str, pd.DataFrame]:
@@ -107,8 +107,9 @@ def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None)
     shows their steps. ParameterError names a run that is not there or not finished.
     """
     names = _names(config)
-    chosen = [_named(name, config) for name in names] if names else _finished(root(config))
-    return group(chosen or [_small(config, progress)])
+    there = None if names else runs.finished_runs(root(config))
+    chosen = there if there is not None else [_named(name, config) for name in names]
+    return group(chosen, there) if chosen else group([_small(config, progress)])
 
 
 def listing(cases: Sequence[Case]) -> pd.DataFrame:
@@ -149,20 +150,14 @@ def _named(name: str, config: ReportConfig) -> Run:
         run = runs.find_run(path if (path / "identity.json").is_file() else name, root(config))
     except runs.RunError as error:
         raise ParameterError([f"runs: {error}"]) from error
+    if problems := run.problems(folders=False):
+        raise ParameterError([f"runs: {run.name}/{problem}; leave it out" for problem in problems])
     if "arm" not in run.params:
         raise ParameterError([f"runs: {run.name} is no fine-tuning; give runs of 02_finetune"])
     if not run.finished:
         state = run.status()["message"]
         raise ParameterError([f"runs: {run.name} is not finished ({state}); run it again first"])
     return run
-
-
-def _finished(where: Path) -> list[Run]:
-    """All finished fine-tunings of a folder, the newest first."""
-    table = runs.list_runs(where)
-    table = table[table["state"].eq("finished") & table["arm"].notna()]
-    newest = table.sort_values("updated", kind="stable")["run"][::-1]
-    return [runs.find_run(where / name) for name in newest]
 
 
 def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
@@ -179,16 +174,23 @@ def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
     return experiment.finetune(settings, follow("a small run"))
 
 
-def group(chosen: Sequence[Run]) -> list[Case]:
+def group(chosen: Sequence[Run], there: Sequence[Run] | None = None) -> list[Case]:
     """Cases of the chosen runs, each with its control, which has not to be among them.
+
+    It is one of `there`, by default of all finished runs of their folders.
 
     Runs that differ in their seed alone are one case. A seed that was run twice (with other code or
     data) is no second seed: it goes to a further case. A run with L_CLIP alone is a case of its own
     only where no other chosen run has it as control.
     """
     chosen = list({run.path: run for run in chosen}.values())
-    there = {folder: _finished(folder) for folder in {run.path.parent for run in chosen}}
-    controls = {run.path: _control(run, there[run.path.parent]) for run in chosen}
+    if there is None:
+        folders = dict.fromkeys(run.path.parent for run in chosen)
+        there = [run for folder in folders for run in runs.finished_runs(folder)]
+    among = {f: studies.Controls(some) for f, some in _by_folder(there).items()}
+    controls = {
+        run.path: among.get(run.path.parent, studies.Controls([])).of(run) for run in chosen
+    }
     used = {c.path for path, c in controls.items() if c is not None and c.path != path}
     settings: dict[tuple[str, int], list[Run]] = {}
     times: Counter[str] = Counter()
@@ -199,36 +201,18 @@ def group(chosen: Sequence[Run]) -> list[Case]:
             same = str(sorted(config.model_copy(update={"seed": 0}).identity().items()))
             settings.setdefault((same, times[own]), []).append(run)
             times[own] += 1
-    ordered = (sorted(runs, key=lambda run: run.params["seed"]) for runs in settings.values())
-    return [Case(tuple(runs), tuple(controls[run.path] for run in runs)) for runs in ordered]
+    ordered = (sorted(some, key=lambda run: run.params["seed"]) for some in settings.values())
+    return [Case(tuple(some), tuple(controls[run.path] for run in some)) for some in ordered]
 
 
-def _control(run: Run, there: Sequence[Run]) -> Run | None:
-    """The newest of the runs with the same parameters and data and L_CLIP alone, if there is one.
-
-    A run with L_CLIP alone is its own control.
-    """
-    if run.params["arm"] == "clip-only":
-        return run
-    plain = config_of(run).model_dump() | {"arm": "clip-only", "sds_weight": 0.0}
-    wanted = FinetuneConfig(**plain).identity()
-    same = (r for r in there if config_of(r).identity() == wanted and _same_data(r, run))
-    return next(same, None)
-
-
-def _same_data(one: Run, other: Run) -> bool:
-    """Whether what both read had the same content; the control reads no teacher."""
-    first, second = (read_json(run.path / "identity.json")["data"] for run in (one, other))
-    return all(first[name] == second[name] for name in first.keys() & second.keys())
+def _by_folder(some: Sequence[Run]) -> dict[Path, list[Run]]:
+    found: dict[Path, list[Run]] = {}
+    for run in some:
+        found.setdefault(run.path.parent, []).append(run)
+    return found
 
 
 # --- one run -------------------------------------------------------------------------------------
-
-
-def config_of(run: Run) -> FinetuneConfig:
-    """The run's parameters as a config; what a younger library added has its default."""
-    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
-    return FinetuneConfig(**known)
 
 
 def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
@@ -237,11 +221,6 @@ def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict
     if control is None and run.params["arm"] != "clip-only":
         found.pop(experiment.CONTROL)
     return found
-
-
-def is_mini(config: FinetuneConfig) -> bool:
-    """Whether the run trained or was measured in the mini-world."""
-    return "mini" in (config.train_data.partition(":")[0], config.benchmark.partition(":")[0])
 
 
 def objective(config: FinetuneConfig) -> str:

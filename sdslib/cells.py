@@ -247,13 +247,13 @@ def _answer() -> None:
 
 
 def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
-    from sdslib import experiment
+    from sdslib import experiment, sets
     from sdslib.sources import DataError
 
     data: dict[tuple, dict[str, str]] = {}
 
     def name(config: FinetuneConfig) -> str:
-        wanted = experiment.named_data(config)
+        wanted = sets.named_data(config)
         if wanted not in data:
             data[wanted] = experiment.load_data(config).fingerprints()
         return str(identify(config, data[wanted] | experiment.weights_fingerprints(config))["id"])

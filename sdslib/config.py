@@ -66,6 +66,8 @@ _SDS_KNOBS = frozenset(
     ]
 )
 WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
+# Arms that are taught by false captions of the words of a true one.
+ARMS_WITH_NEGATIVES: tuple[Arm, ...] = ("hard-negatives", "sds-margin", "teacher-choice")
 _OVERLAP_KNOBS = frozenset(["overlap", "apart_from", "vg_image_data"])  # unread in a mere report
 _BRIDGE_KNOBS = frozenset(["bridge_start", "bridge_pairs", "bridge_input"])
 UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in get_args(Arm)} | {
@@ -147,6 +149,20 @@ def _portable(source: str) -> str:
     return prefix + inside.as_posix()
 
 
+def set_name(source: str) -> str:
+    """The name under which a benchmark's scores are kept, from what names the benchmark alone.
+
+    `mini:NAME[:SPLIT]` is `mini-NAME`, `NAME[:SOURCE]` is NAME: a file's path is in no name.
+    """
+    name, _, rest = source.partition(":")
+    return f"mini-{rest.partition(':')[0].replace('_', '-')}" if name == "mini" else name
+
+
+def is_mini(source: str) -> bool:
+    """Whether what this names is drawn: `mini`, `mini:NAME`, or its pairs as `retrieval:mini`."""
+    return source.removeprefix("retrieval:").partition(":")[0] == "mini"
+
+
 def derive_seed(seed: int, purpose: str, *index: int) -> int:
     """A 63-bit seed for one draw: equal on every platform, in every process and thread.
 
@@ -226,6 +242,21 @@ class ModelsConfig(Config):
     num_workers: Whole = 0
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] | None = None
 
+    @property
+    def in_mini_world(self) -> bool:
+        """Whether training or measuring happens in the mini-world, which tells nothing of others.
+
+        The sets called "all" are the mini-world's under the preset `mini`.
+        """
+        drawn = any(map(is_mini, (self.benchmark, getattr(self, "train_data", ""))))
+        return drawn or (self.benchmark == "all" and self.preset == "mini")
+
+    @property
+    def label(self) -> str:
+        """What stands on every figure: where its numbers come from."""
+        student = self.clip_model.rpartition(":")[2].rstrip("/").rpartition("/")[2]
+        return "mini-world" if self.in_mini_world else f"{student}, {set_name(self.benchmark)}"
+
 
 class FinetuneConfig(ModelsConfig):
     """Everything that decides one fine-tuning run; the defaults are the preset `mini`.
@@ -245,6 +276,11 @@ class FinetuneConfig(ModelsConfig):
     Training images that `benchmark`, or one of the sets in `apart_from` (commas between), holds are
     told by their COCO ids; `overlap` reports them or leaves them out. For ARO `vg_image_data` says
     which images are COCO's.
+
+    `validation` is a benchmark, `held-out` (retrieval on a tenth of the pairs, 500 at most, which
+    are not trained on) or `none`; None is the mini-world's own for its benchmarks, and elsewhere
+    what can be held out. `keep` names sets that must not suffer, with commas between, or `none`;
+    None is those that are at hand.
     """
 
     arm: Arm = "sds"
@@ -258,6 +294,8 @@ class FinetuneConfig(ModelsConfig):
     apart_from: str | None = None
     overlap: Literal["report", "exclude"] = "report"
     vg_image_data: Source = "data/aro/image_data.json"
+    validation: Source | None = None
+    keep: Source | None = None
     steps: Count | None = 150
     epochs: Count | None = None
     batch_size: Count = 32

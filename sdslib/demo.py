@@ -22,7 +22,7 @@ from sdslib.config import DemoConfig, ParameterError, project_path
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
 from sdslib.figures import Picture
-from sdslib.images import ImageError, ImageRef, open_image
+from sdslib.images import ENDINGS, ImageError, ImageRef, open_image
 from sdslib.miniworld import COLORS, SHAPES, SIZES, Scene, Thing, say
 from sdslib.probes import Remembering
 from sdslib.sources import DataError
@@ -32,6 +32,7 @@ TEACHER = casebook.TEACHER
 PROFILE_ITEMS = 4  # that tell the teacher's mean errors: nobody should wait for all of them
 MOST = 12  # captions a question
 OWN = "of your own"
+OFFERED = ",".join(sorted(ENDINGS))  # what a chooser of files shows
 # What the first thing is to the second: the axis, and whether the second is drawn first.
 RELATIONS = {
     "left of": ("h", False), "right of": ("h", True),
@@ -467,7 +468,7 @@ class Picker:
         sources = [("as the parameters say", "given"), *sources] if given else sources
         self.source = _dropdown(f"{title}picture", sources, sources[0][1], "24em")
         self.scene = _scene_controls(scene, title)
-        self.upload = w.FileUpload(description=f"{title}choose a file", accept="image/*")
+        self.upload = w.FileUpload(description=f"{title}choose a file", accept=OFFERED)
         self.upload.layout.width = "16em"
         self.item = _text(f"{title}item", "0", "14em")
         self.image = _dropdown(f"{title}image of the item", [("0", 0), ("1", 1)], 0, "16em")

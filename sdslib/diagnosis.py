@@ -28,8 +28,9 @@ from sdslib import losses, metrics, miniworld, readable
 from sdslib.bridge import ridge_start
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, mini, override
 from sdslib.evaluate import clip_scorer, shared_draws
-from sdslib.experiment import LatentCache, embed_pairs, start_bridge, swapped_caption
+from sdslib.experiment import LatentCache, embed_pairs, start_bridge
 from sdslib.miniworld import Scene
+from sdslib.negatives import swapped_caption
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.runs import Run, RunError, find_run
 from sdslib.state import unpack_state

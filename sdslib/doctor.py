@@ -17,7 +17,7 @@ import pandas as pd
 import psutil
 import torch
 
-from sdslib import benchmarks, experiment, student, teacher
+from sdslib import benchmarks, experiment, negatives, student, teacher
 from sdslib.benchmarks import LOADERS, MINI
 from sdslib.checks import WeightsError
 from sdslib.config import FinetuneConfig, ParameterError, project_path, project_root, validate
@@ -63,7 +63,7 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
         problem = teacher.weights_problem(config.teacher, config.teacher_revision)
         absent |= {"teacher"} if problem else set()
         yield _finding("teacher", problem, config.teacher)
-    yield _finding("training pairs", _pairs_problem(config.train_data), config.train_data)
+    yield _finding("training pairs", _train_problem(config), config.train_data)
     needed = config.benchmark.partition(":")[0]
     yield _finding("benchmark", _benchmark_problem(config.benchmark), config.benchmark)
     yield from _costs(config, absent)
@@ -77,6 +77,14 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
 
 def _finding(what: str, problem: str | None, name: str) -> Finding:
     return Finding(what, "missing" if problem else "here", problem or name)
+
+
+def _train_problem(config: FinetuneConfig) -> str | None:
+    problem = _pairs_problem(config.train_data)
+    try:
+        return problem or negatives.problem(config)
+    except DataError as error:
+        return str(error)
 
 
 def _pairs_problem(source: str) -> str | None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sdslib import metrics
 from sdslib.config import derive_seed
+from sdslib.images import LONGEST
 from sdslib.losses import denoising_loss
 from sdslib.student import caption_lengths
 from sdslib.tables import (
@@ -168,9 +169,15 @@ def clip_scorer(
 
 
 def squared(image: Image, mode: str) -> Image:
-    """The image as a square: its center ("crop"), distorted ("squash") or on black ("pad")."""
+    """The image as a square: its center ("crop"), distorted ("squash") or on black ("pad").
+
+    What is longer than 8,000 pixels is shrunk to that first: its square would be too large.
+    """
     if mode not in ("crop", "squash", "pad"):
         raise TableError(f"mode must be 'crop', 'squash' or 'pad', not {mode!r}")
+    if mode != "crop" and max(image.size) > LONGEST:
+        image = image.copy()
+        image.thumbnail((LONGEST, LONGEST))
     side = min(image.size) if mode == "crop" else max(image.size)
     if mode == "squash":
         return image.resize((side, side))

@@ -14,10 +14,8 @@ import json
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,16 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import (
-    benchmarks,
-    evaluate,
-    figures,
-    launch,
-    miniworld,
-    overlap,
-    processes,
-    tables,
-)
+from sdslib import evaluate, figures, launch, processes, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import PASSPORT
@@ -45,12 +34,14 @@ from sdslib.config import (
     derive_seed,
     override,
     project_path,
+    set_name,
     validate,
 )
+from sdslib.negatives import swapped_caption
 from sdslib.overlap import Shared
-from sdslib.pairs import Pairs, load_pairs, some
+from sdslib.pairs import Pairs
 from sdslib.runs import Run, find_run, open_run
-from sdslib.sources import DataError
+from sdslib.sets import VALIDATION, Data, load_data
 from sdslib.storage import file_sha256, read_json, write_json
 from sdslib.student import (
     Student,
@@ -65,28 +56,6 @@ from sdslib.train import TERMS, Loop, Parties, Step
 
 UNTOUCHED = "untouched"
 CONTROL = "L_CLIP only"
-VALIDATION = "validation"
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains on, reports on and chooses on; the sets in `keep` must not suffer."""
-
-    pairs: Pairs
-    test: Benchmark
-    validation: Benchmark | None
-    keep: tuple[Benchmark, ...]
-    shared: tuple[Shared, ...] = ()  # with the pairs, or with what was left out of them
-
-    def scored(self) -> dict[str, Benchmark]:
-        """All sets to score under the names that their scores are kept by."""
-        found = {self.test.name: self.test} | {b.name: b for b in self.keep}
-        return found if self.validation is None else found | {VALIDATION: self.validation}
-
-    def fingerprints(self) -> dict[str, str]:
-        """Content hashes that go into the run's id."""
-        sets = {name: benchmark.fingerprint for name, benchmark in self.scored().items()}
-        return {"pairs": self.pairs.fingerprint} | sets
 
 
 def pick_device(name: str) -> torch.device:
@@ -97,50 +66,6 @@ def pick_device(name: str) -> torch.device:
     if not there.get(name, True):
         raise ParameterError([f"device '{name}' is not available here; use device 'auto' or 'cpu'"])
     return torch.device(name)
-
-
-def named_data(config: FinetuneConfig) -> tuple:
-    """The parameters that decide which sets a run has."""
-    apart = (config.overlap, config.apart_from, config.vg_image_data)
-    return (config.train_data, config.train_pairs, config.benchmark, config.eval_items, *apart)
-
-
-def load_data(config: FinetuneConfig) -> Data:
-    """The sets of a run; the mini-world's are drawn first if they are not there yet."""
-    mini = config.benchmark.partition(":")[0] == "mini"
-    if mini or config.train_data.partition(":")[0] == "mini":
-        miniworld.ensure_world()
-    whole = benchmarks.load_benchmark(config.benchmark)
-    pairs, shared = _apart(config, whole)
-    test = whole.sample(config.eval_items)
-    if not mini:
-        return Data(pairs, test, None, (), shared)
-    keep = [benchmarks.mini(f"zeroshot-{task}") for task in ("color", "shape")]
-    keep.append(benchmarks.retrieval(load_pairs("mini:val")))
-    return Data(pairs, test, benchmarks.mini("winoground", "val"), tuple(keep), shared)
-
-
-def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, tuple[Shared, ...]]:
-    """The training pairs, and what test sets have in common with them or had before."""
-    others = [name.strip() for name in (config.apart_from or "").split(",")]
-    others = [name for name in others if name not in ("", config.benchmark)]
-    sets = [whole, *map(benchmarks.load_benchmark, others)]
-    pairs, shared = load_pairs(config.train_data), list[Shared]()
-    if config.overlap == "exclude":
-        shared = overlap.shared(pairs, sets, config.vg_image_data)
-        pairs = overlap.without(pairs, sets, config.vg_image_data)
-        return some(pairs, config.train_pairs, config.train_data), tuple(shared)
-    pairs = some(pairs, config.train_pairs, config.train_data)
-    try:
-        shared = overlap.shared(pairs, sets, config.vg_image_data)
-    except DataError:
-        if config.apart_from is not None:
-            raise
-    for row in shared:
-        if row.shared:
-            told = f"{row.shared} of the training images are in {row.set}"
-            warnings.warn(f"{told}; overlap='exclude' leaves them out", stacklevel=2)
-    return pairs, tuple(shared)
 
 
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
@@ -227,28 +152,6 @@ def embed_pairs(student: Student, pairs: Pairs, index: Iterable[int], pooled: bo
     return torch.cat(rows)
 
 
-def swapped_caption(caption: str, seed: int) -> str:
-    """The caption with two words of a kind (colors, or shapes, or the things) swapped.
-
-    A caption with no two different words of a kind comes back unchanged in its words' order: it
-    then is a tie for the loss, not a lie.
-    """
-    words = caption.split()
-    places = {
-        kind: [i for i, word in enumerate(words) if word in known]
-        for kind, known in (("color", miniworld.COLORS), ("shape", miniworld.SHAPES))
-    }
-    able = [kind for kind, at in places.items() if len({words[i] for i in at}) == 2]
-    if not able:
-        return caption
-    kinds = [*able, "both"] if len(able) == 2 else able
-    chosen = kinds[seed % len(kinds)]
-    for kind in able if chosen == "both" else [chosen]:
-        i, j = places[kind][:2]
-        words[i], words[j] = words[j], words[i]
-    return " ".join(words)
-
-
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -289,7 +192,7 @@ def finetune(
         parties = load_parties(config, data.pairs, device)
         start = trained_weights(parties.student) if config.interpolation < 1 else {}
         if processes.is_main():
-            run.note(overlap=[row._asdict() for row in data.shared])
+            run.note(overlap=[row._asdict() for row in data.shared], sets=data.told())
             if processes.count() > 1:
                 run.note(processes=processes.count())
             save_all_scores(run, parties, data, f"{UNTOUCHED}-")
@@ -471,12 +374,12 @@ def stop_requested() -> Iterator[Stop]:
 
 def note(config: FinetuneConfig) -> str:
     """The label under every figure: mini-world figures are no evidence about real CLIP."""
-    return "mini-world" if config.preset == "mini" else f"{config.clip_model}, {config.benchmark}"
+    return config.label
 
 
 def human(config: FinetuneConfig) -> dict[str, float] | None:
     """What people reach on the benchmark, where somebody measured it."""
-    return figures.HUMAN_WINOGROUND if config.benchmark.startswith("winoground") else None
+    return figures.HUMAN_WINOGROUND if set_name(config.benchmark) == "winoground" else None
 
 
 def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
@@ -490,9 +393,22 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
     return trainable_table(student, bridge)
 
 
+def sets_table(run: Run) -> pd.DataFrame:
+    """What the run was trained on, chosen on and measured on, with counts."""
+    rows = read_json(run.path / "env.json").get("noted", {}).get("sets", [])
+    found = pd.DataFrame(rows, columns=["for", "set", "items"])
+    for use, missing in (
+        (VALIDATION, "none: nothing was chosen on the way"),
+        ("must not suffer", "none at hand; keep names some"),
+    ):
+        if len(found) and use not in set(found["for"]):
+            found.loc[len(found)] = [use, missing, 0]
+    return found
+
+
 def overlap_table(run: Run) -> pd.DataFrame:
     """How many images of each test set the run was trained on, or had left out of its training."""
-    rows = read_json(run.path / "env.json").get("noted", {}).get("overlap", [])
+    rows = run.environment.get("noted", {}).get("overlap", [])
     left_out = run.params.get("overlap") == "exclude"
     found = pd.DataFrame([Shared(**row) for row in rows], columns=list(Shared._fields))
     told = found["shared"].map(lambda n: "cannot be told" if pd.isna(n) else f"{int(n):,}")
@@ -518,7 +434,7 @@ def models(finished: Run, control: Run, name: str | None = None) -> dict[str, pd
 
 def reported(run: Run) -> str:
     """The name under which a run keeps the scores of the benchmark that it reports."""
-    return run.params["benchmark"].replace(":", "-")
+    return set_name(run.params["benchmark"])
 
 
 def before_after(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -554,8 +470,9 @@ def retention(finished: Run, control: Run) -> pd.DataFrame:
         for name in names
         for model, table in models(finished, control, name).items()
     ]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
-    return found[["set", "model", "metric", "n", "accuracy", "low", "high"]] if rows else found
+    columns = ["set", "model", "metric", "n", "accuracy", "low", "high"]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return found[columns]
 
 
 def save_results(run: Run, **tables_: pd.DataFrame) -> str:

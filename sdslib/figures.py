@@ -174,7 +174,6 @@ _PANELS = {
     "eps_error": "eps error per element",
     "grad_ratio": "|grad L_SDS| / |grad L_CLIP|",
     "lr": "learning rate",
-    "val_text": "validation text score (%)",
 }
 
 
@@ -188,13 +187,16 @@ def history(
     """Six curves of a run's history over its steps.
 
     Columns step and, where the arm has them, clip, sds, eps_error (mean squared, per latent
-    element), grad_ratio (weighted L_SDS over L_CLIP), lr, val_text. A column `run` draws several.
-    `absent` is what the panel of an empty column says.
+    element), grad_ratio (weighted L_SDS over L_CLIP), lr, and of the validation set `val_` and its
+    metrics, of which the first is drawn. A column `run` draws several. `absent` is what the panel
+    of an empty column says. `chance` is that of val_text.
     """
     table = table if "run" in table else table.assign(run="run")
     figure, axes = _canvas("Training", note, FULL, 3.6, 2, 3)
     kinds = looks(table["run"].unique())
-    for ax, (column, label) in zip(axes.flat, _PANELS.items(), strict=True):
+    chosen = next((c for c in table if c.startswith("val_")), "val_text")
+    panels = _PANELS | {chosen: f"validation {chosen.removeprefix('val_')} score (%)"}
+    for ax, (column, label) in zip(axes.flat, panels.items(), strict=True):
         ax.set_title(label)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         drawn = _curves(ax, table, column, kinds, absent)
@@ -207,9 +209,10 @@ def history(
             ax.yaxis.set_minor_locator(NullLocator())
             ax.set_ylim(bottom=min(0.004, ax.get_ylim()[0]))  # room for the words below the line
             _mark_line(ax, 0.01, "inert below 1%", horizontal=True, below=True)
-        if column == "val_text" and drawn:
+        if column == chosen and drawn:
             ax.yaxis.set_major_formatter(_percent)
-            _mark_line(ax, chance, "chance", horizontal=True)
+            if column == "val_text":
+                _mark_line(ax, chance, "chance", horizontal=True)
     for ax in axes[-1]:
         ax.set_xlabel("step")
     if len(kinds) > 1:
@@ -241,7 +244,8 @@ def _curves(
 
 
 def _last_words(run: str, row: Mapping[str, float]) -> str:
-    known = ((c, row.get(c)) for c in ("clip", "sds", "val_text"))
+    names = ["clip", "sds", *(c for c in row if c.startswith("val_"))][:3]
+    known = ((c, row.get(c)) for c in names)
     return f"{run} ends with " + ", ".join(f"{c} {v:.3g}" for c, v in known if pd.notna(v))
 
 

@@ -22,8 +22,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib import experiment, page, storage, tables
-from sdslib.cases import config_of, duration, is_mini, objective, score_tables
-from sdslib.config import FinetuneConfig
+from sdslib.cases import config_of, duration, objective, score_tables
+from sdslib.config import FinetuneConfig, set_name
 from sdslib.readable import p_value, points, share
 from sdslib.runs import Run
 
@@ -47,9 +47,7 @@ def write(run: Run, control: Run | None = None) -> Path:
 
     `control` is the run with L_CLIP alone that the results stand beside, where there is one.
     """
-    path = run.path / NAME
-    storage.write_bytes(path, str(card(run, control)).encode())
-    return path
+    return run.keep(NAME, str(card(run, control)).encode())
 
 
 def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:
@@ -61,7 +59,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         _metadata(run, config, whole),
         template_str=page.asset("modelcard.md"),
         title=f"SDS-CLIP student {run.name}",
-        mini=is_mini(config),
+        mini=config.in_mini_world,
         objective=objective(config),
         base=described(config.clip_model, config.clip_pretrained),
         teacher=_teacher(config),
@@ -75,7 +73,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         benchmark=config.benchmark,
         scores=_score_rows(whole),
         differences=_difference_rows(scores),
-        limits=MINI_LIMITS if is_mini(config) else REAL_LIMITS,
+        limits=MINI_LIMITS if config.in_mini_world else REAL_LIMITS,
         licence=_licence(config)[1],
     )
 
@@ -151,13 +149,13 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         language="en",
-        tags=["clip", "sds-clip", *(["mini-world"] if is_mini(config) else [])],
+        tags=["clip", "sds-clip", *(["mini-world"] if config.in_mini_world else [])],
         model_name=run.name,
         eval_results=[
             EvalResult(
                 task_type="image-text-matching",
-                dataset_type=config.benchmark.replace(":", "-"),
-                dataset_name=config.benchmark + (" (mini-world)" if is_mini(config) else ""),
+                dataset_type=set_name(config.benchmark),
+                dataset_name=config.benchmark + (" (mini-world)" if config.in_mini_world else ""),
                 metric_type=row.metric,
                 metric_name=f"{row.metric} (share of right items)",
                 metric_value=round(float(row.accuracy), 4),

@@ -28,12 +28,13 @@ from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
-from sdslib.images import ImageRef
+from sdslib.images import ImageRef, alike
 from sdslib.shards import index_shards, read_sample
 from sdslib.sources import (
     REPO_ID,
     Caption,
     DataError,
+    ImageCells,
     Root,
     caption_at,
     cell_bytes,
@@ -41,6 +42,7 @@ from sdslib.sources import (
     coco_id,
     hub_dataset,
     image_columns,
+    read_part,
     undecoded,
 )
 
@@ -193,11 +195,10 @@ def _open(source: str) -> Pairs:
         annotations, images = (project_path(part) for part in source.split("::", 1))
         return (karpathy_pairs if _is_list(annotations) else coco_pairs)(annotations, images)
     if source.endswith(".tar"):
-        return Pairs(index_shards(source), read_sample, source)
+        return _shard_pairs(source)
     folder = project_path(source)
     if folder.is_dir():
-        shards = any(folder.glob("*.tar"))
-        return _open(f"{folder}/*.tar") if shards else _coco_folder(folder)
+        return _shard_pairs(source) if any(folder.glob("*.tar")) else _coco_folder(folder)
     repo, _, split = source.partition(":")
     if REPO_ID.match(repo):
         return hub_pairs(repo, split or "train")
@@ -205,6 +206,13 @@ def _open(source: str) -> Pairs:
         f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "
         "captions.json::image_folder, shards/*.tar or owner/name"
     )
+
+
+def _shard_pairs(source: str) -> Pairs:
+    table = index_shards(source)
+    place: dict[str, int] = {}
+    first = [place.setdefault(one, row) for row, one in enumerate(table["sha256"].to_pylist())]
+    return Pairs(_joined(table.drop_columns("sha256"), first, source), read_sample, source)
 
 
 def _is_list(path: Path) -> bool:
@@ -289,13 +297,15 @@ def _file_pairs(
     root, found, sizes = Root(images), list(named), array("q")
     for own, name in found:
         sizes.append(root.path(name, f"{annotations.name}, image {own}").stat().st_size)
+    first = alike(sizes, lambda i, start, count: read_part(images / found[i][1], start, count))
     columns = {
         "id": pa.array((own for own, _ in found), pa.string()),
         "name": pa.array((name for _, name in found), pa.string()),
         "captions": lists,
         "size": pa.array(sizes, pa.int64()),
     }
-    return Pairs(pa.table(columns), partial(_read_file, images), f"{annotations}::{images}")
+    source = f"{annotations}::{images}"
+    return Pairs(_joined(pa.table(columns), first, source), partial(_read_file, images), source)
 
 
 def _coco_captions(path: Path, row_of: dict[int, int]) -> tuple[np.ndarray, pa.ListArray]:
@@ -367,6 +377,25 @@ def _grouped(rows: np.ndarray, texts: pa.ChunkedArray) -> tuple[np.ndarray, pa.L
     return has, pa.ListArray.from_arrays(offsets, values)
 
 
+def _joined(table: pa.Table, first: Sequence[int], source: str) -> pa.Table:
+    """One row an image, which `first` tells by its content, with the captions of all its rows."""
+    double = [row for row, own in enumerate(first) if own != row]
+    if not double:
+        return table
+    ids = table["id"].to_pylist()
+    if other := [row for row in double if ids[row] != ids[first[row]]]:
+        warnings.warn(
+            f"{source}: {len(other)} images are there already under another id, as "
+            f"{ids[other[0]]!r} is {ids[first[other[0]]]!r}; their captions are joined",
+            stacklevel=2,
+        )
+    texts = table["captions"].combine_chunks()
+    rows = np.repeat(np.asarray(first, np.int64), texts.value_lengths())
+    has, lists = _grouped(rows, pa.chunked_array([texts.flatten()]))
+    place = table.schema.get_field_index("captions")
+    return table.take(pa.array(has)).set_column(place, "captions", lists)
+
+
 def _read_file(folder: Path, row: Row) -> bytes:
     return (folder / row["name"]).read_bytes()
 
@@ -381,7 +410,7 @@ def hub_pairs(repo: str, split: str) -> Pairs:
 
 
 def dataset_pairs(found: Any, name: str) -> Pairs:
-    """Pairs of a `datasets.Dataset` whose rows of one image are joined."""
+    """Pairs of a `datasets.Dataset`; rows whose images have the same bytes are joined."""
     found = undecoded(found)
     images = image_columns(found)
     texts = [column for column in CAPTION_COLUMNS if column in found.column_names]
@@ -390,19 +419,31 @@ def dataset_pairs(found: Any, name: str) -> Pairs:
             f"{name}: expected one image column and one of {', '.join(CAPTION_COLUMNS)}; "
             f"found {', '.join(found.column_names)}"
         )
-    rows, captions = array("q"), []
-    for row, cell in enumerate(found[texts[0]]):
-        for text in [cell] if isinstance(cell, str) else cell or [None]:
-            captions.append(caption_at(text, f"{name}[{row}].{texts[0]}"))
-            rows.append(row)
-    ids = [column for column in ID_COLUMNS if column in found.column_names]
-    ids = [str(value) for value in found[ids[0]]] if ids else [str(i) for i in range(len(found))]
-    first = {own: row for row, own in reversed(list(enumerate(ids)))}
-    owner = np.array([first[ids[row]] for row in rows], np.int64)
-    has, lists = _grouped(owner, pa.chunked_array([captions], pa.string()))
-    own = [ids[row] for row in has]
-    columns = {"id": own, "name": [f"{name}[{row}]" for row in has], "captions": lists, "row": has}
-    return Pairs(pa.table(columns), partial(_read_cell, found, images[0]), name)
+    captions = [
+        [caption_at(text, f"{name}[{row}].{texts[0]}") for text in _listed(cell)]
+        for row, cell in enumerate(found[texts[0]])
+    ]
+    cells = ImageCells(found, images[0], name)
+    columns = {
+        "id": _row_ids(found),
+        "name": [f"{name}[{row}]" for row in range(len(found))],
+        "captions": pa.array(captions, pa.list_(pa.string())),
+        "row": list(range(len(found))),
+    }
+    table = _joined(pa.table(columns), alike(cells.sizes, cells.read), name)
+    return Pairs(table, partial(_read_cell, found, images[0]), name)
+
+
+def _listed(cell: Any) -> list[Any]:
+    return [cell] if isinstance(cell, str) else cell or [None]
+
+
+def _row_ids(found: Any) -> list[str]:
+    """What a data set calls its rows, or their numbers; a label, which tells no image from another:
+    it may be null, or a caption's."""
+    known = [column for column in ID_COLUMNS if column in found.column_names]
+    ids = found[known[0]] if known else range(len(found))
+    return [f"row {row}" if own is None else str(own) for row, own in enumerate(ids)]
 
 
 def _read_cell(found: Any, column: str, row: Row) -> bytes:

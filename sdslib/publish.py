@@ -27,7 +27,7 @@ from sdslib.config import (
     shown_path,
     validate,
 )
-from sdslib.runs import Run, RunError, find_run, list_runs
+from sdslib.runs import Run, RunError, find_run, finished_runs, list_runs
 from sdslib.studies import Setting, StudyError
 
 PUBLISHED, TABLES, FIGURES = "reports/published", "reports/tables", "reports/figures"
@@ -47,17 +47,27 @@ def study(name: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
     not finished, and for one whose control is neither among them nor beside them.
     """
     for run in runs:
+        _sound(run.name, run.problems(folders=False))
         if not run.finished:
             raise StudyError(f"run {run.name} is not finished: {run.status()['message']}")
-    beside = [Run(p.parent) for r in runs for p in r.path.parent.glob("*/identity.json")]
-    there = {r.path: r for r in (*runs, *beside) if r.finished and "arm" in r.params}
+    beside = [r for folder in {run.path.parent for run in runs} for r in finished_runs(folder)]
+    there = {r.path: r for r in (*runs, *beside)}
     pairs = studies.paired(runs, there.values())
     kept = {run.path: run for pair in pairs for run in pair}
+    for run in kept.values():
+        _sound(run.name, run.problems(folders=False))
     final = (folder or project_path(PUBLISHED)) / name
     with storage.staged_folder(final) as stage:
         for run in kept.values():
             _copy(run, stage / run.name)
     return final
+
+
+def _sound(name: str, problems: Sequence[str | None]) -> None:
+    """StudyError where there is a problem: what is damaged is not published, and not shown."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise StudyError(f"{name}/{'; '.join(found)}; take it from a copy, or make it again")
 
 
 def _copy(run: Run, target: Path) -> None:
@@ -81,11 +91,16 @@ def names(folder: Path | None = None) -> list[str]:
 
 
 def published(name: str, folder: Path | None = None) -> list[Run]:
-    """The runs of a study; StudyError lists the studies where there is none of that name."""
+    """The runs of a study; StudyError lists the studies where there is none of that name.
+
+    And where a file is not as it was published, by the manifest of the study.
+    """
     folder = folder or project_path(PUBLISHED)
     found = [Run(path.parent) for path in sorted((folder / name).glob("*/params.json"))]
     if not found:
         raise StudyError(f"no study {name!r} is published; there are {', '.join(names(folder))}")
+    if (folder / name / storage.MANIFEST).exists():
+        _sound(name, [storage.manifest_problem(folder / name)])
     return found
 
 
@@ -150,7 +165,7 @@ def _picture(
         return figures.scores_by_tag(by_tag, note_of(found), human=None)
     among = [setting.values for setting in found]
     parts = {s.label: studies.label_parts(s.values, among) for s in found}
-    shown = scores[scores["measure"].isin(["text", "zero-shot shape", "retrieval"])]
+    shown = studies.drawn(scores)
     arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
     shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
     return figures.bars_by_set(shown, note_of(found), name.replace("-", " ").capitalize())

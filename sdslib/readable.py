@@ -39,13 +39,15 @@ def tag(column: str, label: str) -> str:
     return f"{column} {label}" if label.isdigit() else label
 
 
-def shares(table: pd.DataFrame) -> pd.DataFrame:
+def shares(table: pd.DataFrame, empty: str = "none") -> Any:
     """Shares of right items, one row a metric and label, one column a model.
 
     Rows of `tables.tabulate` with a column model, and with set and over where they tell sets
     apart. A model that scored fewer items than others says how many. Chance and ties, summed over
-    the models, come last where the table has them.
+    the models, come last where the table has them. Of a table without rows `empty` is said.
     """
+    if table.empty:
+        return listing(table, empty)
     told = _in_words(table)
     keys = [key for key in ("set", "metric", "over", "label") if key in told]
     apart = [*keys, "tag"] if "tag" in told else keys  # labels of two tags may be one word

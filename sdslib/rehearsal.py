@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from sdslib import experiment, miniworld
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, validate
+from sdslib.negatives import swapped_caption
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.sources import DataError
 from sdslib.student import random_student, set_trainable
@@ -187,7 +188,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     trained = [value for _, value in chosen]
     if "sds" not in TERMS[config.arm]:
-        return Parties(student, trained, negative=experiment.swapped_caption)
+        return Parties(student, trained, negative=swapped_caption)
     teacher = random_teacher(
         config.teacher,
         config.teacher_revision,
@@ -206,7 +207,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
 
     needs = config.arm != "teacher-choice"
     own = bridge.to(device) if needs else None
-    return Parties(student, trained, teacher, own, experiment.swapped_caption, latents)
+    return Parties(student, trained, teacher, own, swapped_caption, latents)
 
 
 class Pictures:

@@ -30,12 +30,11 @@ from sdslib import (
     tables,
 )
 from sdslib.atlas import Atlas, Query
-from sdslib.benchmarks import Benchmark, load_benchmark
+from sdslib.benchmarks import Benchmark
 from sdslib.cases import (
     SMALL,
     Case,
     config_of,
-    is_mini,
     members,
     output_folder,
     papermill_line,
@@ -50,6 +49,7 @@ from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link,
 from sdslib.experiment import CONTROL, UNTOUCHED
 from sdslib.readable import p_value, points
 from sdslib.runs import Run, runs_root
+from sdslib.sets import load_set
 from sdslib.sources import DataError
 
 NAME = "report"
@@ -92,7 +92,7 @@ def build(config: ReportConfig, cases: Sequence[Case]) -> Report:
     """The document of these cases and its figures; reads what the runs kept, computes no model."""
     drawn: dict[str, figures.Picture] = {}
     results = [block for n, case in enumerate(cases) for block in _case(case, n, drawn)]
-    mini = any(is_mini(case.config) for case in cases)
+    mini = any(case.config.in_mini_world for case in cases)
     count = sum(len(case.runs) for case in cases)
     told = Document(
         config.title or TITLE,
@@ -158,7 +158,7 @@ def _date(cases: Sequence[Case]) -> datetime:
 
 def _warnings(cases: Sequence[Case]) -> list[Block]:
     found: list[Block] = []
-    if any(is_mini(case.config) for case in cases):
+    if any(case.config.in_mini_world for case in cases):
         text = (
             "Mini-world: trained and measured on small drawn scenes. This shows the method and "
             "tests the code; it is no evidence about real CLIP."
@@ -238,8 +238,8 @@ def _method(cases: Sequence[Case]) -> list[Block]:
 
 def _data(cases: Sequence[Case]) -> list[Block]:
     config = cases[0].config
-    mini = " (mini-world)" if is_mini(config) else ""
-    prints = storage.read_json(cases[0].run.path / "identity.json")["data"]
+    mini = " (mini-world)" if config.in_mini_world else ""
+    prints = cases[0].run.identity["data"]
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     rows = [("training pairs", f"{config.train_data}{mini}", pairs, _short(prints, "pairs"))]
     for name in _sets(cases[0].run):
@@ -445,9 +445,7 @@ def _examples(config: ReportConfig, case: Case) -> list[Block]:
 def _benchmark(config: FinetuneConfig) -> tuple[Benchmark | None, str]:
     """The reported set with its pictures, or why they are not here."""
     try:
-        if config.benchmark.partition(":")[0] == "mini":
-            experiment.miniworld.ensure_world()
-        return load_benchmark(config.benchmark), ""
+        return load_set(config.benchmark), ""
     except DataError as reason:
         return None, f"Pictures and captions are not at hand: {reason}"
 
@@ -504,7 +502,7 @@ def _parameters(cases: Sequence[Case]) -> list[Block]:
 
 
 def _versions(cases: Sequence[Case]) -> list[Block]:
-    envs = [storage.read_json(run.path / "env.json") for run, _ in members(cases)]
+    envs = [run.environment for run, _ in members(cases)]
     first = envs[0]
     rows = [
         ("python", str(first["python"])),

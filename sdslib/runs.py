@@ -2,7 +2,11 @@
 
 Nothing is overwritten, nothing is unpickled, and a kill at any moment loses at most the steps
 since the last checkpoint. `step` counts finished optimizer steps, in history and checkpoints.
-`python -m sdslib.runs list` and `python -m sdslib.runs show RUN` read what is there.
+
+Whatever is kept has a checksum, which every reading holds it to: a line of the history its own, the
+status one inside it, a folder its manifest, every other file one in `sums.json`. A run of before
+that, or a published one (the manifest of its study has its sums), is read without.
+`python -m sdslib.runs list`, `show RUN` and `verify [RUN …]` tell what is there.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import sys
 import time
 import warnings
 import weakref
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -63,11 +68,18 @@ _PACKAGES = (
 )
 _DECIDES_BITS = ("python", "packages", "threads", "device")
 _STATUS_EVERY_S = 1.0
+_REMEDY = "take it from a copy, or delete the run's folder and run again"
+_CRC = "crc32"
+_SUMMED_LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 _open_here: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()
 
 
 class RunError(RuntimeError):
     """A run cannot be opened, found or written; the message says which and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
 
 
 class RunWarning(UserWarning):
@@ -95,7 +107,7 @@ def open_run(
     root = runs_root(config, root)
     identity = identify(config, fingerprints or {})
     folder = _folder_of(root, config, identity)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     if (folder / "status.json").exists() and Run(folder).finished:
         return Run(folder)
     storage.acquire(folder)
@@ -111,6 +123,16 @@ def runs_root(config: Config | None = None, root: Path | str | None = None) -> P
     """Where runs are kept: `root`, else the config's `runs`, else `reports/runs`."""
     chosen = root or (config and config.runs) or "reports/runs"
     return project_path(chosen)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"a run cannot be kept in {shown_path(folder.parent)}: {error.strerror}; give a folder "
+            "that can be written to in the parameter runs"
+        ) from error
 
 
 class Run:
@@ -151,11 +173,21 @@ class Run:
         """The trained student's open_clip folder; written inside `staged("weights")`."""
         return self.path / "weights"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the id is a hash of: params, data and code, by content."""
+        return self._read("identity.json", "id", "params", "data", "code")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and threads that it was computed with, and what was noted."""
+        return self._read("env.json")
+
     def origin(self) -> dict[str, Any]:
         """Where this run's weights come from, for their passport: parameters, data, environment."""
-        identity = read_json(self.path / "identity.json")
+        identity = self.identity
         facts = {key: identity[key] for key in ("id", "params", "data", "code")}
-        return facts | {"environment": read_json(self.path / "env.json")}
+        return facts | {"environment": self.environment}
 
     @property
     def finished(self) -> bool:
@@ -175,32 +207,71 @@ class Run:
         return read_status(self.path)
 
     def _read(self, name: str, *keys: str) -> dict[str, Any]:
-        """A JSON object of the folder; RunError where it is none or lacks a key."""
+        """A JSON object of the folder; RunError where it is damaged or lacks a key."""
+        self._check(name)
         found = read_json(self.path / name)
         if not isinstance(found, dict) or not found.keys() >= set(keys):
             raise RunError(f"{self.name}/{name} has not the expected form; delete the run's folder")
         return found
 
+    def _check(self, name: str) -> None:
+        """RunError where a file is not as it was written."""
+        if problem := storage.sum_problem(self.path, name, self._sums()):
+            raise RunError(f"{self.name}/{problem}; {_REMEDY}")
+
+    def _sums(self) -> dict[str, list[str | None]]:
+        try:
+            return storage.sums_of(self.path)
+        except StorageError as error:
+            raise RunError(f"{error}; {_REMEDY}") from error
+
+    def problems(self, folders: bool = True) -> list[str]:
+        """What of the run is not as it was written, each with its file; [] where all is well.
+
+        `folders` adds weights, checkpoints and the atlas, whose hashing takes its time.
+        """
+        try:
+            sums = storage.sums_of(self.path)
+        except StorageError as error:
+            return [str(error).partition("/")[2] or str(error)]
+        found = [storage.sum_problem(self.path, name, sums) for name in sums]
+        found += [self._status_problem(), *_line_problems(self.path / "history.jsonl")]
+        for manifest in sorted(self.path.rglob(storage.MANIFEST)) if folders else []:
+            problem = storage.manifest_problem(manifest.parent)
+            place = manifest.parent.relative_to(self.path).as_posix()
+            found.append(problem and f"{place}/{problem}")
+        return [problem for problem in found if problem]
+
+    def _status_problem(self) -> str | None:
+        try:
+            _status(self.path)
+        except StorageError as error:
+            return str(error).partition("/")[2]
+        return None
+
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add one row, flushed to the system; numbers that are not finite are kept as null."""
         self._need_writable()
-        line = json.dumps({str(k): _plain(v) for k, v in row.items()}, allow_nan=False)
-        storage.append_line(self.path / "history.jsonl", line)
+        storage.append_line(self.path / "history.jsonl", _line(row))
         if row.get("step") is not None:
             self._last_step = int(row["step"])
             if time.monotonic() >= self._status_due:
                 self._set("running", f"running at step {self._last_step}")
 
     def history(self) -> pd.DataFrame:
-        """All rows; a line cut by a kill is skipped with a warning."""
+        """All rows; a line cut by a kill is skipped with a warning, a finished run's has none."""
         import pandas as pd
 
+        self._check("history.jsonl")
+        problems = _line_problems(self.path / "history.jsonl") if self.finished else []
+        if problems:
+            raise RunError(f"{self.name}/{problems[0]}; {_REMEDY}")
         return pd.DataFrame([row for row, _ in _rows(self.path / "history.jsonl")])
 
     def save_scores(self, name: str, table: pd.DataFrame) -> Path:
         """Keep one row an item, every score, as `scores/<name>.parquet`."""
         self._need_writable()
-        return _write_table(self._scores_path(name), table)
+        return self._write_table(self._scores_path(name), table)
 
     def scores(self, name: str) -> pd.DataFrame:
         """The table that `save_scores` kept under this name; RunError lists what there is."""
@@ -215,11 +286,28 @@ class Run:
 
         It is drawn from the scores, so a finished run's may be written again.
         """
-        return _write_table(self.path / "results.parquet", table)
+        return self._write_table(self.path / "results.parquet", table)
 
     def results(self) -> pd.DataFrame:
         """The table that `save_results` kept."""
         return self._read_table(self.path / "results.parquet")
+
+    def keep(self, name: str, data: bytes) -> Path:
+        """Keep a file beside what was computed, as the executed notebook; also of a finished run.
+
+        It is new, or replaced; a run of before there were checksums gets none by it.
+        """
+        if (self.path / storage.SUMS).exists():
+            self._sums()
+            storage.keep(self.path, {name: data})
+        else:
+            storage.write_bytes(self.path / name, data)
+        return self.path / name
+
+    def _write_table(self, path: Path, table: pd.DataFrame) -> Path:
+        path.parent.mkdir(exist_ok=True)
+        data = table.to_parquet(index=False)
+        return self.keep(path.relative_to(self.path).as_posix(), data)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -268,13 +356,14 @@ class Run:
     def note(self, **facts: Any) -> None:
         """Add facts under `noted` in `env.json`, as the device that was really used."""
         self._need_writable()
-        path = self.path / "env.json"
-        env = read_json(path)
+        env = self.environment
         noted = env.get("noted", {}) | {k: _plain(v) for k, v in facts.items()}
-        write_json(path, env | {"noted": noted})
+        self.keep("env.json", storage.json_bytes(env | {"noted": noted}))
 
     def finish(self) -> None:
         """Mark the run complete; from here on it is read-only."""
+        self._need_writable()
+        self._settle()
         self._end("finished", "finished")
 
     def fail(self, error: BaseException | str) -> None:
@@ -292,19 +381,19 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         if not self._writable or error is None:
             return
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if not self._is_there():
+            self._leave()
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.interrupt(f"by {type(error).__name__}{f': {error}' if str(error) else ''}")
         else:
             self.fail(error)
 
     def _begin(self, config: Config, identity: dict[str, Any]) -> None:
         storage.sweep(self.path)
-        env, earlier = environment(config), self.path / "env.json"
-        if earlier.exists():
-            env = self._compared(read_json(earlier), env)
-        write_json(self.path / "params.json", config.model_dump(mode="json"))
-        write_json(self.path / "env.json", env)
-        write_json(self.path / "identity.json", identity)
+        env = self._compared(environment(config))
+        _adopt(self.path)
+        told = {"params": config.model_dump(mode="json"), "env": env, "identity": identity}
+        storage.keep(self.path, {f"{k}.json": storage.json_bytes(v) for k, v in told.items()})
         resume = getattr(config, "resume", True)
         if not resume:
             storage.discard(self.path / "checkpoints")
@@ -317,7 +406,16 @@ class Run:
         self._last_step = step or None
         self._set("running", f"running at step {step}")
 
-    def _compared(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    def _compared(self, new: dict[str, Any]) -> dict[str, Any]:
+        """The environment, beside what the run began with."""
+        if not (self.path / "env.json").exists():
+            return new
+        try:
+            old = self.environment
+        except (RunError, StorageError) as error:
+            text = f"{error}. It is written anew; whether the run is bit-exact cannot be told"
+            warnings.warn(text, RunWarning, stacklevel=4)
+            return new | {"bit_exact": False}
         both = [k for k in _DECIDES_BITS if old.get(k) is not None and new[k] is not None]
         changed = [key for key in both if old[key] != new[key]]
         exact = bool(old.get("bit_exact", True)) and not changed
@@ -358,6 +456,7 @@ class Run:
         if not path.is_file():
             there = ", ".join(self.score_names()) or "none"
             raise RunError(f"{self.name} has no {path.stem}; scores there: {there}")
+        self._check(path.relative_to(self.path).as_posix())
         try:
             return storage.read_frame(path)
         except (OSError, ValueError) as error:
@@ -366,10 +465,29 @@ class Run:
             raise RunError(f"{place} cannot be read ({reason}); score again") from error
 
     def _need_writable(self) -> None:
-        if self._writable:
+        if self._writable and self._is_there():
             return
+        if self._writable:
+            raise RunError(
+                f"run {self.name} is gone: its folder was deleted or moved while it was written "
+                "to; put it back and run again, or run again to begin anew"
+            )
         why = "is finished" if self.finished else "was opened for reading"
         raise RunError(f"run {self.name} {why}; open_run with other parameters makes a new one")
+
+    def _is_there(self) -> bool:
+        return (self.path / "identity.json").is_file()
+
+    def _settle(self) -> None:
+        """Give every file of the run that is to stay the one sum that it has to have from now."""
+        sums = self._sums()
+        named = {path.relative_to(self.path).as_posix() for path in _files(self.path)}
+        found = {name: storage.file_sha256(self.path / name) for name in sorted(named)}
+        settled = {
+            name: [digest] if digest in sums.get(name, [digest]) else sums[name]
+            for name, digest in found.items()
+        }
+        storage.write_summed(self.path / storage.SUMS, {"files": settled})
 
     def _step_text(self) -> int:
         return self._last_step or 0
@@ -382,25 +500,59 @@ class Run:
             "updated": storage.now(),
             "message": message,
         }
-        write_json(self.path / "status.json", status)
+        storage.write_summed(self.path / "status.json", status)
 
     def _end(self, state: str, message: str) -> None:
         self._need_writable()
         self._set(state, message)
+        self._leave()
+
+    def _leave(self) -> None:
         self._writable = False
-        storage.release(self.path)
+        if self.path.is_dir():
+            storage.release(self.path)
         atexit.unregister(self._close)
 
     def _close(self) -> None:
         """The interpreter ends in good order, but nobody said how the run ended."""
-        if self._writable and self.status()["pid"] == os.getpid():
+        if self._writable and self._is_there() and self.status()["pid"] == os.getpid():
             self.interrupt("because the process ended")
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    storage.write_frame(path, table)
-    return path
+def _files(folder: Path) -> Iterator[Path]:
+    """The files that `sums.json` of a finished run tells of: those without a sum elsewhere."""
+    sealed = {path.parent for path in folder.rglob(storage.MANIFEST)}
+    for path in folder.rglob("*"):
+        alone = path.parent == folder and path.name in (storage.SUMS, "status.json", "lock")
+        part = path.name.startswith((".part-", ".stage-", ".trash-"))
+        if path.is_file() and not alone and not part and sealed.isdisjoint(path.parents):
+            yield path
+
+
+def _adopt(folder: Path) -> None:
+    """Go on with what an earlier process kept; what is damaged is dropped, and computed again.
+
+    A run of before there were checksums gets them now.
+    """
+    tables = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet"))
+    if not (folder / storage.SUMS).exists():
+        _sum_lines(folder / "history.jsonl")
+        found = {name: [storage.file_sha256(folder / name)] for name in tables}
+        storage.write_summed(folder / storage.SUMS, {"files": found})
+        return
+    try:
+        sums = storage.sums_of(folder)
+    except StorageError as error:
+        warnings.warn(f"{error}; it is written anew", RunWarning, stacklevel=5)
+        sums = {}
+    for name in tables:
+        problem = storage.sum_problem(folder, name, {name: sums.get(name, [])})
+        if problem:
+            text = f"{folder.name}/{problem}; it is computed again"
+            warnings.warn(text, RunWarning, stacklevel=5)
+            (folder / name).unlink()
+    kept = {name: sums[name] for name in tables if (folder / name).exists()}
+    storage.write_summed(folder / storage.SUMS, {"files": kept})
 
 
 def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
@@ -537,7 +689,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return unknown | {"message": "never began"}
     try:
-        status = read_json(path)
+        status = _status(folder)
     except StorageError as error:
         return unknown | {"message": f"{error}; open the run again to go on from its checkpoint"}
     try:
@@ -552,6 +704,16 @@ def read_status(folder: Path) -> dict[str, Any]:
     return dict(status)
 
 
+def _status(folder: Path) -> Any:
+    """The file as it is; StorageError where it is not as it was written."""
+    path = folder / "status.json"
+    if not (folder / storage.SUMS).exists():  # of before there were checksums
+        found = read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or "sha256" not in found:
+            return found
+    return storage.read_summed(path)
+
+
 def _last_step(folder: Path, known: int | None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
@@ -561,18 +723,59 @@ def _last_step(folder: Path, known: int | None) -> int:
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each readable row with its raw line; warns of every line that is not one."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and line.endswith(b"\n"):
+    for number, row, line in _numbered(path):
+        if row is not None:
             yield row, line
         else:
             text = f"{path.parent.name}/{path.name}: skipped line {number}, which is torn"
             warnings.warn(text, RunWarning, stacklevel=4)
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | None, bytes]]:
+    """Each line by its number from 1, with its row, or None where it is torn or damaged."""
+    if not path.exists():
+        return
+    summed = (path.parent / storage.SUMS).exists()
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        yield number, _row_of(line, summed), line
+
+
+def _line_problems(path: Path) -> list[str]:
+    """The damaged lines of a history; the last one may be torn by a kill while it was written."""
+    rows = list(_numbered(path))
+    torn = {rows[-1][0]} if rows and not rows[-1][2].endswith(b"\n") else set()
+    return [
+        f"{path.name} line {number} differs from its checksum"
+        for number, row, _ in rows
+        if row is None and number not in torn
+    ]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as a line of the history, its CRC-32 last."""
+    plain = {str(k): _plain(v) for k, v in row.items() if k != _CRC}
+    text = json.dumps(plain, allow_nan=False)
+    return f'{text[:-1]}, "{_CRC}": "{zlib.crc32(text.encode()):08x}"}}'
+
+
+def _row_of(line: bytes, summed: bool) -> dict[str, Any] | None:
+    """The row of a whole line that agrees with its checksum, which `summed` ones must have."""
+    match = _SUMMED_LINE.fullmatch(line)
+    text = match[1] + b"}" if match else line
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    good = zlib.crc32(text) == int(match[2], 16) if match else not summed
+    if not (good and isinstance(row, dict) and line.endswith(b"\n")):
+        return None
+    return row if row.get("step") is None or type(row["step"]) is int else None
+
+
+def _sum_lines(path: Path) -> None:
+    if path.exists():
+        lines = [f"{_line(row)}\n".encode() for row, _ in _rows(path)]
+        storage.write_bytes(path, b"".join(lines))
 
 
 def _truncate_history(path: Path, step: int) -> None:
@@ -620,7 +823,7 @@ def _folder_of(root: Path, config: Config, identity: dict[str, Any]) -> Path:
 def _refuse_other(root: Path, name: str, identity: dict[str, Any]) -> None:
     for path in _run_folders(root):
         if path.name.rpartition("-")[0] == name and not path.name.endswith(identity["id"]):
-            differences = "; ".join(_differences(read_json(path / "identity.json"), identity))
+            differences = "; ".join(_differences(Run(path).identity, identity))
             raise RunError(
                 f"run {name!r} exists with other parameters ({differences}); choose another name"
             )
@@ -681,15 +884,66 @@ def _run_of_notebook(path: Path, folders: list[Path]) -> Run:
 
 
 def list_runs(root: Path | str | None = None) -> pd.DataFrame:
-    """One row a run: name, id, state, step, when, and the parameters that are most asked for."""
+    """One row a run: name, id, state, step, when, and the parameters that are most asked for.
+
+    A run that cannot be read has the state `damaged` and nothing more; a warning says why.
+    """
     import pandas as pd
 
     columns = ["run", "id", "state", "step", "updated", "arm", "sds_weight", "trainable", "seed"]
-    rows = []
-    for folder in _run_folders(runs_root(root=root)):
-        run = Run(folder)
-        rows.append(run.params | run.status() | {"run": run.name, "id": run.id})
+    rows = [_listed(Run(folder)) for folder in _run_folders(runs_root(root=root))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _listed(run: Run) -> dict[str, Any]:
+    try:
+        return run.params | run.status() | {"run": run.name, "id": run.id}
+    except (RunError, StorageError) as error:
+        warnings.warn(f"left out: {error}", RunWarning, stacklevel=4)
+        return {"run": run.name, "state": "damaged"}
+
+
+def finished_runs(root: Path | str | None = None) -> list[Run]:
+    """The finished fine-tunings of a folder that are as they were written, the newest first.
+
+    A warning names each that is damaged.
+    """
+    found = list_runs(root)
+    found = found[found["state"].eq("finished") & found["arm"].notna()]
+    newest = found.sort_values("updated", kind="stable")["run"][::-1]
+    return [run for name in newest if _is_sound(run := Run(runs_root(root=root) / name))]
+
+
+def _is_sound(run: Run) -> bool:
+    problems = run.problems(folders=False)
+    if problems:
+        text = f"left out: {run.name}/{'; '.join(problems)}; {_REMEDY}"
+        warnings.warn(text, RunWarning, stacklevel=4)
+    return not problems
+
+
+def verify(names: Iterable[str], root: Path | str | None = None) -> list[tuple[Run, list[str]]]:
+    """The runs of these names, or all of a folder, each with what of it is not as it was written.
+
+    A name may be a folder of runs, as that of a published study. RunError where there is none.
+    """
+    found: list[Run] = []
+    for name in names:
+        below = _run_folders(project_path(name))
+        found += [Run(folder) for folder in below] or [find_run(name, root)]
+    found = found or [Run(folder) for folder in _run_folders(runs_root(root=root))]
+    return [(run, run.problems()) for run in found]
+
+
+def _verdict(run: Run, problems: list[str]) -> str:
+    if problems:
+        return "\n".join(f"{run.name}/{problem}" for problem in problems)
+    try:
+        known = len(storage.sums_of(run.path))
+    except StorageError as error:
+        return str(error)
+    how = f"{known} files" if known else "no checksums, kept before there were any"
+    return f"{run.name}: whole ({how})"
 
 
 def describe(run: Run) -> str:
@@ -709,7 +963,10 @@ def describe(run: Run) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    """`list` all runs, or `show` one; exit status 2 when there is none of that name."""
+    """`list` all runs, `show` one, or `verify` them: hold every file to its checksum.
+
+    Exit status: 1 where `verify` finds a damaged file, 2 when there is no run of that name.
+    """
     parser = argparse.ArgumentParser(prog="python -m sdslib.runs", description=main.__doc__)
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--runs", help="the folder of runs (default: reports/runs)")
@@ -717,10 +974,22 @@ def main(words: list[str] | None = None) -> int:
     verbs.add_parser("list", help="one line a run", parents=[where])
     show = verbs.add_parser("show", help="one run in full", parents=[where])
     show.add_argument("run", help="id, name or path")
+    check = verbs.add_parser("verify", help="hold files to their checksums", parents=[where])
+    check.add_argument("names", nargs="*", metavar="RUN", help="as above, or a published study")
     options = parser.parse_args(words)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_, **__: print(text, file=sys.stderr)
+        return _obey(options)
+
+
+def _obey(options: argparse.Namespace) -> int:
     try:
         if options.verb == "show":
             print(describe(find_run(options.run, options.runs)))
+        elif options.verb == "verify":
+            found = verify(options.names, options.runs)
+            print("\n".join(_verdict(*one) for one in found) or "no runs yet")
+            return int(any(problems for _, problems in found))
         else:
             table = list_runs(options.runs)
             print(table.to_string(index=False) if len(table) else "no runs yet")

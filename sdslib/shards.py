@@ -1,7 +1,8 @@
 """WebDataset shards, here or behind http(s): indexed once, then read at any place.
 
-A shard is an uncompressed tar of KEY.jpg with KEY.txt or KEY.json ("caption"). Random access keeps
-the order of training a pure function of the seed, and no shard has to be on disk.
+A shard is an uncompressed tar of KEY.jpg with KEY.txt or KEY.json ("caption"), no dot in KEY.
+Random access keeps the order of training a pure function of the seed, and no shard has to be on
+disk.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -22,51 +24,79 @@ import pyarrow.parquet as pq
 
 from sdslib import storage
 from sdslib.config import project_path, project_root
-from sdslib.sources import DataError, caption_at, http_stream, http_tag, read_range
+from sdslib.images import ENDINGS
+from sdslib.sources import DataError, caption_at, http_stream, http_tag, read_part, read_range
 
 Row = dict[str, Any]
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+LEFT_OUT = b"left out"  # members that belong to no sample: how many, and the first of them
+LAYOUT = 2  # of the index; another one has other columns
 MEMBER_LIMIT = 256 * 2**20
 
 
 def index_shards(pattern: str) -> pa.Table:
-    """All samples of `shards/{000..099}.tar` or `*.tar`: id, name, captions, shard, offset, size.
+    """All samples of `shards/{000..099}.tar`, `*.tar` or a folder: id, name, captions, shard,
+    offset, size, and the sha256 of the encoded image.
 
-    A remote shard is read through once, without being kept; its index is, under data/cache/shards.
-    Raises `DataError` for a shard that is absent or cut, a sample without image or caption, and a
-    member that is a link, leads out of its folder, or is larger than 256 MB.
+    A folder's name is taken as it stands: only the last name may be a pattern. A remote shard is
+    read through once, without being kept; its index is, under data/cache/shards. Warns of members
+    that belong to no sample. Raises `DataError` for a shard that is absent or cut, a sample without
+    image or caption or with two images, and a member that is a link, leads out of its folder, or
+    is larger than 256 MB.
     """
-    shards = [shard for part in braceexpand.braceexpand(pattern) for shard in _matching(part)]
-    return pa.concat_tables([_index(shard) for shard in shards])
+    tables = [_index(shard) for shard in _shards(pattern)]
+    left = [json.loads(table.schema.metadata[LEFT_OUT]) for table in tables]
+    if any(count for count, _ in left):
+        warnings.warn(_left_out(left, pattern), stacklevel=2)
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables])
+
+
+def _left_out(left: Sequence[tuple[int, str]], source: str) -> str:
+    count, example = sum(count for count, _ in left), next(name for _, name in left if name)
+    stem, _, ending = PurePosixPath(example).name.partition(".")
+    return (
+        f"{source}: {count} members are neither image nor caption and are left out, as {example!r} "
+        f"(key {stem!r} ends at the first dot, {ending!r} is no ending that is read)"
+    )
 
 
 def read_sample(row: Row) -> bytes:
     """The encoded image of one row of the index."""
     if _is_remote(row["shard"]):
         return read_range(row["shard"], row["offset"], row["size"])
-    with open(row["shard"], "rb") as file:
-        file.seek(row["offset"])
-        return file.read(row["size"])
+    return read_part(row["shard"], row["offset"], row["size"])
 
 
 def _is_remote(shard: str) -> bool:
     return shard.startswith(("http://", "https://"))
 
 
-def _matching(part: str) -> list[str]:
-    if _is_remote(part):
-        return [part]
-    path = str(project_path(part))
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
-    if not found or not Path(found[0]).is_file():
-        raise DataError(f"no shard {path}; give shards/{{000..099}}.tar or a pattern with *")
-    return found
+def _shards(pattern: str) -> list[str]:
+    if _is_remote(pattern):
+        return list(braceexpand.braceexpand(pattern))
+    path = project_path(pattern)
+    if path.is_dir():
+        return sorted(map(str, path.glob("*.tar")))
+    if path.is_file():
+        return [str(path)]
+    return [shard for name in braceexpand.braceexpand(path.name) for shard in _matching(path, name)]
+
+
+def _matching(path: Path, name: str) -> list[str]:
+    folder = path.parent
+    found = sorted(glob.glob(name, root_dir=folder)) if glob.has_magic(name) else [name]
+    if not found or not (folder / found[0]).is_file():
+        where = "" if folder.is_dir() else f": there is no folder {folder}, taken as it is written"
+        raise DataError(
+            f"no shard {folder / name}{where}; give a folder, shards/{{000..099}}.tar or "
+            "shards/*.tar, only the last name a pattern"
+        )
+    return [str(folder / one) for one in found]
 
 
 def _index(shard: str) -> pa.Table:
     if not _is_remote(shard):
         return _table(shard)
-    key = hashlib.sha256(f"{shard} {http_tag(shard)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{LAYOUT} {shard} {http_tag(shard)}".encode()).hexdigest()[:32]
     kept = project_root() / "data" / "cache" / "shards" / f"{key}.parquet"
     if not kept.is_file():
         buffer = io.BytesIO()
@@ -78,21 +108,35 @@ def _index(shard: str) -> pa.Table:
 
 def _table(shard: str) -> pa.Table:
     samples: dict[str, Row] = {}
-    name = PurePosixPath(shard).name
+    left, name = list[str](), PurePosixPath(shard).name
     try:
         with _stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
-                _add_member(tar, member, samples, name)
+                if member.isdir():
+                    continue
+                _check_member(member, name)
+                if not _add_member(tar, member, samples, name):
+                    left.append(member.name)
     except (tarfile.ReadError, EOFError) as reason:
         raise DataError(f"{shard} is not a whole, uncompressed tar file ({reason})") from None
-    for key, sample in samples.items():
-        absent = [part for part in ("offset", "captions") if part not in sample]
-        if absent:
-            what = "image" if "offset" in absent else "caption (.txt or .json)"
-            raise DataError(f"{name}: sample {key!r} has no {what}")
     if not samples:
-        raise DataError(f"{shard}: has no samples")
-    return pa.Table.from_pylist([sample | {"shard": shard} for sample in samples.values()])
+        why = f": {_left_out([(len(left), left[0])], name)}" if left else ""
+        raise DataError(f"{shard}: has no samples{why}")
+    rows = [_sample(key, sample, name) | {"shard": shard} for key, sample in samples.items()]
+    about = {LEFT_OUT: json.dumps([len(left), left[0] if left else ""])}
+    return pa.Table.from_pylist(rows).replace_schema_metadata(about)
+
+
+def _sample(key: str, sample: Row, name: str) -> Row:
+    """One row; the .txt is the caption itself, whatever the .json beside it says."""
+    found = sample.pop("txt", None), sample.pop("json", None)
+    captions = next((one for one in found if one), None)
+    if isinstance(captions, DataError):
+        raise captions
+    if captions is None or "offset" not in sample:
+        what = "caption (.txt or .json)" if "offset" in sample else "image"
+        raise DataError(f"{name}: sample {key!r} has no {what}")
+    return sample | {"captions": captions}
 
 
 @contextmanager
@@ -105,34 +149,44 @@ def _stream(shard: str) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _add_member(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
-) -> None:
+def _check_member(member: tarfile.TarInfo, name: str) -> None:
     pure = PurePosixPath(member.name)
-    if member.isdir():
-        return
     if not member.isreg() or pure.is_absolute() or ".." in pure.parts:
         raise DataError(f"{name}: member {member.name!r} is a link or leads out of its folder")
     if member.size > MEMBER_LIMIT:
         raise DataError(f"{name}: member {member.name!r} has {member.size} bytes; too many")
+
+
+def _add_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
+) -> bool:
+    """Whether the member is an image or a caption of a sample, whose key ends at the first dot."""
+    pure = PurePosixPath(member.name)
     stem, _, ending = pure.name.partition(".")
-    key = str(pure.parent / stem)
-    if ending.lower() in IMAGE_ENDINGS:
-        row = {"id": key, "name": f"{name}:{member.name}"}
-        samples.setdefault(key, {}).update(row, offset=member.offset_data, size=member.size)
-    elif ending in ("txt", "json"):
-        file = tar.extractfile(member)
-        captions = _captions(file.read() if file else b"", ending, f"{name}:{member.name}")
-        sample = samples.setdefault(key, {})
-        # the .txt is the caption itself, whatever the .json beside it says
-        if captions and (ending == "txt" or "captions" not in sample):
-            sample["captions"] = captions
+    key, ending, where = str(pure.parent / stem), ending.lower(), f"{name}:{member.name}"
+    file = tar.extractfile(member)
+    if file is None or not stem or (f".{ending}" not in ENDINGS and ending not in ("txt", "json")):
+        return False
+    sample = samples.setdefault(key, {"id": key})
+    if f".{ending}" not in ENDINGS:
+        sample[ending] = _captions(file.read(), ending, where)
+        return True
+    if sample.get("name", where) != where:
+        raise DataError(f"{name}: sample {key!r} has two images, the other is {member.name!r}")
+    content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    sample |= {"name": where, "offset": member.offset_data, "size": member.size, "sha256": content}
+    return True
 
 
-def _captions(data: bytes, ending: str, where: str) -> list[str]:
+def _captions(data: bytes, ending: str, where: str) -> list[str] | DataError:
+    """The captions, none for a .json that has none; a fault is given back, for it may not count."""
     try:
         text = data.decode("utf-8")
-        found: Any = text.strip() if ending == "txt" else json.loads(text).get("caption", [])
+        found: Any = text.strip() if ending == "txt" else json.loads(text).get("caption")
     except (ValueError, AttributeError, RecursionError) as reason:
-        raise DataError(f"{where}: not a caption ({reason})") from None
-    return [caption_at(one, where) for one in (found if isinstance(found, list) else [found])]
+        return DataError(f"{where}: not a caption ({reason})")
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    try:
+        return [caption_at(one, where) for one in listed]
+    except DataError as reason:
+        return reason

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 
+import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
@@ -409,6 +410,13 @@ def cached_file(repo: str, names: Sequence[str], revision: str | None = None) ->
     return None
 
 
+def cached_dataset(repo: str) -> bool:
+    """Whether `datasets` has a Hub data set in its local cache, whole or in part; no network."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___").lower()).is_dir()
+
+
 def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
     said = {
         OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "
@@ -458,3 +466,43 @@ def cell_bytes(found: datasets.Dataset, row: int, column: str) -> bytes:
     """The encoded image in one cell of an `undecoded` data set."""
     cell = found[row][column]
     return cell["bytes"] if cell["bytes"] else Path(cell["path"]).read_bytes()
+
+
+class ImageCells:
+    """The encoded images of one column of an `undecoded` data set, of which nothing is read.
+
+    `sizes` [N] in bytes; DataError names the rows without an image, with `name` for the set.
+    """
+
+    def __init__(self, found: datasets.Dataset, column: str, name: str) -> None:
+        self._cells = found.select_columns([column]).with_format("arrow")
+        self._column, self.sizes = column, list[int]()
+        self._paths, absent = dict[int, Path](), list[int]()
+        for part in self._cells.iter(1000):
+            lengths = pc.binary_length(pc.struct_field(part[column], "bytes")).to_pylist()
+            paths = pc.struct_field(part[column], "path").to_pylist()
+            for row, (size, path) in enumerate(zip(lengths, paths, strict=True), len(self.sizes)):
+                if not size and path and (there := Path(path)).is_file():
+                    size, self._paths[row] = there.stat().st_size, there
+                absent += [] if size else [row]
+                self.sizes.append(size or 0)
+        if absent:
+            raise DataError(
+                f"{name}[{absent[0]}].{column}: has no image"
+                + (f", nor have {len(absent) - 1} more of {len(found)} rows" * (len(absent) > 1))
+                + "; leave them out of the set or fetch it again"
+            )
+
+    def read(self, row: int, start: int, count: int) -> bytes:
+        """`count` bytes of one image from byte `start`."""
+        if row in self._paths:
+            return read_part(self._paths[row], start, count)
+        cell = self._cells[row][self._column][0]["bytes"].as_buffer()
+        return cell.slice(start, min(count, cell.size - start)).to_pybytes()
+
+
+def read_part(path: Path | str, start: int, count: int) -> bytes:
+    """`count` bytes of a file from byte `start`."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(count)

@@ -10,13 +10,15 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"  # of a folder that was made at once
+SUMS = "sums.json"  # of a folder that grows file by file
 # Of a parquet file: far above any table of scores, and 800 MB where each is a number.
 MOST_CELLS = 100_000_000
 # Two clocks may disagree on when a process began (boot time is rounded and drifts).
@@ -35,6 +38,10 @@ _SAME_START_S = 2.0
 
 class StorageError(OSError):
     """Something could not be written or read; the message says what, where, and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
 
 
 class LockedError(StorageError):
@@ -52,14 +59,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(part, path)
         sync(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is gone has no part either
+            part.unlink(missing_ok=True)
         _raise_if_full(error, path, len(data))
+        _raise_if_gone(error, path)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (no NaN), sorted as given, written as `write_bytes` does."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def append_line(path: Path, line: str) -> None:
@@ -69,6 +83,7 @@ def append_line(path: Path, line: str) -> None:
             file.write(line + "\n")
     except OSError as error:
         _raise_if_full(error, path, len(line))
+        _raise_if_gone(error, path)
         raise
 
 
@@ -137,6 +152,82 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"{_short(path)} is missing") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{_short(path)} is not JSON: {error}") from error
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def write_summed(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object that holds the SHA-256 of the rest of it, for `read_summed`."""
+    write_json(path, dict(value) | {"sha256": _sum_of(value)})
+
+
+def read_summed(path: Path) -> dict[str, Any]:
+    """What `write_summed` wrote; StorageError where as little as a bit of it has changed."""
+    found = read_json(path)
+    if not isinstance(found, dict) or found.pop("sha256", None) != _sum_of(found):
+        raise StorageError(f"{_short(path)} differs from its checksum")
+    return found
+
+
+def _sum_of(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def keep(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a folder that has `sums.json`, or gets it now.
+
+    The new sums are written first, and until then the old ones hold too: a kill at any moment
+    leaves files that agree with one of theirs.
+    """
+    sums = sums_of(folder) if (folder / SUMS).exists() else {}
+    for name, data in files.items():
+        old = sums.get(name, [None])[-1:] if (folder / name).exists() else [None]
+        sums[name] = list(dict.fromkeys([*old, hashlib.sha256(data).hexdigest()]))
+    write_summed(folder / SUMS, {"files": sums})
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_bytes(folder / name, data)
+
+
+def sums_of(folder: Path) -> dict[str, list[str | None]]:
+    """The SHA-256 that each file of the folder may have; None is that of a file that is absent.
+
+    From `sums.json`, or from the manifest of the folder that this one is in; empty where neither
+    tells. StorageError where what tells is damaged.
+    """
+    if (folder / SUMS).exists():
+        found = read_summed(folder / SUMS).get("files")
+        return found if isinstance(found, dict) else {}
+    above = folder.parent / MANIFEST
+    if not above.is_file():
+        return {}
+    state = above.stat()
+    return dict(_manifest_sums(above, state.st_mtime_ns, state.st_size).get(folder.name, {}))
+
+
+@lru_cache(maxsize=64)
+def _manifest_sums(manifest: Path, *state: int) -> dict[str, dict[str, list[str | None]]]:
+    """The sums of a manifest by the folders just below it; `state` tells one that has changed."""
+    found: dict[str, dict[str, list[str | None]]] = {}
+    try:
+        for name, entry in read_json(manifest).items():
+            folder, _, file = name.partition("/")
+            found.setdefault(folder, {})[file] = [entry["sha256"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StorageError(f"{_short(manifest)} has not the expected form") from error
+    return found
+
+
+def sum_problem(folder: Path, name: str, sums: Mapping[str, Sequence[str | None]]) -> str | None:
+    """How a file of the folder differs from its sum among `sums`, or None."""
+    if name not in sums:
+        return None
+    path = folder / name
+    found = file_sha256(path) if path.is_file() else None
+    if found in sums[name]:
+        return None
+    return f"{name} differs from its sha256" if found else f"{name} is missing"
 
 
 def sync(path: Path) -> None:
@@ -276,11 +367,20 @@ def _owner(lock: Path) -> dict[str, Any] | None:
     try:
         owner = json.loads(lock.read_bytes())
         boot = {"boot": owner["boot"]} if "boot" in owner else {}
-        return {key: owner[key] for key in ("pid", "host", "started", "since")} | boot
+        found = {key: owner[key] for key in ("pid", "host", "started", "since")} | boot
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None  # its writer died between creating and filling it, or we would not be alone
+    return found if _names_a_process(found) else None
+
+
+def _names_a_process(owner: Mapping[str, Any]) -> bool:
+    """Whether number, host and times are such as `myself` writes."""
+    number = type(owner.get("pid")) is int and 0 < owner["pid"] < 2**31
+    times = (owner.get("started"), owner.get("boot", 0.0))
+    finite = all(isinstance(t, (int, float)) and math.isfinite(t) for t in times)
+    return number and isinstance(owner.get("host"), str) and finite
 
 
 def myself() -> dict[str, Any]:
@@ -298,7 +398,12 @@ def is_me(owner: dict[str, Any]) -> bool:
 
 
 def is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded process still runs; one on another host cannot be asked and counts."""
+    """Whether the recorded process still runs; one on another host cannot be asked and counts.
+
+    ValueError for a record that names no process.
+    """
+    if not _names_a_process(owner):
+        raise ValueError("it names no process")
     if owner["host"] != socket.gethostname():
         return True
     try:
@@ -317,6 +422,14 @@ def now() -> str:
 
 def _short(path: Path) -> str:
     return "/".join(path.parts[-2:])
+
+
+def _raise_if_gone(error: OSError, path: Path) -> None:
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        raise StorageError(
+            f"{_short(path)} cannot be written: its folder is gone, deleted or moved while it was "
+            "written to; put it back and run again, or run again to begin anew"
+        ) from error
 
 
 def _raise_if_full(error: BaseException, path: Path, needed: int) -> None:

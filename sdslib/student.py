@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import project_path
+from sdslib.images import central
 from sdslib.sources import cached_file
 from sdslib.storage import MANIFEST, manifest_problem, staged_folder, write_json
 
@@ -103,6 +104,7 @@ class Student(nn.Module):
         self.model, self.tokenizer, self.origin = model, tokenizer, origin
         preprocess = PreprocessCfg(**self.model.visual.preprocess_cfg)
         self._transform = image_transform_v2(preprocess, is_train=False)
+        self._crops = preprocess.resize_mode != "squash"
         self.width: int = origin.model_cfg["embed_dim"]
         # With LoRA: the model before it was wrapped, in a list so that it is no submodule.
         self._plain_model: list[tuple[nn.Module, int]] = []
@@ -210,7 +212,7 @@ class Student(nn.Module):
 
     def transform(self, image: Image.Image) -> Tensor:
         """The model's own evaluation preprocessing: [3, S, S]."""
-        return self._transform(image)
+        return self._transform(central(image) if self._crops else image)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids int64 [B, M]; VocabularyError names words outside a closed vocabulary."""
@@ -502,6 +504,11 @@ def set_trainable(
     for _, value in found:
         value.requires_grad_(True)
     return found
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes as CLIP's prompts name them, in the order of their WordNet ids."""
+    return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
 def trained_weights(student: Student) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sdslib import metrics, tables
-from sdslib.config import UNREAD, FinetuneConfig
+from sdslib.config import FinetuneConfig, set_name
 from sdslib.runs import Run
 
 UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
@@ -28,6 +28,10 @@ _APART = ("seed", "sds_weight", "arm")
 
 class StudyError(ValueError):
     """Runs that do not make a study; says which is missing and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,43 @@ class Setting:
 
 
 def config_of(run: Run) -> FinetuneConfig:
-    """The parameters of a run as its Config."""
-    return FinetuneConfig(**run.params)
+    """The run's parameters as a config; what a younger library added has its default."""
+    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
+    return FinetuneConfig(**known)
+
+
+class Controls:
+    """Finds a run's control among others: the same parameters and data, with L_CLIP alone.
+
+    Of several the one of the same code, then the newest. A run with L_CLIP alone is its own.
+    """
+
+    def __init__(self, among: Iterable[Run]) -> None:
+        self._known: dict[str, list[Run]] = {}
+        for run in among:
+            if run.params.get("arm") == "clip-only":
+                self._known.setdefault(_control_key(run), []).append(run)
+
+    def of(self, run: Run) -> Run | None:
+        """The run's control, or None where it is not among those given."""
+        if run.params["arm"] == "clip-only":
+            return run
+        own = run.identity
+        same = [r for r in self._known.get(_control_key(run), ()) if _same_data(r, own["data"])]
+        code = {r.path: r.identity["code"] == own["code"] for r in same} if len(same) > 1 else {}
+        newest = sorted(same, key=lambda r: str(r.status()["updated"])) if len(same) > 1 else same
+        return max(newest[::-1], key=lambda r: code.get(r.path, True), default=None)
+
+
+def _control_key(run: Run) -> str:
+    plain = config_of(run).model_copy(update={"arm": "clip-only", "sds_weight": 0.0})
+    return _key(plain.identity())
+
+
+def _same_data(run: Run, data: Mapping[str, Any]) -> bool:
+    """Whether what both read had the same content; a control reads no teacher."""
+    own = run.identity["data"]
+    return all(own[name] == data[name] for name in own.keys() & data.keys())
 
 
 def paired(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Pair]:
@@ -63,12 +102,9 @@ def paired(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Pair
     StudyError names a run whose control is missing.
     """
     runs = list(runs)
-    known = {_key(config_of(run).identity()): run for run in (runs if among is None else among)}
-    found = []
+    controls, found = Controls(runs if among is None else among), []
     for run in runs:
-        own = config_of(run).identity()
-        control = {k: v for k, v in own.items() if k not in UNREAD["clip-only"]}
-        there = known.get(_key(control | {"arm": "clip-only"}))
+        there = controls.of(run)
         if there is None:
             raise StudyError(f"the control of {run.name} is missing; it stands beside its run")
         found.append((run, there))
@@ -117,7 +153,7 @@ def _key(value: Any) -> str:
 
 def reported(run: Run) -> str:
     """The name under which a run keeps the scores of the benchmark that it reports."""
-    return str(run.params["benchmark"]).replace(":", "-")
+    return set_name(run.params["benchmark"])
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -131,6 +167,13 @@ def measures(run: Run) -> dict[str, tuple[str, str]]:
     first = {name: next(iter(outcomes(run, name))) for name in names}
     found = {first[own]: (own, first[own])}
     return found | {_short(n): (n, first[n]) for n in names if n != own}
+
+
+def drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of at most three measures, as many as fit beside each other: the reported one, and
+    of those that must not suffer the last two."""
+    names = list(dict.fromkeys(table["measure"]))
+    return table[table["measure"].isin([*names[:1], *names[1:][-2:]])]
 
 
 def _short(name: str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sdslib import checks
 from sdslib.checks import WeightsError, shown
 from sdslib.config import derive_seed, project_path
+from sdslib.images import central
 from sdslib.sources import cached_file
 from sdslib.storage import MANIFEST, manifest_problem
 
@@ -104,6 +105,7 @@ class Teacher(nn.Module):
         if mode == "squash":
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         elif mode in ("crop", "pad"):
+            image = central(image) if mode == "crop" else image
             side = min(image.size) if mode == "crop" else max(image.size)
             width, height = (max(1, round(length * size / side)) for length in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)

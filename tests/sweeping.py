@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from sdslib import experiment
+from sdslib import experiment, sets
 from sdslib.config import FinetuneConfig, project_root
 
 STEP_S = 0.1
@@ -88,7 +88,7 @@ def remembered(load_data):
     known = {}
 
     def load(config):
-        key = experiment.named_data(config)
+        key = sets.named_data(config)
         if key not in known:
             known[key] = load_data(config)
         return known[key]

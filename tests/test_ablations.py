@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from finished import finish
+from realworld import make
 from sweeping import remembered
 
 from sdslib import ablations, experiment, readable, sweep
@@ -163,6 +164,28 @@ def test_what_is_asked_for_reaches_every_run():
     assert (fixed["trainable"], fixed["steps"], fixed["eval_items"]) == ("all", 7, 9)
     assert (fixed["device"], fixed["threads"]) == ("cpu", 1)
     assert ablations._fixed(AblateWeightConfig(grid="full")) == {}
+
+
+def test_a_value_of_what_is_fixed_may_be_a_list():
+    config = AblateWeightConfig(fixed="keep=cifar10,zeroshot:d, lr=1e-3", grid="full")
+    assert ablations._fixed(config) == {"keep": "cifar10,zeroshot:d", "lr": 1e-3}
+
+
+def test_arms_without_false_captions_are_left_out_unless_asked_for(tmp_path, monkeypatch):
+    world, planned = make(tmp_path), []
+
+    def refuse(notebook, cells, options):
+        planned.extend(cells)
+        raise Planned
+
+    monkeypatch.setattr(sweep, "run", refuse)
+    asked = {"weights": "0", "panels": "none", "fixed": f"train_data={world.train_data}"}
+    told = pytest.warns(UserWarning, match="left out of the arms: arm 'hard-negatives' needs")
+    with told, pytest.raises(Planned):
+        ablations.weights(AblateWeightConfig(**asked))
+    arms = {cell.get("arm") for cell in planned}
+    assert {"sds-only", "shuffled-captions"} <= arms
+    assert "hard-negatives" not in arms
 
 
 @pytest.mark.parametrize(

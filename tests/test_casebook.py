@@ -151,6 +151,20 @@ def test_a_newer_run_of_another_setting_is_no_control(two_runs, tmp_path, other)
     assert (study.atlas.tables["L_CLIP only"]["s_1_1"] == 3).all()  # the run `plain`
 
 
+@pytest.mark.parametrize(
+    "other", [{"warmup": 3}, {"weight_decay": 0.1}, {"grad_clip": 0.5}, {"interpolation": 0.5}]
+)
+def test_a_newer_run_with_other_parameters_is_no_control(two_runs, tmp_path, other):
+    """05 and 06 took it, and showed its scores as those of L_CLIP alone."""
+    finished_run("late", score_table(**TAGS), tmp_path / "runs", arm="clip-only", **other)
+    finished_run("newest", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    chosen = casebook.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert chosen["L_CLIP only"].path == two_runs[0].path
+    finished_run("alone", score_table(**TAGS), tmp_path / "runs", **other)
+    chosen = casebook.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert chosen["L_CLIP only"].name.startswith("late-")
+
+
 def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
     by_folder = casebook.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
     assert list(by_folder.atlas.tables) == ["untouched", "sds"]

@@ -51,6 +51,31 @@ def test_other_parameters_or_other_data_make_no_control(tmp_path):
     assert list(found[0].scores) == ["untouched", "sds"]
 
 
+def test_a_damaged_run_is_left_out_by_name_and_refused_where_it_is_asked_for(tmp_path):
+    good, bad = (finish(tmp_path, items=8, sds_weight=w) for w in (0.001, 0.1))
+    path = bad.path / "scores" / "mini-winoground.parquet"
+    path.write_bytes(good.scores("mini-winoground").head(3).to_parquet(index=False))
+    with pytest.warns(runs.RunWarning, match=f"left out: {bad.name}/scores/mini-winoground.parq"):
+        assert names(collect(tmp_path)) == [[good.name]]
+    with pytest.raises(ParameterError, match=r"mini-winoground.parquet differs from its sha256"):
+        collect(tmp_path, runs=str(bad.path))
+
+
+def test_grouping_reads_each_run_a_fixed_number_of_times(tmp_path, monkeypatch):
+    read, reads = runs.Run._read, []
+    monkeypatch.setattr(
+        runs.Run, "_read", lambda self, *words: (reads.append(words), read(self, *words))[1]
+    )
+    counts = []
+    for seed in (0, 1, 2):
+        for arm in ("sds", "clip-only"):
+            finish(tmp_path, arm, seed, items=4)
+        reads.clear()
+        collect(tmp_path)
+        counts.append(len(reads))
+    assert counts[2] - counts[1] == counts[1] - counts[0]
+
+
 def test_weights_of_l_sds_are_settings_of_their_own_with_one_control(tmp_path):
     plain = finish(tmp_path, "clip-only", items=20)
     first, second = (finish(tmp_path, items=20, sds_weight=w) for w in (0.001, 0.1))

@@ -16,7 +16,7 @@ from PIL import Image
 from test_atlas import benchmark
 from test_evaluate import noise
 
-from sdslib import baseline, casebook, demo, experiment, miniworld, page, probes, runs
+from sdslib import baseline, casebook, demo, experiment, images, miniworld, page, probes, runs
 from sdslib.benchmarks import Item
 from sdslib.config import DemoConfig, FinetuneConfig, ParameterError
 from sdslib.demo import CaptionPanel, PairPanel, Question, QuestionError
@@ -426,6 +426,10 @@ def test_a_wrong_upload_gets_a_message_and_leaves_no_old_picture(panel):
     panel.button.click()
     assert "no picture yet" in panel.message.value
     assert panel.result.value == ""
+
+
+def test_the_upload_offers_what_is_read_and_nothing_else(panel):
+    assert set(panel.picker.upload.accept.split(",")) == images.ENDINGS
 
 
 def test_the_picture_follows_the_controls(panel):

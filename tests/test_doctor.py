@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import tiny
+from realworld import make
 
 from sdslib import doctor, student, teacher
-from sdslib.config import FinetuneConfig, paper, project_root
+from sdslib.config import FinetuneConfig, override, paper, project_root
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,13 @@ def test_training_pairs_are_looked_for_without_being_read(source, problem, monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = doctor._pairs_problem(source)
     assert found is None if problem is None else problem in found
+
+
+def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(tmp_path):
+    world = make(tmp_path)
+    config = FinetuneConfig(train_data=world.train_data, arm="teacher-choice", **world.models)
+    assert "of the captions" in doctor._train_problem(config)
+    assert doctor._train_problem(override(config, arm="sds")) is None
 
 
 def test_weights_and_disk_are_counted_from_shapes(folders):

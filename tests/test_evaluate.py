@@ -140,6 +140,12 @@ def test_batch_size_and_order_change_no_score(student):
     np.testing.assert_allclose(tables.grids_of(one), tables.grids_of(many)[::-1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+def test_no_square_is_larger_than_a_picture_may_be(mode):
+    found = evaluate.squared(Image.new("RGB", (3_000_000, 2)), mode)
+    assert found.width == found.height <= 8000
+
+
 def test_preprocessing_modes_keep_the_middle_the_whole_or_the_shape(student, teacher):
     """A wide image, red left, green middle, blue right."""
     wide = Image.new("RGB", (90, 30))

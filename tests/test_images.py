@@ -7,9 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, features
+from PIL.PngImagePlugin import PngInfo
 
-from sdslib.images import ImageError, ImageRef, open_crop, open_image
+from sdslib.images import ENDINGS, FORMATS, ImageError, ImageRef, central, open_crop, open_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -75,6 +76,74 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(form):
     assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 10, 128, 255]
 
 
+def deep_tiff(values, bits, kind=1, photometric=1, order="<") -> bytes:
+    """An uncompressed gray TIFF of one row, written by hand: 12 bits are packed, two in three."""
+    if bits == 12:
+        joined = "".join(f"{v:012b}" for v in values)
+        data = int(joined.ljust(-(-len(joined) // 8) * 8, "0"), 2).to_bytes(-(-len(joined) // 8))
+    else:
+        form = {16: "hH", 32: "iI"}[bits][kind == 1]
+        data = struct.pack(f"{order}{len(values)}{form}", *values)
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1,
+            278: 1, 279: len(data), 339: kind}  # fmt: skip
+    at = 8 + len(data) + len(data) % 2
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", at)
+    shorts = {258, 259, 262, 277, 339}
+    rows = b"".join(
+        struct.pack(f"{order}HHIH2x" if tag in shorts else f"{order}HHII",
+                    tag, 3 if tag in shorts else 4, 1, value)
+        for tag, value in tags.items()
+    )  # fmt: skip
+    ifd = struct.pack(f"{order}H", len(tags)) + rows + bytes(4)
+    return head + data + bytes(len(data) % 2) + ifd
+
+
+def gray_of(data) -> list[int]:
+    return np.asarray(open_image(data, "depth.tiff"))[0, :, 0].tolist()
+
+
+def test_the_white_of_a_deep_tiff_is_that_of_its_own_depth():
+    assert gray_of(deep_tiff([0, 2048, 4095, 1365], 12)) == [0, 128, 255, 85]
+    assert gray_of(deep_tiff([0, 257 * 128, 65535], 16)) == [0, 128, 255]
+    assert gray_of(deep_tiff([0, 257 * 128, 65535], 16, order=">")) == [0, 128, 255]
+    assert gray_of(deep_tiff([0, 16384, 32767], 16, kind=2)) == [0, 128, 255]
+
+
+def test_where_zero_is_white_deep_gray_is_turned_round_as_eight_bits_are():
+    assert gray_of(deep_tiff([0, 257 * 10, 65535], 16, photometric=0)) == [255, 245, 0]
+
+
+@pytest.mark.parametrize(("values", "kind"), [([0, 255], 1), ([0, 255], 2), ([0, 2**31 - 1], 2)])
+def test_32_bit_pixels_are_refused_whatever_their_range(values, kind):
+    with pytest.raises(ImageError, match=r"depth\.tiff: I pixels from 0 to .* no known white"):
+        gray_of(deep_tiff(values, 32, kind))
+
+
+def test_the_clear_value_of_deep_gray_shows_white():
+    values = Image.fromarray(np.array([[0, 255, 65535]], np.uint16))
+    data = encode(values, transparency=255)
+    assert gray_of(data) == [0, 255, 255]
+
+
+def test_a_bitmap_whose_every_alpha_is_zero_is_opaque():
+    assert open_image(bitmap([(*RED, 0), (*RED, 0)])).getpixel((0, 0)) == RED
+    assert open_image(bitmap([(*RED, 0), (*RED, 255)])).getpixel((0, 0)) == WHITE
+
+
+def bitmap(pixels) -> bytes:
+    """A BMP of one row that declares four masks, alpha among them."""
+    data = b"".join(bytes((b, g, r, a)) for r, g, b, a in pixels)
+    head = struct.pack("<IiiHHIIiiII", 108, len(pixels), 1, 1, 32, 3, len(data), 0, 0, 0, 0)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = (head + masks).ljust(108, b"\0")
+    return b"BM" + struct.pack("<IHHI", 122 + len(data), 0, 0, 122) + head + data
+
+
+def test_a_deep_pgm_has_the_white_that_its_header_names():
+    data = b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095)
+    assert gray_of(data) == [0, 128, 255]
+
+
 def test_float_pixels_without_a_known_white_are_refused():
     data = encode(Image.new("F", (2, 2), 0.5), "TIFF")
     with pytest.raises(ImageError, match="convert it to 8-bit RGB"):
@@ -87,6 +156,38 @@ def test_exif_rotation_turns_the_picture_upright():
     exif[0x0112] = 6  # turn 90 degrees clockwise to view
     stored = encode(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
     assert np.array_equal(open_image(stored), upright)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_is_turned_as_pillow_turns_it(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo(), form, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(open_image(data), expected)
+
+
+def with_raw_profile(text) -> bytes:
+    info = PngInfo()
+    info.add_text("Raw profile type exif", text)
+    return encode(photo(), pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encode(photo(), f, exif=e, **({"lossless": True} if f == "WEBP" else {}))
+          for f in ("PNG", "WEBP")
+          for e in (b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"garbage that is no EXIF",
+                    b"Exif\0\0II*\0\xff\xff\xff\x7f")),
+        with_raw_profile("\nexif\n  12\nnot hexadecimal"),
+        with_raw_profile("\nexif\n  12\nabc"),
+        with_raw_profile(""),
+    ],
+)  # fmt: skip
+def test_exif_that_cannot_be_read_leaves_the_picture_as_it_is_stored(data):
+    assert np.array_equal(open_image(data), photo())
 
 
 def test_a_box_counts_in_stored_pixels_whatever_the_exif_says():
@@ -150,6 +251,35 @@ def test_a_flipped_byte_is_found():
 def test_too_many_pixels_are_refused_from_the_header_alone(side, megapixels):
     with pytest.raises(ImageError, match=rf"big\.png: {megapixels} MP exceeds the 64 MP limit"):
         open_image(png_header(side, side), "big.png")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read():
+    image = open_image(encode(Image.new("RGB", (16, 16), RED), "AVIF", quality=95))
+    assert np.abs(np.array(image.getpixel((8, 8))) - RED).max() < 12
+
+
+def test_every_ending_is_of_a_format_that_is_read():
+    known = Image.registered_extensions()
+    assert {known[ending] for ending in ENDINGS} == set(FORMATS)
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ImageError, match=r"empty\.gif"):
+        open_image(b"GIF89a" + bytes(7) + b"," + bytes(9) + b"\x02\0;", "empty.gif")
+
+
+@pytest.mark.parametrize("size", [(48, 24), (160, 10), (10, 160), (1, 1)])
+def test_an_ordinary_picture_reaches_a_transform_untouched(size):
+    image = photo(*size)
+    assert central(image) is image
+
+
+def test_of_a_very_long_picture_the_middle_reaches_a_transform():
+    image = photo(1001, 3)
+    assert np.array_equal(central(image), image.crop((476, 0, 524, 3)))
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(central(turned), turned.crop((0, 476, 3, 524)))
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -147,6 +147,7 @@ def test_what_is_not_a_captions_file_is_refused(coco, text):
         coco_pairs(*coco)
 
 
+@pytest.mark.filterwarnings("ignore:.*1 images are there already")
 def test_a_link_that_leaves_the_data_root_is_refused(coco, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(shade(1)))
@@ -186,6 +187,35 @@ def test_a_limit_takes_a_subset_that_grows(coco, tmp_path):
     assert small < large
     with pytest.raises(DataError, match=r"11 pairs asked for, but .* has 10"):
         load_pairs(str(tmp_path), 11)
+
+
+def of_one_batch(pairs):
+    (batch,) = batches(pairs, to_pixels, len(pairs), 0, range(1))
+    return batch.pixels
+
+
+def test_one_image_under_three_ids_is_one_pair_with_the_captions_of_all(tmp_path):
+    annotations, images = write_coco(tmp_path)
+    for i in (5, 9):
+        (images / f"{i:012d}.png").write_bytes((images / f"{2:012d}.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"2 images are there already under another id, as '135'"):
+        pairs = coco_pairs(annotations, images)
+    assert len(pairs) == 8
+    expected = {f"caption {k} of {i}" for k in range(3) for i in (2, 5, 9)}
+    assert set(pairs.captions(2)) == expected
+    assert np.array_equal(pairs.image(5), shade(6))
+    assert len(np.unique(of_one_batch(pairs).numpy(), axis=0)) == 8
+
+
+def test_no_file_is_opened_whose_size_no_other_has(tmp_path, monkeypatch):
+    annotations, images = write_coco(tmp_path)
+    for i in range(10):
+        path = images / f"{i:012d}.png"
+        path.write_bytes(b"x" * (100 + i))
+    opened = []
+    monkeypatch.setattr(module, "read_part", lambda path, *part: opened.append(path.name) or b"")
+    assert len(coco_pairs(annotations, images)) == 10
+    assert opened == []
 
 
 def test_an_unknown_source_says_what_would_do():
@@ -248,6 +278,35 @@ def test_hub_rows_with_lists_of_captions_and_no_ids_are_taken_as_they_are():
     assert pairs.ids == ["0", "1", "2"]
     with pytest.raises(DataError, match="expected one image column"):
         dataset_pairs(found.remove_columns("sentences"), "who/what:train")
+
+
+@pytest.mark.parametrize("ids", [[None, None, None], [1, 1, None], ["a", "b", "c"]])
+@pytest.mark.filterwarnings("ignore:.*1 images are there already")
+def test_hub_rows_are_one_pair_where_their_images_are_whatever_their_ids(ids):
+    rows = [{"image": encoded(i), "caption": f"text {i}", "image_id": ids[i]} for i in range(3)]
+    assert len(dataset_pairs(hub_like(rows), "who/what:train")) == 3
+    rows[2]["image"] = encoded(0)
+    pairs = dataset_pairs(hub_like(rows), "who/what:train")
+    assert [pairs.captions(i) for i in range(2)] == [("text 0", "text 2"), ("text 1",)]
+    assert np.array_equal(pairs.image(1), shade(1))
+
+
+def test_hub_images_that_lie_in_files_are_told_apart_as_others_are(tmp_path):
+    rows = []
+    for i, color in enumerate((1, 2, 1)):
+        (tmp_path / f"{i}.png").write_bytes(png(shade(color)))
+        rows.append({"image": {"bytes": None, "path": str(tmp_path / f"{i}.png")}, "text": f"t{i}"})
+    with pytest.warns(UserWarning, match="1 images are there already"):
+        pairs = dataset_pairs(hub_like(rows), "who/what:train")
+    assert [pairs.captions(i) for i in range(2)] == [("t0", "t2"), ("t1",)]
+
+
+def test_hub_rows_without_an_image_are_counted_and_named(tmp_path):
+    rows = [{"image": encoded(i), "caption": f"text {i}"} for i in range(4)]
+    rows[1]["image"], rows[3]["image"] = None, {"bytes": None, "path": str(tmp_path / "none.png")}
+    told = r"who/what:train\[1\]\.image: has no image, nor have 1 more of 4 rows; leave them out"
+    with pytest.raises(DataError, match=told):
+        dataset_pairs(hub_like(rows), "who/what:train")
 
 
 def test_an_empty_hub_caption_is_named():
@@ -443,6 +502,88 @@ def test_shards_are_read_at_random_places(tmp_path):
     assert pairs.captions(4) == ("text 1 1",)
     assert np.array_equal(pairs.image(5), shade(12))
     assert load_pairs(str(tmp_path / "{00000..00001}.tar")).ids == pairs.ids
+
+
+def one(key, color, caption=b"text", ending="txt"):
+    return [(f"{key}.png", png(shade(color))), (f"{key}.{ending}", caption)]
+
+
+@pytest.mark.parametrize("name", ["run[12]", "run*", "run{1,2}", "a?b"])
+def test_a_folder_is_what_it_is_called_and_no_pattern(tmp_path, name):
+    for folder, color in ((name, 1), ("run1", 2), ("run2", 3), ("axb", 4)):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "0.tar", one("a", color))
+    home = tmp_path / name
+    for source in (f"{home}", f"{home}/*.tar", f"{home}/{{0..0}}.tar"):
+        pairs = load_pairs(source)
+        assert len(pairs) == 1
+        assert np.array_equal(pairs.image(0), shade(1))
+
+
+def test_a_shard_whose_own_name_is_a_pattern_is_taken_as_it_is_called(tmp_path):
+    for name, color in (("[01].tar", 5), ("0.tar", 6)):
+        write_shard(tmp_path / name, one("a", color))
+    assert np.array_equal(load_pairs(str(tmp_path / "[01].tar")).image(0), shade(5))
+
+
+def test_a_pattern_in_a_folders_name_is_refused(tmp_path):
+    (tmp_path / "run1").mkdir()
+    write_shard(tmp_path / "run1" / "0.tar", one("a", 1))
+    with pytest.raises(DataError, match=r"there is no folder .*run\*, taken as it is written"):
+        load_pairs(str(tmp_path / "run*" / "0.tar"))
+
+
+def test_members_that_belong_to_no_sample_are_counted_with_an_example(remote, tmp_path):
+    samples = one("a", 1) + one("22.06", 2) + [("c.cls", b"7")]
+    write_shard(tmp_path / "0.tar", samples)
+    told = r"3 members are neither image nor caption and are left out, as '22\.06\.png' \(key '22'"
+    with pytest.warns(UserWarning, match=told):
+        assert load_pairs(str(tmp_path / "0.tar")).ids == ["a"]
+    url, handler = remote
+    handler.data = (tmp_path / "0.tar").read_bytes()
+    for _ in range(2):  # the second time from the kept index
+        with pytest.warns(UserWarning, match=told):
+            load_pairs(url)
+
+
+def test_a_shard_of_which_nothing_is_a_sample_says_what_was_left_out(tmp_path):
+    write_shard(tmp_path / "0.tar", [("s0.input.jpg", png(shade(1)))])
+    with pytest.raises(DataError, match=r"has no samples: .*'s0\.input\.jpg' \(key 's0'"):
+        load_pairs(str(tmp_path / "0.tar"))
+
+
+@pytest.mark.parametrize("image", ["PNG", "Png", "png"])
+@pytest.mark.parametrize("ending", ["TXT", "Txt", "JSON"])
+def test_endings_count_in_any_case(tmp_path, image, ending):
+    text = b'{"caption": "text"}' if ending == "JSON" else b"text"
+    write_shard(tmp_path / "0.tar", [(f"a.{image}", png(shade(1))), (f"a.{ending}", text)])
+    assert load_pairs(str(tmp_path / "0.tar")).captions(0) == ("text",)
+
+
+@pytest.mark.parametrize("note", ['{"caption": null}', '{"caption": ""}', "no JSON", "[]", "{}"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_json_without_a_caption_beside_a_good_txt_is_no_error(tmp_path, note, order):
+    members = [("a.json", note.encode()), ("a.txt", b"text")][::order]
+    write_shard(tmp_path / "0.tar", [("a.png", png(shade(1))), *members])
+    assert load_pairs(str(tmp_path / "0.tar")).captions(0) == ("text",)
+    write_shard(tmp_path / "0.tar", [("a.png", png(shade(1))), ("a.json", note.encode())])
+    with pytest.raises(DataError, match=r"0\.tar:a\.json|sample 'a' has no caption"):
+        load_pairs(str(tmp_path / "0.tar"))
+
+
+def test_two_images_of_one_sample_are_refused(tmp_path):
+    write_shard(tmp_path / "0.tar", [*one("a", 1), ("a.jpg", png(shade(2)))])
+    with pytest.raises(DataError, match=r"sample 'a' has two images, the other is 'a\.jpg'"):
+        load_pairs(str(tmp_path / "0.tar"))
+
+
+def test_one_image_in_two_shards_is_one_pair(tmp_path):
+    for s in range(2):
+        write_shard(tmp_path / f"{s}.tar", one(f"k{s}", 1, b"text %d" % s) + one(f"o{s}", 2 + s))
+    with pytest.warns(UserWarning, match="1 images are there already under another id, as 'k1'"):
+        pairs = load_pairs(str(tmp_path))
+    assert len(pairs) == 3
+    assert pairs.captions(0) == ("text 0", "text 1")
 
 
 class Ranges(BaseHTTPRequestHandler):

@@ -14,7 +14,7 @@ from PIL import Image
 from sdslib import publish, sweep
 from sdslib.config import project_root
 from sdslib.publish import StudyError
-from sdslib.runs import open_run
+from sdslib.runs import Run, RunError, open_run
 
 ROOT = project_root()
 
@@ -76,6 +76,22 @@ def test_a_run_whose_control_is_nowhere_is_refused(tmp_path):
     with pytest.raises(StudyError, match="the control of"):
         publish.study("a", [finish(tmp_path / "runs", "sds")], tmp_path)
     assert publish.names(tmp_path) == ["runs"]
+
+
+def test_what_is_damaged_is_not_published_and_not_shown(tmp_path):
+    run = finish(tmp_path / "runs", "clip-only", items=4)
+    publish.study("a", [run], tmp_path / "published")
+    name = "scores/mini-winoground.parquet"
+    other = run.scores("mini-winoground").head(2).to_parquet(index=False)
+    (run.path / name).write_bytes(other)
+    with pytest.raises(StudyError, match=f"{run.name}/{name} differs from its sha256"):
+        publish.study("b", [run], tmp_path / "published")
+    kept = tmp_path / "published" / "a" / run.name
+    (kept / name).write_bytes(other)
+    with pytest.raises(StudyError, match=f"a/{run.name}/{name} has .* bytes in place of"):
+        publish.rebuild(tmp_path / "published", tmp_path, tmp_path)
+    with pytest.raises(RunError, match=f"{name} differs from its sha256"):
+        Run(kept).scores("mini-winoground")
 
 
 def test_an_unknown_study_is_told_which_there_are(folder):

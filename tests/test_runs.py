@@ -14,6 +14,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import flips
 import pandas as pd
 import psutil
 import pytest
@@ -108,7 +109,9 @@ def test_numbers_that_are_not_finite_are_null_in_history(tmp_path):
     run = open_run(config(), DATA, tmp_path)
     run.append_history({"step": 1, "loss": float("nan"), "ratio": torch.tensor(0.5), "by": [1e999]})
     line = (run.path / "history.jsonl").read_text()
-    assert json.loads(line) == {"step": 1, "loss": None, "ratio": 0.5, "by": [None]}
+    row = json.loads(line)
+    assert row.pop("crc32")
+    assert row == {"step": 1, "loss": None, "ratio": 0.5, "by": [None]}
 
 
 def test_the_folder_holds_the_parameters_the_environment_and_the_status(tmp_path):
@@ -539,7 +542,7 @@ def test_another_environment_goes_on_and_is_marked_not_bit_exact(tmp_path):
     run = saved(tmp_path)
     run.note(device_used="cpu")
     env = storage.read_json(run.path / "env.json")
-    storage.write_json(run.path / "env.json", env | {"threads": 77})
+    run.keep("env.json", storage.json_bytes(env | {"threads": 77}))
     with pytest.warns(RunWarning, match="goes on with other threads than it began with"):
         run = open_run(config(), DATA, tmp_path)
     env = storage.read_json(run.path / "env.json")
@@ -656,6 +659,127 @@ def test_opening_again_in_one_process_takes_over_from_the_old_handle(tmp_path):
     second.append_history({"step": 31})
     with pytest.raises(RunError, match="opened for reading"):
         first.append_history({"step": 31})
+
+
+# Checksums
+
+
+@pytest.mark.parametrize("name", ["params.json", "identity.json", "env.json", "sums.json"])
+def test_a_changed_bit_is_named_and_not_read(tmp_path, name, capsys):
+    run = saved(tmp_path)
+    run.finish()
+    _flip(run.path / name)
+    with pytest.raises((RunError, StorageError), match=f"{run.name}/{name} differs|is not JSON"):
+        _ = run.params, run.identity, run.environment
+    assert main(["verify", run.name, "--runs", str(tmp_path)]) == 1
+    assert f"{run.name}/{name} " in capsys.readouterr().out
+
+
+def test_a_changed_score_is_named_and_not_read(tmp_path):
+    run = saved(tmp_path)
+    run.save_scores("x", pd.DataFrame({"id": ["a"], "s": [0.5]}))
+    whole = (run.path / "scores" / "x.parquet").read_bytes()
+    other = pd.DataFrame({"id": ["a"], "s": [0.75]}).to_parquet(index=False)
+    (run.path / "scores" / "x.parquet").write_bytes(other)
+    with pytest.raises(RunError, match=r"scores/x.parquet differs from its sha256; take it from"):
+        run.scores("x")
+    (run.path / "scores" / "x.parquet").write_bytes(whole)
+    assert run.problems() == []
+
+
+def test_a_changed_digit_of_the_history_is_skipped_with_a_word_and_named(tmp_path):
+    run = saved(tmp_path)
+    path = run.path / "history.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"loss": 0.05', b'"loss": 0.04'))
+    with pytest.warns(RunWarning, match="skipped line 2"):
+        assert list(run.history()["step"]) == [10, 30]
+    assert run.problems() == ["history.jsonl line 2 differs from its checksum"]
+    run.finish()
+    with pytest.raises(RunError, match=r"history.jsonl line 2 differs from its checksum; take"):
+        run.history()
+
+
+def test_a_damaged_score_of_an_unfinished_run_is_computed_again(tmp_path):
+    run = saved(tmp_path)
+    run.save_scores("x", pd.DataFrame({"s": [1.0]}))
+    run.save_scores("y", pd.DataFrame({"s": [1.0]}))
+    run.interrupt()
+    _flip(run.path / "scores" / "x.parquet")
+    with pytest.warns(RunWarning, match=r"scores/x.parquet differs from its sha256; it is comp"):
+        again = open_run(config(), DATA, tmp_path)
+    assert again.score_names() == ["y"]
+    again.finish()
+    assert again.problems() == []
+
+
+def test_results_written_again_keep_the_sums_right(tmp_path):
+    run = saved(tmp_path)
+    run.save_results(pd.DataFrame({"a": [1]}))
+    run.finish()
+    run.save_results(pd.DataFrame({"a": [2]}))
+    run.keep("notebook.ipynb", b"{}")
+    assert run.problems() == []
+    assert run.results()["a"].tolist() == [2]
+    _flip(run.path / "notebook.ipynb")
+    assert run.problems() == ["notebook.ipynb differs from its sha256"]
+
+
+def test_killed_at_each_file_operation_of_a_kept_table_nothing_counts_as_damaged(tmp_path):
+    for moment in range(1, 30):
+        root = tmp_path / str(moment)
+        child = FORK.Process(target=_keep_and_die_at, args=(root, moment))
+        child.start()
+        child.join(20)
+        (folder,) = runs._run_folders(root)
+        assert Run(folder).problems() == []
+        assert Run(folder).results()["a"].tolist() in ([1], [2])
+        if child.exitcode == 0:
+            break
+    assert child.exitcode == 0
+    assert moment > 5, "the operations were not counted"
+
+
+def _keep_and_die_at(root: Path, moment: int) -> None:
+    run = open_run(config(), DATA, root)
+    run.save_results(pd.DataFrame({"a": [1]}))
+    run.finish()
+    left = [moment]
+    for module, name in ((os, "fsync"), (os, "replace")):
+        setattr(module, name, _dying(getattr(module, name), left))
+    run.save_results(pd.DataFrame({"a": [2]}))
+
+
+def test_a_run_of_before_there_were_checksums_is_read_and_said_to_have_none(tmp_path, capsys):
+    run = saved(tmp_path)
+    run.finish()
+    (run.path / "sums.json").unlink()
+    status = storage.read_summed(run.path / "status.json")
+    storage.write_json(run.path / "status.json", status)
+    rows = [row for row, _ in runs._rows(run.path / "history.jsonl")]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.path / "history.jsonl").write_text(text)
+    assert run.finished
+    assert list(run.history()["step"]) == [10, 20, 30]
+    assert main(["verify", "--runs", str(tmp_path)]) == 0
+    assert f"{run.name}: whole (no checksums" in capsys.readouterr().out
+
+
+def test_one_damaged_run_hides_no_other(tmp_path, capsys):
+    good, bad = saved(tmp_path), open_run(config(seed=1), DATA, tmp_path)
+    (bad.path / "params.json").write_text("{")
+    with pytest.warns(RunWarning, match=f"left out: {bad.name}/params.json differs"):
+        table = list_runs(tmp_path)
+    assert table.set_index("run")["state"].to_dict() == {good.name: "running", bad.name: "damaged"}
+    assert main(["list", "--runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "running" in shown.out
+    assert f"left out: {bad.name}/params.json" in shown.err
+
+
+@pytest.mark.slow
+def test_of_ten_flips_in_each_kind_of_file_none_changes_what_is_read_unnoticed(capsys):
+    assert flips.main(["--rounds", "10"]) == 0
+    assert "0 not noticed" in capsys.readouterr().out
 
 
 # Reading runs back

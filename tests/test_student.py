@@ -131,6 +131,21 @@ def test_transform_is_the_folders_preprocessing(load):
     assert np.allclose(out, (128 / 255 - 0.5) / 0.25, atol=1e-6)
 
 
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(3_000_000, 1), (1, 3_000_000)])
+def test_a_picture_of_one_pixels_height_costs_the_transform_no_more_than_its_middle(
+    tmp_path, resize_mode, size
+):
+    folder = tiny.save_student(tmp_path)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["resize_mode"] = resize_mode
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    blue = Image.new("RGB", size, (0, 0, 255))
+    pixels = load_student(f"local-dir:{folder}", None).transform(blue)
+    assert tuple(pixels.shape) == (3, 32, 32)
+    assert torch.equal(pixels[:, 16, 16], torch.tensor([-2.0, -2.0, 2.0]))
+
+
 def test_caption_lengths_end_at_the_first_padding_token():
     rows = [[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3], [0, 0, 9, 0, 0]]
     assert caption_lengths(torch.tensor(rows)).tolist() == [4, 5, 2, 1, 4]

@@ -1,6 +1,8 @@
 """Runs by setting and seed: who belongs together, and figures that agree with the rooms below."""
 
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from finished import finish
 
 from sdslib import metrics, studies, tables
 from sdslib.config import FinetuneConfig
-from sdslib.runs import find_run, open_run
+from sdslib.runs import Run, find_run, open_run
 from sdslib.studies import StudyError
 
 
@@ -48,6 +50,20 @@ def test_every_run_stands_beside_its_own_control(found):
 def test_a_run_without_its_control_is_named(runs):
     with pytest.raises(StudyError, match="the control of mini-sds-"):
         studies.paired(runs[:1])
+
+
+def test_a_control_is_found_by_parameters_and_data_and_of_several_by_code(tmp_path):
+    taught, plain = (finish(tmp_path, arm, items=4) for arm in ("sds", "clip-only"))
+    for other in ({"warmup": 3}, {"lr": 0.5}, {"data": {"pairs": "zz"}}):
+        finish(tmp_path, "clip-only", items=4, **other)
+    among = [Run(path.parent) for path in tmp_path.glob("*/identity.json")]
+    assert studies.Controls(among).of(taught).path == plain.path
+    assert studies.Controls([]).of(taught) is None
+    assert studies.Controls([]).of(plain) is plain
+    newer = Run(shutil.copytree(plain.path, tmp_path / "newer"))
+    newer.keep("identity.json", json.dumps(plain.identity | {"code": {}}).encode())
+    assert studies.Controls([newer, *among]).of(taught).path == plain.path
+    assert studies.Controls([newer]).of(taught) is newer
 
 
 def test_labels_say_what_differs_and_nothing_else(tmp_path):

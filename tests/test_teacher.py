@@ -294,6 +294,16 @@ def test_transform_cuts_squashes_or_pads_into_minus_one_to_one(one):
         one.transform(image, "stretch")
 
 
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [(3_000_000, 1), (1, 3_000_000)])
+def test_a_picture_of_one_pixels_height_costs_the_transform_no_more_than_its_middle(
+    one, mode, size
+):
+    pixels = one.transform(Image.new("RGB", size, (0, 0, 255)), mode)
+    assert tuple(pixels.shape) == (3, 32, 32)
+    assert torch.equal(pixels[:, 16, 16], torch.tensor([-1.0, -1.0, 1.0]))
+
+
 def test_latents_are_the_scaled_mean_and_repeat(one):
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     z = one.encode_images(pixels)

@@ -206,7 +206,7 @@ def test_going_on_with_something_else(tmp_path):
     first = open_run(run_config(run="mine"), {"pairs": "aa"}, tmp_path)
     identity = storage.read_json(first.path / "identity.json")
     identity["code"]["losses"] = "another"
-    storage.write_json(first.path / "identity.json", identity)
+    first.keep("identity.json", storage.json_bytes(identity))
     with pytest.raises(RunError) as caught:
         open_run(run_config(run="mine", lr=0.5), {"pairs": "zz"}, tmp_path)
     return caught.value
@@ -220,7 +220,7 @@ def test_going_on_with_something_else(tmp_path):
 def test_going_on_with_other_threads(tmp_path):
     kept = saved(tmp_path)
     env = storage.read_json(kept.path / "env.json")
-    storage.write_json(kept.path / "env.json", env | {"threads": 77})
+    kept.keep("env.json", storage.json_bytes(env | {"threads": 77}))
     said = told(open_run, run_config(), {"pairs": "aa", "test": "bb", "teacher": "cc"}, tmp_path)
     assert storage.read_json(kept.path / "env.json")["bit_exact"] is False
     return said

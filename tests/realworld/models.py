@@ -1,0 +1,140 @@
+"""A CLIP and a Stable Diffusion of true layout and tokenizer, a thousand times too small."""
+
+import gzip
+import json
+from pathlib import Path
+
+import diffusers
+import open_clip
+import torch
+from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+VOCABULARY = 49_408
+WIDTH = 32
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def student(folder: Path, seed: int = 0) -> Path:
+    """A `local-dir:` folder of open_clip: no `hf_tokenizer_name`, so its own tokenizer is used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {
+            "image_size": 48,
+            "layers": 1,
+            "width": WIDTH,
+            "head_width": 16,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": VOCABULARY,
+            "width": WIDTH,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    clip = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    document = {"model_cfg": config, "preprocess_cfg": clip}
+    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2))
+    torch.manual_seed(seed)
+    model = open_clip.create_model(f"local-dir:{folder}")
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def teacher(folder: Path, seed: int = 0) -> Path:
+    """A pipeline folder as Stable Diffusion 1.4's: 8×8 latents of 64 pixels, 77 tokens."""
+    tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=_text_encoder(),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=_unet(),
+        scheduler=diffusers.PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    (folder / "tokenizer" / "tokenizer.json").unlink()  # Stable Diffusion's repositories have none
+    tokenizer(folder / "tokenizer")
+    index = folder / "model_index.json"
+    named = {"tokenizer": ["transformers", "CLIPTokenizer"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | named, indent=2))
+    return folder
+
+
+def tokenizer(folder: Path) -> None:
+    """CLIP's tokenizer as a Stable Diffusion's four files, from the list that open_clip has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
+    merges = lines[1 : VOCABULARY - 2 * 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += ["".join(merge.split()) for merge in merges] + [START, END]
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    for name, document in (
+        ("vocab.json", {word: i for i, word in enumerate(words)}),
+        ("tokenizer_config.json", config | special),
+        ("special_tokens_map.json", special),
+    ):
+        (folder / name).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    text = "\n".join(["#version: 0.2", *merges, ""])
+    (folder / "merges.txt").write_text(text, encoding="utf-8")
+
+
+def _unet() -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(WIDTH, 2 * WIDTH),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def _vae() -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        sample_size=64,
+        latent_channels=4,
+        layers_per_block=1,
+        block_out_channels=(WIDTH,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+
+
+def _text_encoder() -> CLIPTextModel:
+    """The ids of start, end and padding are those that Stable Diffusion's config has on file."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=1,
+        )
+    )

@@ -1,0 +1,233 @@
+"""Writes the photographs and their captions as the real sets' authors lay theirs out."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from realworld.questions import (
+    ATTRIBUTIONS,
+    CLASSES,
+    GRIDS,
+    LEXICON,
+    MIRRORED,
+    RELATIONS,
+    SUGARCREPE,
+)
+from sdslib import shuffles
+
+HERE = Path(__file__).parent
+PHOTOGRAPHS = HERE / "photographs"
+CAPTIONS: dict[str, list[str]] = json.loads((HERE / "captions.json").read_text())
+FIRST_VAL = "000000391895"
+SPLITS = {
+    "train": [name for name in CAPTIONS if name < FIRST_VAL],
+    "val": [name for name in CAPTIONS if name >= FIRST_VAL],
+}
+
+
+def coco(folder: Path) -> Path:
+    """COCO 2017: annotations/captions_*.json beside train2017/ and val2017/."""
+    for split, names in SPLITS.items():
+        _copy(names, folder / f"{split}2017")
+        images = [_coco_image(name, split) for name in names]
+        notes = [
+            {"image_id": int(name), "id": 5 * i + k + 1, "caption": caption}
+            for i, name in enumerate(names)
+            for k, caption in enumerate(CAPTIONS[name])
+        ]
+        document = {
+            "info": {
+                "description": "COCO 2017 Dataset",
+                "version": "1.0",
+                "year": 2017,
+                "contributor": "COCO Consortium",
+                "date_created": "2017/09/01",
+            },
+            "licenses": [{"id": 7, "name": "No known copyright restrictions", "url": ""}],
+            "images": images,
+            "annotations": notes[::-1],  # theirs are in no order of images either
+        }
+        _write(folder / "annotations" / f"captions_{split}2017.json", document)
+    return folder
+
+
+def _coco_image(name: str, split: str) -> dict:
+    with Image.open(PHOTOGRAPHS / f"{name}.jpg") as image:
+        width, height = image.size
+    return {
+        "license": 7,
+        "file_name": f"{name}.jpg",
+        "coco_url": f"http://images.cocodataset.org/{split}2017/{name}.jpg",
+        "height": height,
+        "width": width,
+        "date_captured": "2013-11-14 17:02:52",
+        "flickr_url": "",
+        "id": int(name),
+    }
+
+
+def karpathy(folder: Path) -> Path:
+    """coco_karpathy_train.json: a row a caption, paths from `folder` into train2014/."""
+    _copy(SPLITS["train"], folder / "train2014", "COCO_train2014_")
+    rows = [
+        {
+            "caption": caption,
+            "image": f"train2014/COCO_train2014_{name}.jpg",
+            "image_id": f"coco_{int(name)}",
+        }
+        for name in SPLITS["train"]
+        for caption in CAPTIONS[name]
+    ]
+    return _write(folder / "coco_karpathy_train.json", rows)
+
+
+def coco_order(folder: Path) -> Path:
+    """coco_karpathy_test.json, a row an image, and its frozen negatives, by word lists of nouns."""
+    _copy(SPLITS["val"], folder / "val2014", "COCO_val2014_")
+    rows = [
+        {"image": f"val2014/COCO_val2014_{name}.jpg", "caption": CAPTIONS[name]}
+        for name in SPLITS["val"]
+    ]
+    path = _write(folder / "coco_karpathy_test.json", rows)
+    truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row["caption"])}
+    tagger = shuffles.lexicon_tagger(*LEXICON)
+    shuffles.freeze(truths, tagger, path.with_name("coco_karpathy_test_negatives.json"))
+    return path
+
+
+def winoground_parquet(folder: Path) -> Path:
+    """The one parquet file of the Hub's repository, its images as structs of bytes and path."""
+    rows = []
+    for row, images in _grids():
+        cells = {
+            f"image_{k}": {"bytes": _png(image), "path": f"ex_{row['id']}_img_{k}.png"}
+            for k, image in enumerate(images)
+        }
+        rows.append(row | cells)
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [
+            ("id", pa.int32()),
+            ("image_0", image),
+            ("image_1", image),
+            *((name, pa.string()) for name in ("caption_0", "caption_1", "tag", "secondary_tag")),
+            ("num_main_preds", pa.int32()),
+            ("collapsed_tag", pa.string()),
+        ]
+    )
+    path = folder / "data" / "test-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    return path
+
+
+def winoground_jsonl(folder: Path) -> Path:
+    """examples.jsonl beside images/, whose names stand there without their ending."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for row, images in _grids():
+        names = {f"image_{k}": f"ex_{row['id']}_img_{k}" for k in range(2)}
+        for name, image in zip(names.values(), images, strict=True):
+            (folder / "images" / f"{name}.png").write_bytes(_png(image))
+        lines.append(json.dumps(row | names))
+    (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _grids() -> Iterator[tuple[dict, tuple[Image.Image, Image.Image]]]:
+    """Photographs with their mirror images, then two photographs stacked both ways."""
+    pictures = [(image := _photograph(name), ImageOps.mirror(image)) for name, *_ in MIRRORED]
+    texts = [row[1:] for row in MIRRORED]
+    for upper, lower, *text in GRIDS:
+        parts = _photograph(upper), _photograph(lower)
+        pictures.append((_stacked(*parts), _stacked(*parts[::-1])))
+        texts.append(tuple(text))
+    keys = ("caption_0", "caption_1", "tag", "secondary_tag", "num_main_preds", "collapsed_tag")
+    for i, (pair, text) in enumerate(zip(pictures, texts, strict=True)):
+        yield {"id": i} | dict(zip(keys, text, strict=True)), pair
+
+
+def _photograph(name: str) -> Image.Image:
+    with Image.open(PHOTOGRAPHS / f"{name}.jpg") as image:
+        return ImageOps.contain(ImageOps.exif_transpose(image).convert("RGB"), (128, 128))
+
+
+def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    page = Image.new("RGB", (128, upper.height + lower.height))
+    page.paste(upper, (0, 0))
+    page.paste(lower, (0, upper.height))
+    return page
+
+
+def _png(image: Image.Image) -> bytes:
+    sink = BytesIO()
+    image.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def aro(folder: Path) -> Path:
+    """visual_genome_*.json over images/ of Visual Genome's names; boxes in pixels as stored."""
+    for kind, rows in (("relation", RELATIONS), ("attribution", ATTRIBUTIONS)):
+        _write(folder / f"visual_genome_{kind}.json", [_aro_row(kind, row) for row in rows])
+    for name in {row[0] for row in [*RELATIONS, *ATTRIBUTIONS]}:
+        _copy([name], folder / "images", as_name=_visual_genome(name))
+    return folder
+
+
+def _visual_genome(name: str) -> str:
+    return f"{2_315_000 + int(name) % 100_000}.jpg"
+
+
+def _aro_row(kind: str, row: tuple) -> dict:
+    name, box, (first, second), what, true, false = row
+    own = _visual_genome(name)
+    said = {"relation_name": what} if kind == "relation" else {"attributes": what}
+    return said | {
+        "image_id": own.removesuffix(".jpg"),
+        "image_path": own,
+        **dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True)),
+        "obj1_name": first,
+        "obj2_name": second,
+        "true_caption": true,
+        "false_caption": false,
+    }
+
+
+def sugarcrepe(folder: Path) -> Path:
+    """Seven files, each an object of rows by number, beside val2017/."""
+    _copy(SPLITS["val"], folder / "val2017")
+    for subset, rows in SUGARCREPE.items():
+        found = {
+            str(i): {"filename": f"{name}.jpg", "caption": true, "negative_caption": false}
+            for i, (name, true, false) in enumerate(rows)
+        }
+        _write(folder / f"{subset}.json", found)
+    return folder
+
+
+def class_folders(folder: Path) -> Path:
+    """test/CLASS/photograph, in JPEG, PNG and WebP."""
+    for own, files in CLASSES.items():
+        (folder / "test" / own).mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(PHOTOGRAPHS / file, folder / "test" / own / file)
+    return folder
+
+
+def _copy(names: list[str], folder: Path, prefix: str = "", as_name: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        own = as_name or f"{prefix}{name}.jpg"
+        shutil.copyfile(PHOTOGRAPHS / f"{name}.jpg", folder / own)
+
+
+def _write(path: Path, document: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    return path
