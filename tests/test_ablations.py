@@ -1,5 +1,6 @@
 """The ablations: the runs they ask for, and the tables and figures made of finished ones."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_a_full_grid_is_the_study():
     assert len(sets) == 9 * 3
 
 
+@pytest.mark.parametrize(
+    ("grid", "seeds", "curve", "panel"),
+    [("full", None, 5, 3), ("full", 1, 1, 1), ("full", 7, 7, 3), ("reduced", None, 2, 1)],
+)
+def test_panels_take_as_many_seeds_as_are_asked_for_and_no_more_than_they_need(
+    monkeypatch, grid, seeds, curve, panel
+):
+    asked = []
+    monkeypatch.setattr(sweep, "run", lambda notebook, cells, options: asked.extend(cells) or 1 / 0)
+    config = AblateWeightConfig(
+        grid=grid, weights="0.5", panels="sds_gradient", arms="none", seeds=seeds
+    )
+    with pytest.raises(ZeroDivisionError):
+        ablations.weights(config)
+    by = {key: {c["seed"] for c in asked if ("sds_gradient" in c) == key} for key in (True, False)}
+    assert by == {True: set(range(panel)), False: set(range(curve))}
+
+
 def test_what_is_asked_for_reaches_every_run():
     config = AblateWeightConfig(
         fixed="lr=3e-3, trainable=all", steps=7, eval_items=9, device="cpu", threads=1
@@ -222,6 +241,19 @@ def test_arms_stand_in_one_table_beside_the_untouched_student(weights, sets):
     assert isinstance(ablations.draw_arms(weights), Picture)
     assert ablations.arm_table(sets).empty
     assert ablations.draw_arms(sets) == "no arms were asked for"
+
+
+def test_a_difference_of_arms_stands_within_its_interval(weights):
+    table, pairs = ablations.arm_table(weights), ablations.compared(weights, "arms")
+    own = pairs[pairs["measure"] == "text"].set_index(["setting", "against"])
+    for (arm, against), row in own.iterrows():
+        text = table.set_index("arm").loc[arm, f"against {against}"]
+        mean, low, high = map(float, re.findall(r"[+-]\d+\.\d", text))
+        assert low <= mean <= high
+        assert (mean, low, high) == pytest.approx(
+            tuple(100 * row[name] for name in ("difference", "low", "high")), abs=0.051
+        )
+    assert len(own) == 5
 
 
 def test_a_part_that_was_left_out_can_be_shown_like_any_other(sets):

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,6 +119,22 @@ def test_every_number_of_a_grid_is_on_its_card(whole):
         assert page.number(value) in text
     assert "✗ −2.0000" in text.replace("\xa0", " ")
     assert "✓ +4.0000" in text.replace("\xa0", " ")
+
+
+def test_between_two_cells_stands_by_how_much_they_differ(whole):
+    """Whatever the place in the grid, and with the words of the image or caption it is of."""
+    for item in "012345":
+        table = Tags(atlas._grid("untouched", whole.verdicts["untouched"][item]))
+        marks = [a["title"].partition(":")[0] for a in table.named("td") if "title" in a]
+        assert marks == [
+            "image 0 prefers its caption", "caption 0 prefers its image",
+            "caption 1 prefers its image", "image 1 prefers its caption",
+        ]  # fmt: skip
+        text = table.text.replace("\xa0", " ").replace("−", "-")
+        numbers = [float(n) for n in re.findall(r"(?<!margin )[+-]?\d\.\d{4}", text)]
+        *_, a, across, b, first, second, c, below, d = numbers
+        assert (abs(across), abs(below)) == pytest.approx((abs(a - b), abs(c - d)))
+        assert (abs(first), abs(second)) == pytest.approx((abs(a - c), abs(b - d)))
 
 
 def test_a_mark_says_in_words_which_inequality_it_is(whole):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from test_atlas import benchmark, png
 
-from sdslib import baseline, benchmarks, tables
+from sdslib import baseline, benchmarks, blind, evaluate, tables
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import BaselineConfig, override
 from sdslib.images import ImageRef
@@ -153,6 +153,35 @@ def test_agreement_is_counted_on_the_items_that_both_scored(run):
     table = baseline.agreement_table(run).set_index("set")
     assert table.loc["aro-relation", "n"] == 5
     assert "retrieval" not in table.index
+
+
+def test_of_a_large_set_the_teacher_scores_a_random_part_by_the_seed(config, monkeypatch):
+    whole, asked = choices(40), []
+
+    def score(judge, part, config):
+        asked.append([item.id for item in part.items])
+        return evaluate.score_grids(blind.LengthScorer(), part)
+
+    monkeypatch.setattr(baseline, "_load", lambda config: ([whole], []))
+    monkeypatch.setattr(baseline, "corpus", lambda config: (None, ["not here"]))
+    monkeypatch.setattr(baseline, "load_judge", lambda config: "the teacher")
+    monkeypatch.setattr(baseline, "teacher_scores", score)
+    for seed in (0, 3):
+        baseline.measure(override(config, seed=seed))
+        assert asked[-1] == [item.id for item in whole.sample(5, seed).items]
+    assert asked[0] != asked[1]
+
+
+def test_agreement_tells_who_is_right_alone(monkeypatch):
+    """Of ten items both get one, the student three alone, the teacher two alone, none four."""
+    student = np.repeat([True, True, False, False], [1, 3, 2, 4])
+    teacher = np.repeat([True, False, True, False], [1, 3, 2, 4])
+    monkeypatch.setattr(baseline, "_paired", lambda run: [("set", (student, teacher))])
+    row = baseline.agreement_table(None).iloc[0]
+    told = ["n", "both right", "student alone", "teacher alone", "none"]
+    assert row[told].tolist() == [10, 0.1, 0.3, 0.2, 0.4]
+    by_chance = 0.4 * 0.3 + 0.6 * 0.7
+    assert row["kappa"] == pytest.approx((0.5 - by_chance) / (1 - by_chance), abs=5e-4)
 
 
 def test_a_finished_baseline_is_read_and_not_computed_again(run, config, monkeypatch):

@@ -142,6 +142,15 @@ def test_a_control_that_finished_after_its_run_does_not_hide_it(tmp_path):
     assert list(casebook.collect(ask).atlas.tables) == ["untouched", "L_CLIP only"]
 
 
+@pytest.mark.parametrize("other", [{"steps": 9}, {"lr": 0.5}, {"batch_size": 8}, {"seed": 4}])
+def test_a_newer_run_of_another_setting_is_no_control(two_runs, tmp_path, other):
+    newer = score_table([(9, 1, 0, 8)] * 6, **TAGS)
+    finished_run("newer", newer, tmp_path / "runs", arm="clip-only", **other)
+    finished_run("last", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    study = casebook.collect(FailuresConfig(teacher_items=0))
+    assert (study.atlas.tables["L_CLIP only"]["s_1_1"] == 3).all()  # the run `plain`
+
+
 @pytest.mark.parametrize(
     "other", [{"warmup": 3}, {"weight_decay": 0.1}, {"grad_clip": 0.5}, {"interpolation": 0.5}]
 )

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import sweeping
 from sdslib import cells, experiment
 from sdslib.cells import check, grid, literal, plan, read_notebook, run_ids
 from sdslib.config import BaselineConfig, FinetuneConfig, ParameterError, project_root
+from sdslib.runs import open_run
 
 FINETUNE = "notebooks/02_finetune.ipynb"
 
@@ -106,6 +108,34 @@ def test_a_notebook_tells_its_config_and_its_own_defaults(tmp_path):
     assert read_notebook(path) == (BaselineConfig, {"steps": 7})
 
 
+def test_what_the_notebooks_own_cell_says_holds_unless_the_grid_says_otherwise(tmp_path):
+    code = [("steps = 7\nlr = None", ["parameters"]), ("guard(globals())", [])]
+    source = [
+        {"cell_type": "code", "source": text, "metadata": {"tags": tags}} for text, tags in code
+    ]
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"cells": source}))
+    found = check(path, [{}, {"steps": 3}, {"seed": 1}])
+    assert [cell.config.steps for cell in found] == [7, 3, 7]
+    assert {cell.config.lr for cell in found} == {FinetuneConfig().lr}
+
+
+def test_a_cells_pair_is_there_only_once_both_of_its_runs_are_finished(tmp_path):
+    config = FinetuneConfig(steps=2, runs=str(tmp_path))
+    both = [open_run(c, {}, tmp_path) for c in (config, experiment.control(config))]
+    cell = cells.Cell(Path(FINETUNE), {}, config, tuple(run.id for run in both))
+    assert cell.pair(tmp_path) is None
+    assert cell.unfinished(tmp_path) == set(cell.ids)
+    both[1].finish()
+    assert cell.pair(tmp_path) is None
+    assert cell.unfinished(tmp_path) == {cell.ids[0]}
+    both[0].finish()
+    assert [run.id for run in cell.pair(tmp_path)] == list(cell.ids)
+    assert cell.known_done(tmp_path)
+    alone = replace(cell, ids=cell.ids[1:])
+    assert [run.id for run in alone.pair(tmp_path)] == [cell.ids[1]] * 2
+
+
 def test_checking_a_grid_loads_no_torch():
     code = (
         "import sys; from sdslib.cells import check;"
@@ -179,8 +209,6 @@ def test_a_namer_that_dies_is_told_with_its_last_word(monkeypatch):
 
 
 def test_a_notebook_whose_runs_it_alone_can_name_is_found_by_its_parameters(tmp_path):
-    from sdslib.runs import open_run
-
     (cell,) = plan(check("notebooks/00_miniworld.ipynb", [{"draws": 8}], str(tmp_path)))
     assert cell.ids == ()
     assert cell.unfinished(tmp_path) == {cell.key}

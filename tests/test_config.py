@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import nbformat
 import pytest
@@ -15,6 +16,7 @@ from sdslib import config as config_module
 from sdslib.config import (
     MODELS,
     TEACHER_PARTS,
+    Arm,
     BaselineConfig,
     FinetuneConfig,
     ParameterError,
@@ -220,6 +222,56 @@ def test_the_identity_keeps_what_changes_numbers_and_drops_what_does_not(folders
     assert same.identity() == config.identity()
     for change in ({"seed": 1}, {"lr": 0.5}, {"t_min": 21}, {"precision": "bf16"}, {"steps": 2}):
         assert override(config, **change).identity() != config.identity()
+
+
+# What an arm with a teacher's term reads of the knobs that not all of them do.
+SOME_READ = {
+    "sds": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    "sds-only": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    "shuffled-captions": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    "random-teacher": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    "sds-text": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    "sds-margin": {"sds_reduction", "t_min", "bridge_start"},
+    "latent-regression": {"sds_reduction", "bridge_start"},
+    "teacher-choice": {"t_min", "choice_draws"},
+    "clip-only": set(),
+    "hard-negatives": set(),
+}
+
+
+@pytest.mark.parametrize("arm", get_args(Arm))
+def test_what_an_arm_reads_moves_its_identity_and_what_it_does_not_read_does_not(folders, arm):
+    config = override(guard(dict(folders)), arm=arm)
+    changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100,
+               "bridge_start": "random", "choice_draws": 2}  # fmt: skip
+    moved = {
+        name
+        for name, value in changes.items()
+        if override(config, **{name: value}).identity() != config.identity()
+    }
+    assert moved == SOME_READ[arm]
+
+
+def test_what_is_left_out_for_a_test_set_counts_and_what_is_only_told_does_not(folders):
+    config = guard(dict(folders))
+    told = {"apart_from": "mini:aro-relation", "vg_image_data": "other.json"}
+    assert override(config, **told).identity() == config.identity()
+    left_out = override(config, overlap="exclude")
+    assert left_out.identity() != config.identity()
+    for name, value in told.items():
+        assert override(left_out, **{name: value}).identity() != left_out.identity()
+
+
+def test_a_choice_takes_its_noises_from_the_pairs_that_the_teacher_sees(folders):
+    """Rounded as the loop rounds them, and at least one."""
+    config = override(guard(dict(folders)), arm="teacher-choice", batch_size=8, choice_draws=2)
+    assert override(config, sds_share=0.25).choice_draws == 2
+    assert override(config, choice_draws=8).choice_draws == 8
+    for wrong, seen in (({"sds_share": 0.25, "choice_draws": 3}, 2), ({"sds_share": 0.01}, 1),
+                        ({"choice_draws": 9}, 8)):  # fmt: skip
+        with pytest.raises(ParameterError, match=f"as many pairs a batch; the teacher sees {seen}"):
+            override(config, **wrong)
+    assert override(config, arm="sds", sds_share=0.01, sds_weight=1.0).choice_draws == 2
 
 
 def test_override_is_as_strict_as_the_guard(folders):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from sdslib import pairs as module
 from sdslib import shards
@@ -760,6 +762,30 @@ def test_a_shard_with_a_bad_member_is_refused(tmp_path, name, kind, message):
         load_pairs(str(tmp_path / "0.tar"))
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_the_text_beside_an_image_is_its_caption_whatever_else_stands_there(tmp_path, order):
+    note = json.dumps({"caption": ["from json"]}).encode()
+    members = [("a.png", png(shade(1))), ("a.txt", b"from text"), ("a.json", note)]
+    write_shard(tmp_path / "0.tar", [members[n] for n in order])
+    assert load_pairs(str(tmp_path / "0.tar")).captions(0) == ("from text",)
+
+
+def test_samples_of_one_name_in_two_folders_are_two(tmp_path):
+    samples = []
+    for n, folder in enumerate(("one", "two")):
+        samples.append((f"{folder}/0.png", png(shade(n))))
+        samples.append((f"{folder}/0.txt", f"of folder {folder}".encode()))
+    write_shard(tmp_path / "0.tar", samples)
+    pairs = load_pairs(str(tmp_path / "0.tar"))
+    assert [pairs.captions(i) for i in range(len(pairs))] == [
+        ("of folder one",),
+        ("of folder two",),
+    ]
+    assert len(set(pairs.ids)) == 2
+    for n in range(2):
+        assert np.array_equal(pairs.image(n), shade(n))
+
+
 def test_a_cut_shard_and_an_absent_one_are_named(tmp_path):
     write_shard(tmp_path / "0.tar", [("a.png", png(photo())), ("a.txt", b"text")])
     data = (tmp_path / "0.tar").read_bytes()
@@ -813,6 +839,18 @@ def test_a_batch_holds_each_images_pixels_with_one_of_its_own_captions(coco):
         for i, p, caption in zip(index, pixels, captions, strict=True):
             assert caption in pairs.captions(i)
             assert torch.equal(p, to_pixels(shade(i)))
+
+
+def test_a_subset_is_drawn_from_all_pairs_and_smaller_ones_lie_inside(coco):
+    whole = many(400)
+    drawn = [module.some(whole, limit, "many").ids for limit in (40, 80, 400)]
+    for few, more in itertools.pairwise(drawn):
+        assert set(few) < set(more)
+    for ids in drawn:
+        assert ids == [own for own in whole.ids if own in set(ids)]  # in the order of the set
+    places = np.array([int(own) // 7 for own in drawn[1]])
+    assert stats.kstest(places / 400, "uniform").pvalue > 0.001
+    assert drawn[1] != whole.ids[:80]
 
 
 def test_every_caption_of_an_image_is_drawn_about_equally_often(coco):

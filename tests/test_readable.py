@@ -49,6 +49,19 @@ def test_every_row_of_a_table_of_sets_is_told_once():
     assert told.loc[("shapes", "accuracy"), "tuned"] == ""
 
 
+def test_labels_of_two_tags_that_are_one_word_stay_two_rows():
+    rows = [
+        (model, tag, "red", "accuracy", n, accuracy, 0.0, 1.0)
+        for model, accuracy in (("student", 0.5), ("tuned", 0.75))
+        for tag, n in (("first", 8), ("second", 4))
+    ]
+    names = ["model", "tag", "label", "metric", "n", "accuracy", "low", "high"]
+    told = readable.shares(pd.DataFrame(rows, columns=names))
+    assert told["items"].tolist() == [8, 4]
+    assert told["student"].tolist() == ["50.0% (0.0 to 100.0)"] * 2
+    assert told["tuned"].tolist() == ["75.0% (0.0 to 100.0)"] * 2
+
+
 def test_differences_are_points_with_flips():
     row = {
         "comparison": "b against a", "tag": "all", "label": "all", "metric": "text", "n": 60,

@@ -5,6 +5,7 @@ import re
 import pytest
 from finished import finish
 from test_document import Page, pdf_text
+from test_failures import score_table
 
 from sdslib import atlas, cases, document, experiment, failures, modelcard, readable, report
 from sdslib.config import FinetuneConfig, ReportConfig
@@ -151,6 +152,29 @@ def test_the_examples_are_flips_both_ways_and_then_the_largest_changes(told):
     rest = pairs.drop(index=chosen)["change"].max()
     assert pairs.loc[chosen[moved:], "change"].min() >= rest or moved < 7
     assert report.telling(whole, "untouched", "sds", 0) == []
+
+
+def test_the_first_example_is_gained_and_gains_and_losses_take_turns():
+    """Items 0 to 3 are lost and 4 to 6 gained, the later the more; the rest stays right."""
+    right, wrong = [(2, 1, 0, 3 + n) for n in range(12)], [(0, 1, 1, -n) for n in range(12)]
+    before = score_table(right[:4] + wrong[4:7] + right[7:])
+    after = score_table(wrong[:4] + right[4:7] + right[7:])
+    found = atlas.build({"untouched": before, "sds": after})
+    chosen = report.telling(found, "untouched", "sds", 9)
+    assert set(chosen[:6:2]) == {"4", "5", "6"}
+    assert set(chosen[1:6:2]) < {"0", "1", "2", "3"}
+    assert report.telling(found, "untouched", "sds", 1)[0] in {"4", "5", "6"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(-0.01, 0.05, "no difference"), (0.0, 0.05, "no difference"), (0.001, 0.05, "higher"),
+     (-0.05, 0.0, "no difference"), (-0.05, -0.001, "lower")],
+)  # fmt: skip
+def test_only_an_interval_beside_0_shows_a_difference_whatever_its_middle(low, high, word):
+    row = {"comparison": "b against a", "metric": "text", "difference": (low + high) / 2,
+           "low": low, "high": high, "p": float("nan"), "seeds": 3}  # fmt: skip
+    assert f": {word}" in report._verdict(type("Row", (), row)())
 
 
 def test_examples_stand_with_their_pictures_and_captions_on_page_and_paper(told, saved):

@@ -200,6 +200,18 @@ def test_the_id_follows_the_code_and_not_its_comments(tmp_path):
     assert changed["train"] == before["train"]
 
 
+def test_no_docstring_at_any_depth_moves_the_id(tmp_path):
+    def digest(text):
+        (tmp_path / "train.py").write_text(text)
+        return code_digests(["train"], tmp_path)["train"]
+
+    form = "{0}class A:\n    {0}\n    X = 1\n    def f(self):\n        {0}\n        return 'a'\n"
+    bare = digest(form.format("").replace("        \n", "").replace("    \n", ""))
+    assert digest(form.format('"""Docs."""\n').replace("\n\n", "\n")) == bare
+    assert digest(form.format('"""Other words."""\n').replace("\n\n", "\n")) == bare
+    assert digest(form.format("").replace("'a'", "'b'")) != bare  # a text that is returned counts
+
+
 def test_the_id_covers_every_room_that_computes():
     assert {"losses", "bridge", "train", "evaluate", "metrics"} <= set(identify(mini(), {})["code"])
 
@@ -538,6 +550,17 @@ def test_another_environment_goes_on_and_is_marked_not_bit_exact(tmp_path):
     assert env["noted"] == {"device_used": "cpu"}
     run = open_run(config(), DATA, tmp_path)
     assert storage.read_json(run.path / "env.json")["bit_exact"] is False
+
+
+def test_of_three_environments_the_one_that_a_run_began_with_is_remembered(tmp_path):
+    run = saved(tmp_path)
+    for threads in (77, 55):
+        path = run.path / "env.json"
+        storage.write_json(path, storage.read_json(path) | {"threads": threads})
+        with pytest.warns(RunWarning, match="goes on with other threads"):
+            run = open_run(config(), DATA, tmp_path)
+    env = storage.read_json(run.path / "env.json")
+    assert (env["bit_exact"], env["began_with"]) == (False, {"threads": 77})
 
 
 # Locks

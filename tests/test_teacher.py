@@ -327,6 +327,11 @@ def test_samples_depend_on_seed_and_place_alone(one):
 # --- loading -------------------------------------------------------------------------------------
 
 
+def test_one_caption_asked_twice_gives_two_pictures(one):
+    first, second = (np.asarray(picture, int) for picture in one.sample(CAPTIONS[:1] * 2, 2, 3.0))
+    assert np.abs(first - second).max() > 1
+
+
 def test_random_teacher_forgets_the_unet_and_nothing_else(folder, one):
     state = torch.random.get_rng_state()
     first, again, other = (load_teacher(str(folder), random_weights_seed=s) for s in (1, 1, 2))
