@@ -492,6 +492,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
     parser.add_argument("--params", type=Path, help="a JSON file of all parameters, in their place")
     options = parser.parse_args(words)
+    launch.die_with_launcher()
     try:
         if options.params:
             config = FinetuneConfig(**json.loads(options.params.read_bytes()))
