@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
+from sdslib.hub import hub_dataset, is_repo
 from sdslib.images import ENDINGS, Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
@@ -33,13 +34,11 @@ from sdslib.shuffles import (
     spacy_tagger,
 )
 from sdslib.sources import (
-    REPO_ID,
     Caption,
     DataError,
     Root,
     cell_bytes,
     check_rows,
-    hub_dataset,
     image_columns,
     read_json,
     read_json_lines,
@@ -176,7 +175,7 @@ def winoground(
     local = project_path("data/winoground" if source == "winoground" else source)
     if local.exists():
         rows, refs, home = _winoground_local(local, split)
-    elif source == "winoground" or REPO_ID.match(source):
+    elif source == "winoground" or is_repo(source):
         repo = "facebook/winoground" if source == "winoground" else source
         rows, refs = _winoground_hub(repo, split)
         home = project_path("data/winoground")
@@ -493,7 +492,7 @@ def zero_shot(
         labels, refs, found = _class_folders(
             folder / split if (folder / split).is_dir() else folder
         )
-    elif str(source) in HUB_CLASSES or REPO_ID.match(str(source)):
+    elif str(source) in HUB_CLASSES or is_repo(str(source)):
         labels, refs, found = _class_hub(str(source), split)
     else:
         raise DataError(

@@ -20,9 +20,10 @@ from PIL import Image
 
 from sdslib import pairs as module
 from sdslib import shards
+from sdslib.hub import hub_dataset
 from sdslib.images import ImageError
 from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
-from sdslib.sources import DataError, Root, hub_dataset
+from sdslib.sources import DataError, Root
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
