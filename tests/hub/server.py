@@ -49,6 +49,7 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.other = f"http://localhost:{self.server.server_port}"  # where large files lie
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
@@ -257,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         if name.endswith(LFS):
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(size),
-                        "Location": f"{self.hub.url}/lfs/{digest}"}  # fmt: skip
+                        "Location": f"{self.hub.other}/lfs/{digest}"}  # fmt: skip
             self._send(302, b"", headers)
         else:
             self._file(path, headers)
