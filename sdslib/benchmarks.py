@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
+from sdslib.hub import hub_dataset, is_repo
 from sdslib.images import ENDINGS, Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
@@ -34,14 +35,12 @@ from sdslib.shuffles import (
 )
 from sdslib.sources import (
     ALL_SPLITS,
-    REPO_ID,
     Caption,
     DataError,
     ImageCells,
     Root,
     cell_bytes,
     check_rows,
-    hub_dataset,
     image_columns,
     is_list,
     read_json,
@@ -181,7 +180,7 @@ def winoground(
     local = project_path("data/winoground" if source == "winoground" else source)
     if local.exists():
         rows, refs, home = _winoground_local(local, split)
-    elif source == "winoground" or REPO_ID.match(source):
+    elif source == "winoground" or is_repo(source):
         repo = "facebook/winoground" if source == "winoground" else source
         rows, refs = _winoground_hub(repo, split)
         home = project_path("data/winoground")
@@ -522,7 +521,7 @@ def zero_shot(
     folder = project_path(source)
     if folder.is_dir():
         labels, refs, found = _class_folders(_split_of(folder, split))
-    elif str(source) in HUB_CLASSES or REPO_ID.match(str(source)):
+    elif str(source) in HUB_CLASSES or is_repo(str(source)):
         labels, refs, found = _class_hub(str(source), split)
     else:
         raise DataError(

@@ -28,11 +28,11 @@ from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
+from sdslib.hub import hub_dataset, is_repo
 from sdslib.images import ImageRef, alike
 from sdslib.shards import index_shards, read_sample
 from sdslib.sources import (
     ALL_SPLITS,
-    REPO_ID,
     Caption,
     DataError,
     ImageCells,
@@ -41,7 +41,6 @@ from sdslib.sources import (
     cell_bytes,
     check_row,
     coco_id,
-    hub_dataset,
     image_columns,
     is_list,
     read_json_lines,
@@ -214,7 +213,7 @@ def _open(source: str) -> Pairs:
             return metadata_pairs(folder / METADATA, folder)
         return _shard_pairs(source) if any(folder.glob("*.tar")) else _coco_folder(folder)
     repo, _, split = source.partition(":")
-    if REPO_ID.match(repo):
+    if is_repo(repo):
         return hub_pairs(repo, split or "train")
     raise DataError(
         f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "

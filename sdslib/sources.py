@@ -1,4 +1,4 @@
-"""Where data come from: files inside a root, rows checked against a schema, data sets of the Hub.
+"""Where data come from: files inside a root, rows checked against a schema, files behind http.
 
 Each failure is one sentence that names the place (`visual_genome_relation.json[3].bbox_w`), what
 was expected, and what to do next. The only door to `datasets`.
@@ -29,8 +29,8 @@ POINTER = b"version https://git-lfs"
 BLANK = b"\xef\xbb\xbf \r\n\t"
 COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
-HUB_TIMEOUT_S = 5.0
 HTTP_TIMEOUT_S = 30.0
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,7 +50,7 @@ class MissingFile(DataError):
 
 
 class AccessError(DataError):
-    """A Hub data set out of reach; `reason` is offline, no-token, terms-not-accepted, not-found."""
+    """Something of the Hub that is out of reach; `reason` is one of those in `hub`."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -389,103 +389,11 @@ def _http(method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
         raise DataError(f"{url} cannot be read ({reason})") from None
 
 
-# --- the Hub -------------------------------------------------------------------------------------
-
-REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-OFFLINE = "offline"
-NO_TOKEN = "no-token"
-TERMS = "terms-not-accepted"
-NOT_FOUND = "not-found"
-
-
-def hub_dataset(
-    repo: str, split: str, config: str | None = None, local: str = "a local folder"
-) -> datasets.Dataset:
-    """Load one split of a Hub data set, images left encoded; asks for access first, in seconds.
-
-    Without network the local cache is used. `local` says, in errors, what to give in its place.
-    Raises `AccessError` with one of four reasons, `DataError` where the split is not there. Never
-    runs code from the Hub; the token is `HF_TOKEN` or that of `hf auth login`.
-    """
-    refused = hub_access(repo, local)
-    if refused is not None and refused.reason != OFFLINE:
-        raise refused
-    import datasets
-
-    try:
-        with _cache_only(refused is not None):
-            return undecoded(datasets.load_dataset(repo, config, split=split))
-    except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
-        raise refused or DataError(f"{repo}, split {split!r}: {reason}") from reason
-
-
-def hub_access(repo: str, local: str = "a local folder") -> AccessError | None:
-    """Ask the Hub once, within `HUB_TIMEOUT_S`, whether a data set may be read; None if it may."""
-    import httpx2
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled as OfflineModeError
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    page, token = f"{constants.ENDPOINT}/datasets/{repo}", get_token()
-    url = f"{constants.ENDPOINT}/api/datasets/{repo}/auth-check"
-    try:
-        headers = build_hf_headers(token=token or False)
-        hf_raise_for_status(get_session().get(url, headers=headers, timeout=HUB_TIMEOUT_S))
-        return None
-    except GatedRepoError:
-        fault = TERMS if token else NO_TOKEN
-    except RepositoryNotFoundError:
-        fault = NOT_FOUND
-    except HfHubHTTPError as reason:
-        status = reason.response.status_code
-        if status == 401:
-            fault = NO_TOKEN
-        else:
-            return _refusal(repo, page, OFFLINE, local, f"the Hub answered {status}")
-    except OfflineModeError:
-        return _refusal(repo, page, OFFLINE, local, "offline mode is on: HF_HUB_OFFLINE=1")
-    except (httpx2.HTTPError, OSError) as reason:
-        return _refusal(repo, page, OFFLINE, local, f"{type(reason).__name__}: {reason}")
-    return _refusal(repo, page, fault, local, "it was refused" if token else "none was found")
-
-
-def cached_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path | None:
-    """The first of these files of a model repository that the local cache holds; no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in names:
-        found = try_to_load_from_cache(repo, name, revision=revision)
-        if isinstance(found, str):
-            return Path(found)
-    return None
-
-
-def cached_dataset(repo: str) -> bool:
-    """Whether `datasets` has a Hub data set in its local cache, whole or in part; no network."""
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___").lower()).is_dir()
-
-
-def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
-    said = {
-        OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "
-        "Connect, or unset HF_HUB_OFFLINE, and run again",
-        NO_TOKEN: f"reading it needs a token ({detail}). Accept its terms at {page}, make a read "
-        "token at https://huggingface.co/settings/tokens, then set HF_TOKEN or run "
-        "`hf auth login`",
-        TERMS: "your account has not accepted its terms (or awaits approval). Open "
-        f"{page} with the account of your token and accept them",
-        NOT_FOUND: f"there is no such data set at {page}, or it is private. Check the spelling; "
-        "for a private one set HF_TOKEN",
-    }
-    message = f"{repo}: {said[fault]}. Without the Hub: give {local}."
-    return AccessError(message, fault)
+# --- data sets -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _cache_only(active: bool) -> Iterator[None]:
+def cache_only(active: bool) -> Iterator[None]:
     """Let `datasets` look into its cache alone; else it retries for 23 seconds first."""
     import datasets
 

@@ -22,9 +22,10 @@ from scipy import stats
 
 from sdslib import pairs as module
 from sdslib import shards
+from sdslib.hub import hub_dataset
 from sdslib.images import ImageError
 from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
-from sdslib.sources import DataError, Root, hub_dataset
+from sdslib.sources import DataError, Root
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
