@@ -393,9 +393,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ("break_it", "message"),
     [
         (lambda f: (f / "model_index.json").unlink(), "has no .*model_index.json"),
-        (lambda f: shutil.rmtree(f / "scheduler"), "has no .*scheduler_config.json"),
-        (lambda f: shutil.rmtree(f / "tokenizer"), "has no .*tokenizer_config.json"),
-        (lambda f: shutil.rmtree(f / "unet"), "has no .*unet/config.json"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "has no scheduler; diffusers"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer; diffusers"),
+        (lambda f: shutil.rmtree(f / "unet"), "has no unet; diffusers"),
         (
             lambda f: (f / UNET).unlink(),
             "spoilt has no unet/diffusion_pytorch_model.safetensors; there are ",
