@@ -398,7 +398,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (lambda f: shutil.rmtree(f / "unet"), "has no unet; diffusers"),
         (
             lambda f: (f / UNET).unlink(),
-            "spoilt has no unet/diffusion_pytorch_model.safetensors; there are ",
+            "has no unet/diffusion_pytorch_model.safetensors; diffusers",
         ),
         (
             rename(UNET, "unet/diffusion_pytorch_model.bin"),
