@@ -245,7 +245,7 @@ def _data(cases: Sequence[Case]) -> list[Block]:
     for name in _sets(cases[0].run):
         what = "reported" if name == experiment.reported(cases[0].run) else "must not suffer"
         what = "chosen on, never reported" if name == experiment.VALIDATION else what
-        count = f"{len(cases[0].run.scores(name))} items, {what}"
+        count = f"{_count(cases[0].run.scores(name))}, {what}"
         rows.append(("set", _told(name, config), count, _short(prints, name)))
     model = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
     moved = f"{config.trainable} trained"
@@ -265,6 +265,12 @@ def _told(name: str, config: FinetuneConfig) -> str:
     own = name in (experiment.VALIDATION, RETRIEVAL) and is_mini(config.benchmark)
     drawn = own or is_mini(name) or name.startswith("mini-") or "data/mini/" in name
     return f"{name} (mini-world)" if drawn else name
+
+
+def _count(scores: pd.DataFrame) -> str:
+    """How many items were scored, and of how many where the set has more."""
+    n, total = len(scores), scores.attrs.get("total", len(scores))
+    return f"{n} items" if n == total else f"{n} of {total} items"
 
 
 def _short(prints: Mapping[str, str], name: str) -> str:

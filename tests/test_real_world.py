@@ -24,7 +24,7 @@ class Workshop:
     folder: Path
 
     def execute(self, notebook, runs_in="runs", **parameters):
-        """All that a notebook shows as one text, once its last cell ran; of warnings cautions."""
+        """What the notebook shows, as one text, once its last cell ran; cautions are allowed."""
         out, place = self.folder / "out.ipynb", self.folder / runs_in
         place.mkdir(exist_ok=True)
         done = papermill(notebook, out, {"runs": place} | parameters)

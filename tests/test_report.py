@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 from finished import finish
 from test_document import Page, pdf_text
@@ -112,6 +113,13 @@ def test_only_what_is_drawn_is_called_mini_world(train_data, benchmark, how):
     assert not told["sugarcrepe"]
     assert not told["ViT-B-16"]
     assert report._told("local-dir:data/mini/student", config).endswith("(mini-world)")
+
+
+def test_a_part_of_a_set_says_of_how_many_items():
+    table = pd.DataFrame({"id": range(16)})
+    assert report._count(table) == "16 items"
+    table.attrs["total"] = 400
+    assert report._count(table) == "16 of 400 items"
 
 
 def test_seeds_are_summed_up_over_seeds_and_items(told, saved):
