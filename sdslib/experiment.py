@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sdslib import (
     benchmarks,
+    checks,
     evaluate,
     figures,
     launch,
@@ -66,6 +67,7 @@ from sdslib.train import TERMS, Loop, Parties, Step
 UNTOUCHED = "untouched"
 CONTROL = "L_CLIP only"
 VALIDATION = "validation"
+MOST_LR = 0.1  # a hundred times the learning rate of the mini-world
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,32 @@ def load_data(config: FinetuneConfig) -> Data:
         miniworld.ensure_world()
     whole = benchmarks.load_benchmark(config.benchmark)
     pairs, shared = _apart(config, whole)
+    for text in cautions(config, pairs):
+        warnings.warn(text, stacklevel=2)
     test = whole.sample(config.eval_items)
     if not mini:
         return Data(pairs, test, None, (), shared)
     keep = [benchmarks.mini(f"zeroshot-{task}") for task in ("color", "shape")]
     keep.append(benchmarks.retrieval(load_pairs("mini:val")))
     return Data(pairs, test, benchmarks.mini("winoground", "val"), tuple(keep), shared)
+
+
+def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
+    """What is allowed and leads to nothing: a batch of one, few captions, too high a rate."""
+    found, size = list[str](), config.batch_size
+    contrastive = "clip" in TERMS[config.arm]
+    if contrastive and size == 1 and config.arm != "hard-negatives":
+        found.append("batch_size 1: L_CLIP is 0 whatever the student does, for it chooses within a "
+                     "batch; take 2 or more")  # fmt: skip
+    texts = len({" ".join(text.lower().split()) for text in pairs.all_captions()})
+    if contrastive and texts < size:
+        found.append(
+            f"{len(pairs)} images have {texts} different captions, fewer than batch_size {size}: "
+            "L_CLIP tells apart captions that are the same; take other pairs or smaller batches"
+        )
+    if config.lr > MOST_LR:
+        found.append(f"lr {config.lr:g} is far above what trains CLIP (1e-6 to 1e-2); lower it")
+    return found
 
 
 def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, tuple[Shared, ...]]:
@@ -146,6 +168,7 @@ def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, tuple[Share
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
+    checks.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     if not has_teacher(config):
         trained = _trained(student, config)
         return Parties(student, trained, negative=swapped_caption)
@@ -157,6 +180,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         derive_seed(config.seed, "random teacher") if config.arm == "random-teacher" else None,
         config.checkpointing,
     )
+    checks.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
