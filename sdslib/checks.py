@@ -34,12 +34,31 @@ def shown(path: str | Path) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
+def check_markers(markers: Iterable[str], captions: Sequence[str], owner: str) -> None:
+    """Refuse captions that hold a tokenizer's own marks, of which it would make a beginning or an
+    end: `a red circle <end> left of` reads as `a red circle`."""
+    known = [mark.lower() for mark in dict.fromkeys(markers) if mark]
+    for caption in captions:
+        text = caption.lower()
+        if mark := next((mark for mark in known if mark in text), None):
+            raise VocabularyError(
+                f"caption {shortened(caption)!r} has {mark!r}, a mark of {owner}'s tokenizer and "
+                "no word; write it otherwise"
+            )
+
+
+def shortened(caption: str, most: int = 200) -> str:
+    """As much of a caption as an error should repeat."""
+    return caption if len(caption) <= most else caption[: most - 1] + "…"
+
+
 def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
-    """Refuse captions with words outside a closed vocabulary, by name.
+    """Refuse captions with words outside a closed vocabulary or with the tokenizer's own marks.
 
     A vocabulary is closed where the unknown token is a token of its own; CLIP's byte-pair
     tokenizer uses its end token there and can write any word.
     """
+    check_markers(getattr(tokenizer, "all_special_tokens", ()), captions, owner)
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
         return
@@ -51,7 +70,7 @@ def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
         words = dict.fromkeys(caption[start:end] for i, (start, end) in pairs if i == unknown)
         if words:
             raise VocabularyError(
-                f"caption {caption!r} has words outside {owner}'s vocabulary: "
+                f"caption {shortened(caption)!r} has words outside {owner}'s vocabulary: "
                 + ", ".join(repr(word) for word in words)
             )
 

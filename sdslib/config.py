@@ -951,6 +951,8 @@ def _requirement(cls: type[Config], name: str, value: object) -> str:
         return f"{name} must be a number, {typed}{_yaml_hint(value)}"
     if schema["type"] == "boolean":
         return f"{name} must be True or False, {typed}"
+    if value == "":
+        return f"{name} must not be empty"
     if isinstance(value, str):
         return f"{name} must be letters, digits, dots, dashes and underscores, {got}"
     return f"{name} must be text, {typed}; with papermill write -r {name} {value}"

@@ -18,6 +18,7 @@ import pandas as pd
 
 from sdslib import atlas, baseline, benchmarks, casebook, figures, miniworld, page, probes
 from sdslib.benchmarks import Benchmark, Item
+from sdslib.checks import shortened
 from sdslib.config import DemoConfig, ParameterError, is_mini, project_path
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
@@ -25,12 +26,13 @@ from sdslib.figures import Picture
 from sdslib.images import ENDINGS, ImageError, ImageRef, open_image
 from sdslib.miniworld import COLORS, SHAPES, SIZES, Scene, Thing, say
 from sdslib.probes import Remembering
-from sdslib.sources import DataError
+from sdslib.sources import DataError, check_caption
 from sdslib.student import load_student
 
 TEACHER = casebook.TEACHER
 PROFILE_ITEMS = 4  # that tell the teacher's mean errors: nobody should wait for all of them
 MOST = 12  # captions a question
+LONGEST = 1000  # characters of a caption: some 170 words, of which CLIP reads 75 tokens
 OWN = "of your own"
 OFFERED = ",".join(sorted(ENDINGS))  # what a chooser of files shows
 DRAWN = "a drawn scene of the mini-world"
@@ -173,12 +175,25 @@ def upload_ref(name: str, data: bytes) -> ImageRef:
 
 def lines(text: str) -> tuple[str, ...]:
     """The captions in a text, one a line; QuestionError where there is none or there are many."""
-    found = tuple(dict.fromkeys(line for raw in text.splitlines() if (line := raw.strip())))
+    found = tuple(dict.fromkeys(line for raw in text.split("\n") if (line := raw.strip())))
     if not found:
         raise QuestionError("there is no caption yet: write one a line, two or more to compare")
     if len(found) > MOST:
         raise QuestionError(f"{len(found)} captions are more than {MOST}: leave some out")
-    return found
+    return tuple(map(_checked, found))
+
+
+def _checked(caption: str) -> str:
+    """The caption, if models can take it; QuestionError."""
+    if len(caption) > LONGEST:
+        raise QuestionError(
+            f"caption “{shortened(caption, 40)}” has {len(caption):,} characters, more than "
+            f"{LONGEST:,}: shorten it, the models read no more than some 75 words"
+        )
+    try:
+        return check_caption(caption)
+    except ValueError as reason:
+        raise QuestionError(f"caption “{shortened(caption, 40)}” {reason}") from None
 
 
 def beginning(demo: Demo) -> Item | None:
@@ -293,7 +308,8 @@ def _framed(body: str) -> str:
 
 def message(reason: object) -> str:
     """A sentence about what went wrong, for the reader's eyes and for a screen reader."""
-    return f'<p class="message" role="alert">⚠ {page.text(reason)}</p>'
+    said = str(reason) or f"it ended with {type(reason).__name__}"
+    return f'<p class="message" role="alert">⚠ {page.text(said)}</p>'
 
 
 def _score_view(scores: pd.DataFrame, captions: Sequence[str]) -> str:
@@ -526,11 +542,12 @@ class Picker:
         """The controls of the chosen source, and the picture or why there is none."""
         for name, box in self.boxes.items():
             box.layout.display = None if name == self.source.value else "none"
+        self.preview.value = ""
         try:
             ref, about, _ = self.read()
             tag = page.image_tag(ref.load(), about)
             self.preview.value = f'<div class="demo preview">{tag}</div>'
-        except (ValueError, OSError) as reason:
+        except Exception as reason:
             self.preview.value = f'<div class="demo">{message(reason)}</div>'
 
     def _scene(self) -> Scene:
@@ -546,10 +563,10 @@ class Picker:
         if not change["new"]:
             return
         (uploaded,) = change["new"]
-        self._file = None
+        self._file, self.preview.value = None, ""
         try:
             self._file = upload_ref(uploaded["name"], bytes(uploaded["content"]))
-        except ValueError as reason:
+        except Exception as reason:
             self.preview.value = f'<div class="demo">{message(reason)}</div>'
             return
         self._picked()
@@ -598,19 +615,20 @@ class CaptionPanel:
         try:
             ref, about, _ = self.picker.read()
             question = Question(ref, lines(self.captions.value), about)
-        except (ValueError, OSError) as reason:
+            asked = (ref.key, question.captions, self.teacher.value)
+        except Exception as reason:
             self._refuse(reason)
             return
-        asked = (ref.key, question.captions, self.teacher.value)
         if asked == self._asked:
             return
+        self._asked, self.result.value = None, ""  # the old answer is not this question's
         self.button.disabled, self.message.value = True, _waiting(self.demo, self.teacher.value)
         try:
             answer = ask(self.demo, question, self.teacher.value)
             self.result.value = html(answer)
             self.result.value = html(explain(self.demo, answer))
             self._asked, self.message.value = asked, ""
-        except (ValueError, OSError, RuntimeError) as reason:
+        except Exception as reason:
             self._refuse(reason)
         finally:
             self.button.disabled = False
@@ -623,7 +641,7 @@ class CaptionPanel:
     def _suggest(self) -> None:
         try:
             own = self.picker.read()[2]
-        except (ValueError, OSError) as reason:
+        except Exception as reason:
             self._refuse(reason)
             return
         if own:
@@ -678,16 +696,17 @@ class PairPanel:
         """Compare what the controls say; what cannot be compared gets a message."""
         if self._quiet:
             return
-        self.message.value = _waiting(self.demo, self.teacher.value)
+        self.result.value, self.message.value = "", _waiting(self.demo, self.teacher.value)
         try:
             found = [caption.value.strip() for caption in self.captions]
             if not all(found):
                 raise QuestionError(f"caption {found.index('')} is empty: write one")
+            found = list(map(_checked, found))
             read = [picker.read() for picker in self.pickers]
             item = Item(OWN, tuple(ref for ref, *_ in read), tuple(found))
             self.result.value = compare(self.demo, item, self.teacher.value)
             self.message.value = ""
-        except (ValueError, OSError, RuntimeError) as reason:
+        except Exception as reason:
             self._refuse(reason)
 
     def _refuse(self, reason: Exception) -> None:

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import evaluate, figures, launch, processes, tables
+from sdslib import checks, evaluate, figures, launch, processes, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import PASSPORT, WeightsError
@@ -74,6 +74,7 @@ def pick_device(name: str) -> torch.device:
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
+    checks.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     if not has_teacher(config):
         trained = _trained(student, config)
         return Parties(student, trained, negative=swapped_caption)
@@ -86,6 +87,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         config.checkpointing,
         config.variant,
     )
+    checks.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)

@@ -7,7 +7,7 @@ same captions over and over. K captions, D embedding, W words.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from sdslib.evaluate import ClipScorer, DiffusionScorer, Scorer, error_table, sc
 from sdslib.images import ImageRef
 from sdslib.student import Student
 
+WORDS = 80  # of a caption that are taken apart; CLIP reads 75 tokens
 REORDERINGS = 160  # of one caption that are scored
 ALL_ORDERS = 5  # words up to which every order is scored
 _KEPT = 20_000  # caption embeddings kept in memory, 4 kB each
@@ -92,13 +93,14 @@ def score_table(
 def leave_one_out(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
     """What every word is worth: the caption's score less its score without that word.
 
+    The first 80 words are tried, more than CLIP reads.
     One row a word: `caption` (its number), `place`, `word`, `change`, and `decides`, whether the
     caption would win without the word where it loses, or lose where it wins.
     """
     rows = [
         {"caption": k, "place": n, "word": word, "without": " ".join([*words[:n], *words[n + 1 :]])}
         for k, words in enumerate(caption.split() for caption in captions)
-        for n, word in enumerate(words)
+        for n, word in enumerate(words[:WORDS])
     ]
     table = pd.DataFrame(rows)
     found = score(scorer, ref, [*captions, *table["without"]])
@@ -113,21 +115,27 @@ def reorderings(caption: str, limit: int = REORDERINGS, seed: int = 0) -> list[s
     """Other orders of the caption's words, the caption itself not among them.
 
     Up to five words in every order; of longer captions, two runs of one to three words exchanged,
-    which swaps words and names and keeps most of the grammar. At most `limit`, drawn by the seed.
+    which swaps words and names and keeps most of the grammar. At most `limit`, drawn by the seed,
+    and none beyond the first 80 words, which every order keeps after them.
     """
-    words = caption.split()
-    if len(words) <= ALL_ORDERS:
-        orders = [list(order) for order in itertools.permutations(words)]
-    else:
-        runs = [(i, j, n) for n in (1, 2, 3) for i in range(len(words) - n)
-                for j in range(i + n, len(words) - n + 1)]  # fmt: skip
-        orders = [
-            [*words[:i], *words[j : j + n], *words[i + n : j], *words[i : i + n], *words[j + n :]]
-            for i, j, n in runs
-        ]
-    found = [text for text in dict.fromkeys(map(" ".join, orders)) if text != " ".join(words)]
+    words, rest = caption.split()[:WORDS], caption.split()[WORDS:]
     rng = np.random.default_rng(derive_seed(seed, "re-orderings"))
-    return [found[n] for n in sorted(rng.permutation(len(found))[:limit])]
+    if len(words) <= ALL_ORDERS:
+        orders = [" ".join(order) for order in itertools.permutations(words)]
+    else:
+        orders = [" ".join(order) for order in _exchanged(words)]
+    found = [text for text in dict.fromkeys(orders) if text != " ".join(words)]
+    drawn = [found[n] for n in sorted(rng.permutation(len(found))[:limit])]
+    return [" ".join([text, *rest]) for text in drawn]
+
+
+def _exchanged(words: Sequence[str]) -> Iterator[list[str]]:
+    """The words with two runs of one to three of them exchanged, in every way."""
+    for n in (1, 2, 3):
+        for i in range(len(words) - n):
+            for j in range(i + n, len(words) - n + 1):
+                yield [*words[:i], *words[j : j + n], *words[i + n : j], *words[i : i + n],
+                       *words[j + n :]]  # fmt: skip
 
 
 def hardest(

@@ -22,12 +22,14 @@ from sdslib.overlap import Shared
 from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sources import DataError
 from sdslib.student import imagenet_classes
+from sdslib.train import TERMS
 
 VALIDATION = "validation"
 HELD_OUT, NONE = "held-out", "none"
 MOST_HELD_OUT, FEWEST_HELD_OUT = 500, 10  # pairs; a tenth of all between these
 RETRIEVAL = "retrieval"
 COCO_VAL = "data/coco/annotations/captions_val2017.json::data/coco/val2017"
+MOST_LR = 0.1  # a hundred times the learning rate of the mini-world
 MINI_VALIDATION = "mini:winoground:val"
 MINI_KEEP = ("mini:zeroshot-color", "mini:zeroshot-shape", "retrieval:mini:val")
 KEEP = (*benchmarks.HUB_CLASSES, "zeroshot", RETRIEVAL)
@@ -100,8 +102,28 @@ def load_data(config: FinetuneConfig) -> Data:
     pairs, validation = _validated(config, pairs)
     pairs = some(pairs, config.train_pairs, _told(config, validation))
     _warn_of(config, shared)
+    for text in cautions(config, pairs):
+        warnings.warn(text, stacklevel=2)
     keep = dict(_kept(config, {whole.name, VALIDATION}))
     return Data(pairs, whole.sample(config.eval_items), validation, keep, tuple(shared))
+
+
+def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
+    """What is allowed and leads to nothing: a batch of one, few captions, too high a rate."""
+    found, size = list[str](), config.batch_size
+    contrastive = "clip" in TERMS[config.arm]
+    if contrastive and size == 1 and config.arm != "hard-negatives":
+        found.append("batch_size 1: L_CLIP is 0 whatever the student does, for it chooses within a "
+                     "batch; take 2 or more")  # fmt: skip
+    texts = len({" ".join(text.lower().split()) for text in pairs.all_captions()})
+    if contrastive and texts < size:
+        found.append(
+            f"{len(pairs)} images have {texts} different captions, fewer than batch_size {size}: "
+            "L_CLIP tells apart captions that are the same; take other pairs or smaller batches"
+        )
+    if config.lr > MOST_LR:
+        found.append(f"lr {config.lr:g} is far above what trains CLIP (1e-6 to 1e-2); lower it")
+    return found
 
 
 def _told(config: FinetuneConfig, validation: Benchmark | None) -> str:

@@ -6,10 +6,13 @@ was expected, and what to do next. The only door to `datasets`.
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
 import re
+import string
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CAPTION_LIMIT = 10_000
+WORD_LIMIT = 1_000  # letters in a row: the time of CLIP's tokenizer grows with their square
 COCO_SPLIT = re.compile("(?:train|val|test)20(?:14|17)")
 POINTER = b"version https://git-lfs"
 BLANK = b"\xef\xbb\xbf \r\n\t"
@@ -58,14 +62,24 @@ class AccessError(DataError):
 
 
 def check_caption(text: str) -> str:
-    """A caption that a tokenizer can take: not blank, no NUL, no half of a surrogate pair."""
+    """A caption that a tokenizer can take: with a word or a sign, no NUL, no half of a surrogate
+    pair. HTML entities count as what they stand for, as CLIP's own cleaning takes them."""
     if not text.strip():
         raise ValueError("is empty")
     if len(text) > CAPTION_LIMIT:
         raise ValueError(f"has {len(text)} characters; the limit is {CAPTION_LIMIT}")
     if UNREADABLE.search(text):
         raise ValueError("has a NUL character or half a surrogate pair")
+    if (longest := max(map(len, text.split()))) > WORD_LIMIT:
+        raise ValueError(f"has a word of {longest} characters; the limit is {WORD_LIMIT}")
+    if not any(map(_says_something, html.unescape(html.unescape(text)))):
+        raise ValueError(f"has no word: {text[:20]!r}")
     return text
+
+
+def _says_something(sign: str) -> bool:
+    """Whether a character is no space, control, mark, punctuation or ASCII sign."""
+    return sign not in string.punctuation and unicodedata.category(sign)[0] not in "ZCPM"
 
 
 Caption = Annotated[str, AfterValidator(check_caption)]

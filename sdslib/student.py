@@ -219,12 +219,22 @@ class Student(nn.Module):
         return self._transform(central(image) if self._crops else image)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids int64 [B, M]; VocabularyError names words outside a closed vocabulary."""
+        """Token ids int64 [B, M]; VocabularyError names what is no word to it."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        texts = [self.tokenizer.clean_fn(caption) for caption in captions]
+        if inner is not None:
+            checks.check_words(inner, texts, self.origin.name)
+        else:
+            checks.check_markers(self.marks, texts, self.origin.name)
+        return self.tokenizer(list(captions)).long()
+
+    @property
+    def marks(self) -> list[str]:
+        """What the tokenizer reads as its own marks wherever it stands in a caption."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         if inner is not None:
-            texts = [self.tokenizer.clean_fn(caption) for caption in captions]
-            checks.check_words(inner, texts, self.origin.name)
-        return self.tokenizer(list(captions)).long()
+            return list(inner.all_special_tokens)
+        return [self.tokenizer.decoder[own] for own in self.tokenizer.all_special_ids]
 
     def save(self, folder: str | Path) -> None:
         """Write an open_clip `local-dir:` folder in one rename: config, float32 weights, tokenizer.

@@ -142,6 +142,11 @@ class Teacher(nn.Module):
             self._texts.popitem(last=False)
         return found
 
+    @property
+    def marks(self) -> list[str]:
+        """What the tokenizer reads as its own marks wherever it stands in a caption."""
+        return list(getattr(self.tokenizer, "all_special_tokens", ()))
+
     def _encode_texts(self, captions: list[str]) -> Tensor:
         tokens = self.tokenizer(
             captions,

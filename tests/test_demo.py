@@ -423,6 +423,60 @@ def test_a_question_that_cannot_be_answered_gets_a_message(panel, captions, told
     assert TRUE in panel.result.value
 
 
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("x" * 999 + " y", "has 1,001 characters, more than 1,000: shorten it"),
+        ("&nbsp;", "has no word"),
+        ("?!", "has no word"),
+        ("a red circle [end] left of a blue square", "a mark of"),
+    ],
+)
+def test_a_caption_that_is_none_is_refused_before_anything_is_computed(
+    models, panel, asked, caption, told
+):
+    panel.captions.value = f"{caption}\n{TRUE}"
+    panel.button.click()
+    assert told in panel.message.value
+    assert len(asked) == (told == "a mark of")
+    pair = PairPanel(models, demo.start_pair(models))
+    pair.captions[0].value = caption
+    assert told in pair.message.value
+    assert pair.result.value == ""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("by none"), KeyError("k")])
+def test_no_error_leaves_an_old_answer_or_picture_standing(models, panel, monkeypatch, error):
+    def fail(*args):
+        assert panel.result.value == ""
+        raise error
+
+    pair = PairPanel(models, demo.start_pair(models))
+    assert panel.result.value
+    assert panel.picker.preview.value
+    monkeypatch.setattr(demo, "ask", fail)
+    monkeypatch.setattr(demo, "compare", fail)
+    monkeypatch.setattr(page, "image_tag", fail)
+    panel.captions.value = TRUE
+    panel.button.click()
+    pair.captions[0].value = FALSE
+    panel.picker.scene["first color"].value = "green"
+    for said, shown in (
+        (panel.message, panel.result), (pair.message, pair.result), (panel.picker.preview, None)
+    ):  # fmt: skip
+        assert (str(error).strip("'") or "MemoryError") in said.value
+        assert shown is None or shown.value == ""
+    assert "<img" not in panel.picker.preview.value
+    assert not panel.button.disabled
+
+
+def test_a_caption_of_a_hundred_and_fifty_words_is_answered(panel):
+    panel.captions.value = " ".join(["red", "circle", "a"] * 50)
+    panel.button.click()
+    assert panel.message.value == ""
+    assert panel.result.value.count('<span class="word') == probes.WORDS
+
+
 def upload(panel, name, data):
     panel.picker.upload.value = (
         {"name": name, "type": "image/png", "size": len(data), "content": memoryview(data),

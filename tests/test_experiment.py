@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_pairs import coco_document, write_coco
 
-from sdslib import benchmarks, experiment, miniworld
+from sdslib import benchmarks, experiment, miniworld, sets
+from sdslib.checks import VocabularyError
 from sdslib.config import FinetuneConfig, ParameterError, override, project_path
-from sdslib.pairs import load_pairs
+from sdslib.pairs import coco_pairs, load_pairs
 from sdslib.runs import find_run
 from sdslib.teacher import load_teacher
 from sdslib.train import Loop
@@ -44,6 +46,44 @@ def finished(config):
 @pytest.fixture(scope="module")
 def control(config):
     return experiment.finetune(experiment.control(config))
+
+
+def pairs_of(folder, captions):
+    """Pairs of as many pictures as captions."""
+    document = coco_document(len(captions), 1)
+    for note, text in zip(document["annotations"], captions, strict=True):
+        note["caption"] = text
+    return coco_pairs(*write_coco(folder, document, len(captions)))
+
+
+def test_settings_that_lead_to_nothing_are_told(tmp_path):
+    two = pairs_of(tmp_path / "two", ["a red circle", "A  blue square"] * 32)
+    many = pairs_of(tmp_path / "many", [f"a circle {i}" for i in range(64)])
+    usual = FinetuneConfig()
+    assert sets.cautions(usual, many) == []
+    (told,) = sets.cautions(usual, two)
+    assert told.startswith("64 images have 2 different captions, fewer than batch_size 32: L_CLIP")
+    assert sets.cautions(override(usual, arm="sds-only"), two) == []
+    alone, fast = override(usual, batch_size=1), override(usual, lr=1e9)
+    assert sets.cautions(alone, many)[0].startswith("batch_size 1: L_CLIP is 0")
+    assert sets.cautions(override(alone, arm="hard-negatives"), many) == []
+    assert sets.cautions(fast, many)[0].startswith("lr 1e+09 is far above what trains CLIP")
+
+
+def test_the_cautions_of_a_run_are_warned_of_when_its_data_load(config):
+    with pytest.warns(UserWarning, match=r"lr 1e\+09 is far above"):
+        experiment.load_data(override(config, lr=1e9))
+
+
+@pytest.mark.parametrize("mark", ["<end>", "<START>"])
+def test_a_training_caption_with_a_mark_of_the_tokenizer_is_refused_before_the_first_step(
+    config, tmp_path, mark
+):
+    pairs = pairs_of(tmp_path, ["a red circle", f"a red circle {mark} left of a blue square"])
+    with pytest.raises(
+        VocabularyError, match=f"left of a blue square' has '{mark.lower()}', a mark"
+    ):
+        experiment.load_parties(config, pairs, torch.device("cpu"))
 
 
 def digest(run):

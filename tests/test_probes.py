@@ -116,6 +116,17 @@ def test_a_reordering_is_another_order_of_the_same_words(words):
     assert all(sorted(text.split()) == sorted(words) for text in found)
 
 
+def test_of_a_very_long_caption_the_beginning_is_reordered_and_taken_apart(scorer):
+    words = [f"w{n}" for n in range(1000)]
+    found = reorderings(" ".join(words))
+    assert len(set(found)) == probes.REORDERINGS
+    for text in found:
+        assert text.split()[probes.WORDS :] == words[probes.WORDS :]
+        assert sorted(text.split()) == sorted(words)
+    long = " ".join(["red"] * 500)
+    assert len(probes.leave_one_out(scorer, noise(0), [long])) == probes.WORDS
+
+
 def test_a_short_caption_has_every_order_and_one_word_has_none():
     assert len(reorderings("red circle above blue square")) == 5 * 4 * 3 * 2 - 1
     assert sorted(reorderings("a a red")) == ["a red a", "red a a"]

@@ -146,6 +146,23 @@ def test_a_picture_of_one_pixels_height_costs_the_transform_no_more_than_its_mid
     assert torch.equal(pixels[:, 16, 16], torch.tensor([-2.0, -2.0, 2.0]))
 
 
+@pytest.mark.parametrize("mark", ["[END]", "[start]", "[PAD]", "[UNK]"])
+def test_a_caption_with_a_mark_of_its_own_tokenizer_is_refused(load, mark):
+    with pytest.raises(VocabularyError, match=r"a mark of .* tokenizer and no word; write it"):
+        load().tokenize([f"a red circle {mark} left of a blue square"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a <end_of_text> b", "A<START_OF_TEXT>b", "a &lt;end_of_text&gt; b"]
+)
+def test_a_caption_with_a_mark_of_clips_tokenizer_is_refused(text):
+    one = student.random_student("ViT-B-32", "meta")
+    plain = one.tokenize(["a <|endoftext|> b"])  # no mark of open_clip's own tokenizer
+    assert int((plain == plain.max()).sum()) == 1
+    with pytest.raises(VocabularyError, match="_of_text>', a mark"):
+        one.tokenize([text])
+
+
 def test_caption_lengths_end_at_the_first_padding_token():
     rows = [[2, 5, 9, 0, 0], [2, 5, 6, 7, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3], [0, 0, 9, 0, 0]]
     assert caption_lengths(torch.tensor(rows)).tolist() == [4, 5, 2, 1, 4]

@@ -279,6 +279,12 @@ def test_captions_with_unknown_words_are_refused_everywhere(one):
         one.sample(["a red zebra"], 1)
 
 
+@pytest.mark.parametrize("mark", ["[END]", "[START]", "[PAD]", "[UNK]"])
+def test_captions_with_a_mark_of_the_tokenizer_are_refused(one, mark):
+    with pytest.raises(VocabularyError, match=r"a mark of .* tokenizer and no word"):
+        one.embed_texts([f"a red circle {mark} left of a blue square"])
+
+
 # --- images --------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,12 @@ from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write
 
 from faults.catalog import fault
 from sdslib.benchmarks import coco_order, sugarcrepe, winoground
+from sdslib.checks import VocabularyError
+from sdslib.config import FinetuneConfig, ParameterError, validate
 from sdslib.images import ImageError, open_image
 from sdslib.pairs import dataset_pairs, load_pairs
-from sdslib.sources import DataError
+from sdslib.sources import DataError, check_caption
+from sdslib.student import load_student
 
 
 def refused(call, *args, error=DataError):
@@ -126,3 +129,44 @@ def test_karpathys_file_of_all_splits(coco, tmp_path):  # noqa: F811
 def test_order_negatives_without_spacy(karpathy, monkeypatch):  # noqa: F811
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     return refused(coco_order, karpathy)
+
+
+# --- captions ------------------------------------------------------------------------------------
+
+
+@fault(19, "caption without a word", "has no word: …")
+@pytest.mark.parametrize(
+    "text", ["&nbsp;", "&amp;nbsp;", "\ufeff", "?!", " - \u200b", "\u0301", "…"]
+)
+def test_a_caption_without_a_word(text):
+    return refused(check_caption, text, error=ValueError)
+
+
+@fault(22, "word without an end", "has a word of 1001 characters; the limit is 1000")
+def test_a_word_without_an_end():
+    return refused(check_caption, "a " + "x" * 1001, error=ValueError)
+
+
+@pytest.mark.parametrize("text", ["3", "→", "♥", "Q&amp;A", "&eacute;", "二", "?a"])
+def test_a_sign_or_one_letter_is_a_caption(text):
+    assert check_caption(text) == text
+
+
+@fault(
+    22,
+    "caption with a mark of the tokenizer",
+    "caption 'a red circle <end> left of a blue square' has '<end>', a mark of …'s tokenizer and "
+    "no word; write it otherwise",
+)
+def test_a_caption_with_a_mark_of_the_tokenizer():
+    own = load_student("local-dir:data/mini/student", None)
+    text = "a red circle <end> left of a blue square"
+    return refused(own.tokenize, [text], error=VocabularyError)
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+
+@fault(4, "empty name of a benchmark", "benchmark must not be empty")
+def test_an_empty_benchmark():
+    return refused(validate, FinetuneConfig, {"benchmark": ""}, error=ParameterError)
