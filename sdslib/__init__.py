@@ -7,15 +7,16 @@ floor 0, arithmetic and tools
     metrics     which items are right, with intervals and paired tests
     config      every knob once, and the guard that checks a notebook's parameters
     images      pictures read safely, or an error that says why not
-    sources     rows from files and the Hub, checked against a schema
+    sources     rows from files, checked against a schema
     storage     files that survive a kill, tables read with care, and the lock of a folder
     state       modules and optimizers as flat named tensors
-    checks      what a caption and a folder of weights must satisfy before a model sees them
     progress    how far a long job is
     processes   several processes that train one model: parts of a batch, gathered, averaged
     page        pieces of HTML that refer to nothing outside the page
     readable    tables of results as people read them
-floor 0.5, materials drawn from a seed
+floor 0.5, materials drawn, fetched and checked
+    checks      what a caption and a folder of weights must satisfy before a model sees them
+    hub         models and data sets of the Hub: one commit, hashes checked, refusals told apart
     miniworld   draws the mini-world in the file formats of the real sets
     shuffles    ARO's order negatives, made once and frozen
     shards      samples of WebDataset tar files, here or behind http

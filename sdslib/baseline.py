@@ -7,7 +7,6 @@ sets whose false captions are written, not found.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,14 +17,13 @@ import torch
 
 from sdslib import benchmarks, blind, evaluate, failures, recheck, tables
 from sdslib.benchmarks import Benchmark
-from sdslib.config import BaselineConfig, ModelsConfig, project_path
+from sdslib.config import BaselineConfig, ModelsConfig
 from sdslib.config import preset as preset_named
-from sdslib.experiment import pick_device
+from sdslib.experiment import pick_device, weights_fingerprints
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.runs import Run, open_run
 from sdslib.sets import RETRIEVAL, load_set
 from sdslib.sources import DataError
-from sdslib.storage import file_sha256
 from sdslib.student import load_student
 from sdslib.teacher import Teacher, load_teacher
 
@@ -132,17 +130,6 @@ def use_threads(config: ModelsConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def weights_fingerprints(config: ModelsConfig) -> dict[str, str]:
-    """Hashes of local weights, so that a rebuilt model is not taken for the old one."""
-    found = {}
-    for name, source in (("student", config.clip_model), ("teacher", config.teacher)):
-        folder = project_path(source.removeprefix("local-dir:"))
-        if folder.is_dir():
-            hashes = [file_sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
-            found[name] = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    return found
-
-
 # --- scoring -------------------------------------------------------------------------------------
 
 
@@ -181,8 +168,8 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     real set has none here) the teacher's plain errors decide.
     """
     place = (config.teacher, config.teacher_revision, pick_device(config.device))
-    teacher = load_teacher(*place, config.precision)
-    full = None if config.precision == "fp32" else load_teacher(*place)
+    teacher = load_teacher(*place, config.precision, variant=config.variant)
+    full = None if config.precision == "fp32" else load_teacher(*place, variant=config.variant)
     if full is not None:  # precision is the UNet's; one VAE and one text encoder serve both
         teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
     if not config.in_mini_world:

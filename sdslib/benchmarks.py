@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
+from sdslib.hub import hub_dataset, is_repo
 from sdslib.images import ENDINGS, Box, ImageRef
 from sdslib.shuffles import (
     SHUFFLES,
@@ -33,16 +34,18 @@ from sdslib.shuffles import (
     spacy_tagger,
 )
 from sdslib.sources import (
-    REPO_ID,
+    ALL_SPLITS,
     Caption,
     DataError,
+    ImageCells,
     Root,
     cell_bytes,
     check_rows,
-    hub_dataset,
     image_columns,
+    is_list,
     read_json,
     read_json_lines,
+    refuse_pointer,
     unique_ids,
 )
 
@@ -56,6 +59,7 @@ TOTALS = {
 }
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
               "swap_obj")  # fmt: skip
+VAL2017 = "COCO's val2017, http://images.cocodataset.org/zips/val2017.zip"
 HUB_CLASSES = {
     "cifar10": ("uoft-cs/cifar10", "test", "label"),
     "cifar100": ("uoft-cs/cifar100", "test", "fine_label"),
@@ -176,7 +180,7 @@ def winoground(
     local = project_path("data/winoground" if source == "winoground" else source)
     if local.exists():
         rows, refs, home = _winoground_local(local, split)
-    elif source == "winoground" or REPO_ID.match(source):
+    elif source == "winoground" or is_repo(source):
         repo = "facebook/winoground" if source == "winoground" else source
         rows, refs = _winoground_hub(repo, split)
         home = project_path("data/winoground")
@@ -214,7 +218,7 @@ def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str]
     home = path if path.is_dir() else path.parent
     if path.is_dir():
         patterns = (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet",
-                    "examples.jsonl", "data/examples.jsonl")  # fmt: skip
+                    "examples.json*", "data/examples.json*")  # fmt: skip
         found = next((f for p in patterns if (f := sorted(path.glob(p)))), [])
     else:
         found = [path]
@@ -228,6 +232,7 @@ def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str]
 def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
     names, images, parts = "+".join(path.name for path in paths), ["image_0", "image_1"], []
     for path in paths:
+        refuse_pointer(path)
         with _as_winoground(path.name):
             parts.append(storage.read_parquet(path, WINOGROUND_COLUMNS))
     with _as_winoground(names):
@@ -259,18 +264,22 @@ def _as_winoground(name: str) -> Iterator[None]:
 
 
 def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:
-    rows = read_json_lines(path)
-    root = Root(path.parent if (path.parent / "images").is_dir() else path.parent.parent)
+    rows = read_json(path) if is_list(path) else read_json_lines(path)
+    homes = [home for home in (path.parent, path.parent.parent) if (home / "images").is_dir()]
+    if not homes:
+        raise DataError(f"{path.parent / 'images'} is not a folder; put Winoground's images there")
+    places = [(row, column) for row in range(len(rows)) for column in ("image_0", "image_1")]
+    named = [_winoground_image(rows[row], column, f"{path.name}[{row}]") for row, column in places]
+    refs = dict(zip(places, _file_refs(Root(homes[0]), named), strict=True))
+    return rows, lambda row, column: refs[row, column]
 
-    def ref(row: int, column: str) -> ImageRef:
-        where = f"{path.name}[{row}].{column}"
-        name = rows[row].get(column)
-        if not isinstance(name, str):
-            raise DataError(f"{where}: expected the name of an image, got {name!r}")
-        ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
-        return _file_ref(root, f"images/{name}{ending}", where)
 
-    return rows, ref
+def _winoground_image(row: Any, column: str, where: str) -> tuple[str, str]:
+    name = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(name, str):
+        raise DataError(f"{where}.{column}: expected the name of an image, got {name!r}")
+    ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
+    return f"images/{name}{ending}", f"{where}.{column}"
 
 
 def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], ImageRef]]:
@@ -279,6 +288,8 @@ def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], I
     if missing:
         raise DataError(f"{repo}: columns missing: {', '.join(sorted(missing))}")
     rows = found.select_columns(list(WinogroundRow.model_fields)).to_list()
+    for column in ("image_0", "image_1"):
+        ImageCells(found, column, repo)
 
     def ref(row: int, column: str) -> ImageRef:
         return ImageRef(f"{repo}[{row}].{column}", partial(cell_bytes, found, row, column))
@@ -286,9 +297,15 @@ def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], I
     return rows, ref
 
 
-def _file_ref(root: Root, name: str, where: str, box: Box | None = None) -> ImageRef:
-    path = root.path(name, where)
-    return ImageRef(name, path.read_bytes, box, path.stat().st_size)
+def _file_refs(
+    root: Root, names: Sequence[tuple[str, str]], boxes: Sequence[Box | None] | None = None
+) -> list[ImageRef]:
+    """Images by their names, each with the row that asks for it, all looked for at once."""
+    paths, boxes = root.paths(names), boxes or [None] * len(names)
+    return [
+        ImageRef(name, path.read_bytes, box, path.stat().st_size)
+        for (name, _), path, box in zip(names, paths, boxes, strict=True)
+    ]
 
 
 # --- ARO -----------------------------------------------------------------------------------------
@@ -340,19 +357,20 @@ def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) ->
     path = folder / f"visual_genome_{name.removeprefix('aro-')}.json"
     if not path.is_file() or not (folder / "images").is_dir():
         raise DataError(f"{folder} holds no {path.name} with images/; give {ARO_LOCAL}")
-    rows, images = check_rows(read_json(path), model, path.name), Root(folder / "images")
-    items = tuple(_aro_item(row, i, images, path.name) for i, row in enumerate(rows))
+    rows = check_rows(read_json(path), model, path.name)
+    names = [(row.image_path, f"{path.name}[{i}].image_path") for i, row in enumerate(rows)]
+    boxes = [(row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h) for row in rows]
+    refs = _file_refs(Root(folder / "images", "in vgr_vga_images.zip"), names, boxes)
+    items = tuple(_aro_item(*pair, i) for i, pair in enumerate(zip(rows, refs, strict=True)))
     return Benchmark(name, "choice", items, total or len(items), str(root))
 
 
-def _aro_item(row: Any, index: int, images: Root, name: str) -> Item:
-    box = (row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h)
-    image = _file_ref(images, row.image_path, f"{name}[{index}].image_path", box)
+def _aro_item(row: Any, image: ImageRef, index: int) -> Item:
     if isinstance(row, RelationRow):
         tags = {"relation": row.relation_name}
     else:
         tags = {"attributes": "_".join(row.attributes)}
-    return Item(str(index), (image,), (row.false_caption, row.true_caption), 1, box, tags)
+    return Item(str(index), (image,), (row.false_caption, row.true_caption), 1, image.box, tags)
 
 
 # --- ARO's order sets ----------------------------------------------------------------------------
@@ -404,18 +422,28 @@ def _order(
 ) -> Benchmark:
     path = project_path(annotations)
     root = Root(project_path(images) if images else path.parent)
-    rows = check_rows(read_json(path), OrderRow, path.name)
+    found = read_json(path)
+    if isinstance(found, dict) and "images" in found:
+        raise DataError(f"{path.name}: {ALL_SPLITS}")
+    rows = check_rows(found, OrderRow, path.name)
+    refs = _file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
     truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
     kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
     if not kept.exists():
-        freeze(truths, tagger or spacy_tagger(), kept)
+        freeze(truths, tagger or _spacy(kept), kept)
     options = read_frozen(kept, truths)
-    refs = [_file_ref(root, r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)]
     items = tuple(
         Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
         for key, captions in options.items()
     )
     return Benchmark(name, "choice", items, total or len(items), str(annotations))
+
+
+def _spacy(kept: Path) -> Tagger:
+    try:
+        return spacy_tagger()
+    except DataError as reason:
+        raise DataError(f"{reason}: {kept}") from None
 
 
 def _same(captions: Sequence[str]) -> str:
@@ -451,22 +479,24 @@ def sugarcrepe(
             f"{folder} lacks {', '.join(missing)} of SugarCrepe; fetch the folder data/ of "
             "https://github.com/RAIVNLab/sugar-crepe"
         )
-    where = Root(project_path(images) if images else folder / "val2017")
-    items = [item for name in SUGARCREPE for item in _sugarcrepe_subset(home, name, where)]
-    return Benchmark("sugarcrepe", "choice", tuple(items), total or len(items), str(root))
+    rows = [row for name in SUGARCREPE for row in _sugarcrepe_subset(home, name)]
+    where = Root(project_path(images) if images else folder / "val2017", VAL2017)
+    refs = _file_refs(
+        where, [(row.filename, f"{name}.json[{key}].filename") for name, key, row in rows]
+    )
+    items = tuple(
+        Item(f"{name}/{key}", (ref,), (row.caption, row.negative_caption), 0, tags={"subset": name})
+        for (name, key, row), ref in zip(rows, refs, strict=True)
+    )
+    return Benchmark("sugarcrepe", "choice", items, total or len(items), str(root))
 
 
-def _sugarcrepe_subset(home: Path, name: str, images: Root) -> list[Item]:
+def _sugarcrepe_subset(home: Path, name: str) -> list[tuple[str, str, SugarCrepeRow]]:
     found = read_json(home / f"{name}.json")
     if not isinstance(found, dict):
         raise DataError(f"{name}.json: expected an object of rows by number, got a list")
     rows = check_rows(list(found.values()), SugarCrepeRow, f"{name}.json", list(found))
-    items = []
-    for key, row in zip(found, rows, strict=True):
-        ref = _file_ref(images, row.filename, f"{name}.json[{key}].filename")
-        captions = (row.caption, row.negative_caption)
-        items.append(Item(f"{name}/{key}", (ref,), captions, 0, tags={"subset": name}))
-    return items
+    return [(name, key, row) for key, row in zip(found, rows, strict=True)]
 
 
 # --- zero-shot classification --------------------------------------------------------------------
@@ -481,7 +511,7 @@ def zero_shot(
 ) -> Benchmark:
     """Images with class labels, to be named by prompts `template.format(class)`.
 
-    `source` is a folder with one folder of images a class (below `split`, where there is one),
+    `source` is a folder with one folder of images a class (below `split` or val, if it is there),
     cifar10, cifar100, imagenet, or the id of a Hub set with an image and a label column. `classes`
     replaces the names, in order (of the sorted folders). Tagged `class`. Raises `DataError`.
     """
@@ -490,10 +520,8 @@ def zero_shot(
         raise DataError(f"each prompt template needs one {{}}; got {bad or 'none'}")
     folder = project_path(source)
     if folder.is_dir():
-        labels, refs, found = _class_folders(
-            folder / split if (folder / split).is_dir() else folder
-        )
-    elif str(source) in HUB_CLASSES or REPO_ID.match(str(source)):
+        labels, refs, found = _class_folders(_split_of(folder, split))
+    elif str(source) in HUB_CLASSES or is_repo(str(source)):
         labels, refs, found = _class_hub(str(source), split)
     else:
         raise DataError(
@@ -511,6 +539,12 @@ def zero_shot(
     return Benchmark(name, "classes", items, len(items), str(source), prompts)
 
 
+def _split_of(folder: Path, split: str) -> Path:
+    """The folder of a split, under any of the names that are in use, or the folder itself."""
+    names = (split, "val", "validation")
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
 def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
@@ -521,7 +555,7 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
         if not files:
             raise DataError(f"{folder / name}: has no images ({', '.join(sorted(ENDINGS))})")
         labels += [label] * len(files)
-        refs += [_file_ref(root, f"{name}/{file}", folder.name) for file in files]
+        refs += _file_refs(root, [(f"{name}/{file}", folder.name) for file in files])
     return labels, refs, [name.replace("_", " ") for name in names]
 
 
@@ -535,6 +569,7 @@ def _class_hub(source: str, split: str) -> tuple[list[int], list[ImageRef], list
     label = label or (named[0] if named else "")
     if len(images) != 1 or label not in named:
         raise DataError(f"{repo}: expected an image and a label column; has {found.column_names}")
+    ImageCells(found, images[0], repo)
     refs = [
         ImageRef(f"{repo}[{row}]", partial(cell_bytes, found, row, images[0]))
         for row in range(len(found))
@@ -640,8 +675,7 @@ def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchma
 
 def _is_wordnet(source: str) -> bool:
     """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
-    folder = project_path(source)
-    folder = folder / "val" if (folder / "val").is_dir() else folder
+    folder = _split_of(project_path(source), "test")
     return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
 
 

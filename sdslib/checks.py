@@ -1,6 +1,6 @@
 """What a caption and a folder of weights must satisfy before a model sees them.
 
-Floor 0, shared by student and teacher: no model's vendor is imported, a tokenizer is whatever
+Shared by student and teacher: no model's vendor is imported, a tokenizer is whatever
 behaves as one of transformers' fast tokenizers.
 """
 
@@ -16,8 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdslib.config import PICKLES, conversion
+
 PASSPORT = "passport.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class WeightsError(ValueError):
@@ -73,15 +74,8 @@ def find_weights(folder: Path, preferred: Sequence[str] = ()) -> Path:
 
 def refuse_pickle(file: Path) -> None:
     """WeightsError with the command that converts the file once; it is never unpickled here."""
-    if file.suffix == ".safetensors":
-        return
-    new = file.with_suffix(".safetensors").name
-    raise WeightsError(
-        f"{shown(file)} is a pickle, which can run code when loaded; if you trust it, convert it: "
-        f"""python -c "import torch, safetensors.torch as s; w = torch.load('{file.name}', """
-        f"""weights_only=True); s.save_file({{k: v.contiguous() for k, v in w.items()}}, """
-        f"""'{new}')" """.rstrip()
-    )
+    if file.suffix != ".safetensors":
+        raise WeightsError(conversion(shown(file)))
 
 
 def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
@@ -63,6 +63,7 @@ _SDS_KNOBS = frozenset(
         "bridge_input",
         "teacher",
         "teacher_revision",
+        "variant",
     ]
 )
 WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
@@ -85,7 +86,20 @@ NOT_IN_ID = frozenset(
         "dry_run",
     ]
 )
-TEACHER_PARTS = ("model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+TEACHER_CONFIGS = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+TEACHER_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_PARAMETERS = frozenset(
     ["In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"]
 )
@@ -125,6 +139,20 @@ def shown_path(path: Path) -> str:
     """A file's path as a reader should see it: from the project root where it lies below."""
     root, full = project_root().resolve(), path.resolve()
     return (full.relative_to(root) if full.is_relative_to(root) else path).as_posix()
+
+
+_PLACE = re.compile(r"(?:^|(?<=[:,=]))(?:~|/(?!/)|[A-Za-z]:[\\/])[^:,]*")
+
+
+def without_places(value: Any) -> Any:
+    """The same value, each absolute path in it cut to its last two names: for what is handed on."""
+    if isinstance(value, Mapping):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return _PLACE.sub(lambda m: "/".join(re.split(r"[\\/]+", m[0].rstrip("\\/"))[-2:]), value)
 
 
 def resolved(source: str) -> str:
@@ -236,6 +264,7 @@ class ModelsConfig(Config):
     clip_pretrained: str | None = None
     teacher: Source = "data/mini/teacher"
     teacher_revision: str | None = None
+    variant: Literal["fp16"] | None = None  # of the teacher's weights
     benchmark: Source = "mini:winoground"
     eval_items: Count | None = None
     precision: Precision = "fp32"
@@ -663,8 +692,8 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     bad, problems = set(bad), []
     if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
         problems.append(_student_problem(values["clip_model"], values["clip_pretrained"]))
-    if "teacher" in values and "teacher" not in bad:
-        problems.append(_teacher_problem(values["teacher"]))
+    if "teacher" in values and bad.isdisjoint(("teacher", "variant")):
+        problems.append(_teacher_problem(values["teacher"], values.get("variant")))
     if values.get("tracker") and "tracker" not in bad:
         problems.append(_tracker_problem(values["tracker"]))
     return [text for text in problems if text]
@@ -684,14 +713,28 @@ def _student_problem(source: str, pretrained: str | None) -> str | None:
         return _open_clip_problem(source, pretrained)
     shown = _split_source(source)[1]
     folder = project_path(shown)
+    if folder.is_file():
+        return student_file_problem(shown)
     if not folder.is_dir():
         close = _did_you_mean(suggest(source, _open_clip_names(), cutoff=0.8))
         return f"clip_model folder {shown!r} does not exist{close or _rebuilt(shown)}"
     if not (folder / "open_clip_config.json").is_file():
         return f"clip_model folder {shown!r} has no open_clip_config.json"
-    if not any(folder.glob("*.safetensors")):
-        return f"clip_model folder {shown!r} has no weights; put open_clip_model.safetensors there"
-    return None
+    if any(folder.glob("*.safetensors")):
+        return None
+    pickle = next((p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
+    way = conversion(pickle) if pickle else "put open_clip_model.safetensors there"
+    return f"clip_model folder {shown!r} has no weights; {way}"
+
+
+def student_file_problem(source: str) -> str:
+    """What is said of a file where a model is asked for: weights alone tell no architecture."""
+    if source.endswith(PICKLES):
+        return f"clip_model is a file: {conversion(source)}, then name the model and this file"
+    return (
+        f"clip_model {source!r} is a file; name the model and the file, as -p clip_model ViT-B-32 "
+        "-p clip_pretrained FILE, or give a folder with open_clip_config.json"
+    )
 
 
 def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
@@ -704,23 +747,87 @@ def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
         return f"clip_model {name!r} needs a clip_pretrained tag{choice}"
     if pretrained == "openai" and f"{name}-quickgelu" in names:
         return f"clip_pretrained 'openai' has QuickGELU; use clip_model '{name}-quickgelu'"
-    if not tags or pretrained in tags or pretrained.endswith(".safetensors"):
+    if not tags or pretrained in tags:
         return None
+    if pretrained.endswith((".safetensors", *PICKLES)) or "/" in pretrained:
+        return _pretrained_file_problem(pretrained)
     close = _did_you_mean(suggest(pretrained, tags))
     way = close or f"; there are {_some(tags)}"
     return f"unknown clip_pretrained {pretrained!r} for {name!r}{way}"
 
 
-def _teacher_problem(source: str) -> str | None:
-    folder = project_path(source)
-    if not folder.is_dir():
-        hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()
-        way = _rebuilt(source) or "; give a folder or a Hub id owner/name"
-        return None if hub_id else f"teacher folder {source!r} does not exist{way}"
-    absent = [part for part in TEACHER_PARTS if not (folder / part).exists()]
+def _pretrained_file_problem(file: str) -> str | None:
+    if not project_path(file).is_file():
+        return f"clip_pretrained file {file!r} does not exist"
+    return f"clip_pretrained: {conversion(file)}" if file.endswith(PICKLES) else None
+
+
+def _teacher_problem(source: str, variant: str | None) -> str | None:
+    folder, where = project_path(source), f"teacher folder {source!r}"
+    if folder.is_dir():
+        return layout_problem(files_below(folder), where, variant)
+    if folder.is_file():
+        return f"teacher {source!r} is a file; give the folder in diffusers' layout that it is in"
+    hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()
+    way = _rebuilt(source) or "; give a folder or a Hub id owner/name"
+    return None if hub_id else f"{where} does not exist{way}"
+
+
+def files_below(folder: Path) -> list[str]:
+    """The files of a folder, named from it."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def teacher_weights(variant: str | None = None) -> dict[str, str]:
+    """The file of weights of each part of a teacher, as diffusers names those of a variant."""
+    if variant is None:
+        return TEACHER_WEIGHTS
+    return {p: n.replace(".safetensors", f".{variant}.safetensors") for p, n in
+            TEACHER_WEIGHTS.items()}  # fmt: skip
+
+
+def layout_problem(names: Collection[str], where: str, variant: str | None = None) -> str | None:
+    """What a teacher lacks, told from its files' names alone: of a folder, or of a Hub listing.
+
+    The one judge of a layout: guard, doctor and loader ask it, before anything is read or fetched.
+    """
+    names = set(names)
+    weights = [f"{part}/{name}" for part, name in teacher_weights(variant).items()]
+    absent = [name for name in (*TEACHER_CONFIGS, *weights) if name not in names]
     if not absent:
         return None
-    return f"teacher folder {source!r} has no {', '.join(absent)}; diffusers' save_pretrained does"
+    homes = {name.partition("/")[0] for name in names}
+    told = dict.fromkeys(n if n.partition("/")[0] in homes else n.partition("/")[0] for n in absent)
+    said = f"{where} has no {', '.join(told)}"
+    parts = tuple(f"{name.partition('/')[0]}/" for name in weights if name in absent)
+    ends = (".safetensors", *PICKLES)
+    beside = [name for name in sorted(names) if name.startswith(parts) and name.endswith(ends)]
+    if not parts or not beside:
+        return f"{said}; diffusers' save_pretrained writes them"
+    said += f"; there are {_some(beside)}"
+    for other in {None, "fp16"} - {variant}:
+        if {f"{part}/{name}" for part, name in teacher_weights(other).items()} <= names:
+            return f"{said}; {f'give variant {other!r}' if other else 'leave out variant'}"
+    if all(name.endswith(PICKLES) for name in beside):
+        said += f": {conversion(beside[0], ' where you have it')}"
+    return said
+
+
+def conversion(file: str, where: str = "") -> str:
+    """What is said of a pickle: why it is not read, and the command that converts it once.
+
+    open_clip's own checkpoints keep the weights under `state_dict`, with `module.` before each name
+    where several GPUs trained; tensors that share memory are written apart.
+    """
+    name, stem = Path(file).name, Path(file).stem
+    new = f"{'model' if stem == 'pytorch_model' else stem}.safetensors"  # transformers' two names
+    return (
+        f"{file} is a pickle, which can run code when loaded; if you trust it, convert it{where}: "
+        f"""python -c "import torch, safetensors.torch as s; w = torch.load('{name}', """
+        f"""map_location='cpu', weights_only=True); w = w.get('state_dict', w); """
+        f"""s.save_file({{k.removeprefix('module.'): v.clone().contiguous() for k, v in """
+        f"""w.items()}}, '{new}', {{'format': 'pt'}})" """.rstrip()
+    )
 
 
 def _tracker_problem(name: str) -> str | None:

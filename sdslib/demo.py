@@ -18,7 +18,7 @@ import pandas as pd
 
 from sdslib import atlas, baseline, benchmarks, casebook, figures, miniworld, page, probes
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.config import DemoConfig, ParameterError, project_path
+from sdslib.config import DemoConfig, ParameterError, is_mini, project_path
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
 from sdslib.figures import Picture
@@ -33,6 +33,7 @@ PROFILE_ITEMS = 4  # that tell the teacher's mean errors: nobody should wait for
 MOST = 12  # captions a question
 OWN = "of your own"
 OFFERED = ",".join(sorted(ENDINGS))  # what a chooser of files shows
+DRAWN = "a drawn scene of the mini-world"
 # What the first thing is to the second: the axis, and whether the second is drawn first.
 RELATIONS = {
     "left of": ("h", False), "right of": ("h", True),
@@ -180,32 +181,41 @@ def lines(text: str) -> tuple[str, ...]:
     return found
 
 
+def beginning(demo: Demo) -> Item | None:
+    """The item to begin with: `item`, or the first of a set of photographs; None draws a scene."""
+    if demo.config.item is not None:
+        return demo.item(demo.config.item)
+    drawn = demo.benchmark is None or is_mini(demo.config.benchmark)
+    return None if drawn or demo.benchmark is None else demo.benchmark.items[0]
+
+
 def start(demo: Demo) -> Question:
-    """The question that the parameters ask: `image` or `item` or else a scene, and `captions`."""
+    """The question that the parameters ask: `image`, `item` or what to begin with, `captions`."""
     config = demo.config
     ref = scene_ref(START)
     own: tuple[str, ...] = scene_captions(START)
-    about = f"a drawn scene: {own[0]}"
+    about = f"{DRAWN}: {own[0]}"
     try:
+        item = beginning(demo)
+        if item is not None:
+            ref, own, about = item.images[0], item.captions[:MOST], f"image 0 of item {item.id}"
         if config.image is not None:
             path = project_path(config.image)
             data = ImageRef(path.name, path.read_bytes).data()
-            ref, about, own = upload_ref(path.name, data), path.name, ()
-        elif config.item is not None:
-            item = demo.item(config.item)
-            ref, own, about = item.images[0], item.captions[:MOST], f"image 0 of item {item.id}"
+            ref, about = upload_ref(path.name, data), path.name
         given = config.captions
         captions = lines(given.replace("|", "\n")) if given is not None else own
     except ImageError as reason:
         raise ParameterError([f"image: {reason}"]) from None
     except QuestionError as reason:
         raise ParameterError([f"{'captions' if config.captions else 'item'}: {reason}"]) from None
-    return Question(ref, captions or scene_captions(START), about)
+    return Question(ref, captions, about)
 
 
 def start_pair(demo: Demo) -> Item:
-    """The two images and two captions to begin with: `item` if it is a pair, else a drawn one."""
-    if demo.config.item is not None and len((item := demo.item(demo.config.item)).images) == 2:
+    """The two images and two captions to begin with: an item if it is a pair, else a drawn one."""
+    item = beginning(demo)
+    if item is not None and len(item.images) == 2:
         return item
     other = replace(miniworld.swapped(START, "Relation"), place=1)
     return Item(OWN, (scene_ref(START), scene_ref(other)), scene_captions(START))
@@ -417,13 +427,10 @@ def _lead(lead: float) -> str:
 def pictures(demo: Demo) -> Picture:
     """The pair of images to begin with, each above the caption that belongs to it."""
     item = start_pair(demo)
-    images, note = [ref.load() for ref in item.images], figures_note(demo.config)
+    drawn = item.id == OWN or is_mini(demo.config.benchmark)
+    note = "mini-world" if drawn else f"{demo.config.label}, item {item.id}"
+    images = [ref.load() for ref in item.images]
     return figures.pictures(images, item.captions, 2, note, "Same words, other scene")
-
-
-def figures_note(config: DemoConfig) -> str:
-    """What a picture of the mini-world has to say about itself."""
-    return "mini-world" if config.preset == "mini" else ""
 
 
 def captions(demo: Demo) -> Any:
@@ -463,7 +470,7 @@ class Picker:
 
         self.demo, self.changed, self.given, self._quiet = demo, changed, given, False
         self._file: ImageRef | None = None
-        sources = [("a scene to compose", "scene"), ("a file", "file")]
+        sources = [("a scene of the mini-world", "scene"), ("a file", "file")]
         sources += [(f"an item of {demo.benchmark.name}", "item")] if demo.benchmark else []
         sources = [("as the parameters say", "given"), *sources] if given else sources
         self.source = _dropdown(f"{title}picture", sources, sources[0][1], "24em")
@@ -497,7 +504,7 @@ class Picker:
         if source == "scene":
             scene = self._scene()
             own = scene_captions(scene)
-            return scene_ref(scene), f"a drawn scene: {own[0]}", own
+            return scene_ref(scene), f"{DRAWN}: {own[0]}", own
         if source == "item":
             item, number = self.demo.item(self.item.value.strip()), self.image.value
             if number >= len(item.images):
@@ -564,7 +571,7 @@ class CaptionPanel:
         import ipywidgets as w
 
         asked, config = answer.question, demo.config
-        given = config.image is not None or config.item is not None
+        given = config.image is not None or beginning(demo) is not None
         self.demo = demo
         self.picker = Picker(demo, _nothing, given=(asked.ref, asked.about) if given else None)
         self.captions = w.Textarea(

@@ -432,7 +432,8 @@ class Ground:
 def ground(config: FinetuneConfig, scenes: int) -> Ground:
     """`scenes` of the train split for fitting, a fifth as many of the validation split to ask."""
     miniworld.ensure_world()
-    teacher, pairs = load_teacher(config.teacher), load_pairs(config.train_data)
+    pairs = load_pairs(config.train_data)
+    teacher = load_teacher(config.teacher, config.teacher_revision, variant=config.variant)
     held = world("val", max(CHOSEN, scenes // 5), config.seed)
     worlds = changes(held, config.seed)
     true = {name: _latents(teacher, shown) for name, shown in worlds.items()}

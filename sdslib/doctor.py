@@ -21,9 +21,10 @@ from sdslib import benchmarks, experiment, negatives, student, teacher
 from sdslib.benchmarks import LOADERS, MINI
 from sdslib.checks import WeightsError
 from sdslib.config import FinetuneConfig, ParameterError, project_path, project_root, validate
+from sdslib.hub import hub_access, is_repo
 from sdslib.rehearsal import random_parties
 from sdslib.runs import runs_root
-from sdslib.sources import REPO_ID, DataError, hub_access
+from sdslib.sources import DataError
 from sdslib.train import Parties
 
 COCO = (
@@ -43,12 +44,12 @@ class Finding(NamedTuple):
     """One thing that a run needs (or only can use), whether it is here, and what to do if not."""
 
     what: str
-    state: str  # here, missing, or optional: missing and not needed for this run
+    state: str  # here, partial, missing, or optional: missing and not needed for this run
     said: str
 
 
 def examine(config: FinetuneConfig) -> pd.DataFrame:
-    """One row a thing: what, state (here, missing or optional), said. For a notebook's cell."""
+    """One row a thing: what, state (see `Finding`), said. For a notebook's cell."""
     return pd.DataFrame(findings(config), columns=list(Finding._fields))
 
 
@@ -60,19 +61,18 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
     name = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
     yield _finding("student", problem, name)
     if experiment.has_teacher(config):
-        problem = teacher.weights_problem(config.teacher, config.teacher_revision)
+        problem = teacher.weights_problem(config.teacher, config.teacher_revision, config.variant)
         absent |= {"teacher"} if problem else set()
         yield _finding("teacher", problem, config.teacher)
     yield _finding("training pairs", _train_problem(config), config.train_data)
     needed = config.benchmark.partition(":")[0]
-    yield _finding("benchmark", _benchmark_problem(config.benchmark), config.benchmark)
+    yield _benchmark("benchmark", config.benchmark)
     yield from _costs(config, absent)
     others = [f"mini:{n}" for n in MINI] if config.preset == "mini" else [*LOADERS]
     for other in others:
         if other not in (needed, config.benchmark):
-            problem = _benchmark_problem(other)
-            found = _finding(f"benchmark {other}", problem, "of 01_baseline")
-            yield found._replace(state="optional") if problem else found
+            found = _benchmark(f"benchmark {other}", other, "of 01_baseline")
+            yield found._replace(state="optional") if found.state == "missing" else found
 
 
 def _finding(what: str, problem: str | None, name: str) -> Finding:
@@ -100,21 +100,29 @@ def _pairs_problem(source: str) -> str | None:
         there = any(project_path(source).parent.glob("*.tar"))
         return None if there else f"no shards at {source}; give shards/{{000..099}}.tar or a folder"
     repo = source.partition(":")[0]
-    if REPO_ID.match(repo):
+    if is_repo(repo):
         refused = hub_access(repo, "a COCO folder or captions.json::image_folder")
         return str(refused) if refused else None
     return f"{source!r} is no source of pairs; {COCO}"
 
 
-def _benchmark_problem(source: str) -> str | None:
+def _benchmark(what: str, source: str, use: str | None = None) -> Finding:
+    """Whether a set is here, and whether all of it is."""
     if source.partition(":")[0] == "mini":
-        return None
+        return _finding(what, None, use or source)
     try:
-        benchmarks.load_benchmark(source)
+        found = benchmarks.load_benchmark(source)
     except (DataError, OSError) as error:
         told = str(error).rstrip(".")
-        return told + (WINOGROUND if source == "winoground" and "HF_TOKEN" not in told else "")
-    return None
+        return _finding(what, told + (WINOGROUND if _needs_terms(source, told) else ""), source)
+    if not found.partial:
+        return _finding(what, None, use or source)
+    told = f"{source}: {len(found.items)} of {found.total} items; no figure from it is the set's"
+    return Finding(what, "partial", told)
+
+
+def _needs_terms(source: str, told: str) -> bool:
+    return source == "winoground" and "HF_TOKEN" not in told
 
 
 def _costs(config: FinetuneConfig, absent: set[str]) -> Iterator[Finding]:

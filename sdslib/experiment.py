@@ -27,22 +27,23 @@ from torch import Tensor
 from sdslib import evaluate, figures, launch, processes, tables
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
-from sdslib.checks import PASSPORT
+from sdslib.checks import PASSPORT, WeightsError
 from sdslib.config import (
     FinetuneConfig,
+    ModelsConfig,
     ParameterError,
     derive_seed,
     override,
-    project_path,
     set_name,
     validate,
+    without_places,
 )
 from sdslib.negatives import swapped_caption
 from sdslib.overlap import Shared
 from sdslib.pairs import Pairs
 from sdslib.runs import Run, find_run, open_run
 from sdslib.sets import VALIDATION, Data, load_data
-from sdslib.storage import file_sha256, read_json, write_json
+from sdslib.storage import read_json, write_json
 from sdslib.student import (
     Student,
     interpolate,
@@ -51,7 +52,9 @@ from sdslib.student import (
     trainable_table,
     trained_weights,
 )
+from sdslib.student import fingerprints as student_files
 from sdslib.teacher import Teacher, latent_shape, load_teacher
+from sdslib.teacher import fingerprints as teacher_files
 from sdslib.train import TERMS, Loop, Parties, Step
 
 UNTOUCHED = "untouched"
@@ -81,6 +84,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         config.precision,
         derive_seed(config.seed, "random teacher") if config.arm == "random-teacher" else None,
         config.checkpointing,
+        config.variant,
     )
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
@@ -88,9 +92,9 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     return Parties(student, _trained(student, config), teacher, bridge, swapped_caption, latents)
 
 
-def has_teacher(config: FinetuneConfig) -> bool:
-    """Whether the arm needs a teacher at all."""
-    return "sds" in TERMS[config.arm]
+def has_teacher(config: ModelsConfig) -> bool:
+    """Whether the arm, where there is one, needs a teacher at all."""
+    return not isinstance(config, FinetuneConfig) or "sds" in TERMS[config.arm]
 
 
 def _has_bridge(config: FinetuneConfig) -> bool:
@@ -228,7 +232,7 @@ def _open_together(config: FinetuneConfig, data: Data) -> Run:
     opened: list[Run] = []
 
     def path() -> Path:
-        found = open_run(config, data.fingerprints() | weights_fingerprints(config))
+        found = open_run(config, data.fingerprints() | weights_fingerprints(config, needed=True))
         opened.append(found)
         return found.path
 
@@ -279,15 +283,27 @@ def _steps(workers: launch.Workers, stop: Stop) -> Iterator[Step]:
             yield step
 
 
-def weights_fingerprints(config: FinetuneConfig) -> dict[str, str]:
-    """Hashes of local weights, so that a rebuilt model is not taken for the old one."""
+def weights_fingerprints(config: ModelsConfig, needed: bool = False) -> dict[str, str]:
+    """Hashes of the files that loading reads, so that other weights are not taken for the old.
+
+    Of contents, not of a commit: a folder and the same files from the Hub have one hash, and a
+    commit that touches a README makes no new run. What is out of reach is left out, unless it is
+    `needed`: then WeightsError says why, before a run is opened.
+    """
+    asked = {"student": lambda: student_files(config.clip_model, config.clip_pretrained)}
+    if has_teacher(config):
+        place = (config.teacher, config.teacher_revision, config.variant)
+        asked["teacher"] = lambda: teacher_files(*place)
     found = {}
-    for name, source in (("student", config.clip_model), ("teacher", config.teacher)):
-        folder = project_path(source.removeprefix("local-dir:"))
-        if folder.is_dir() and (name == "student" or has_teacher(config)):
-            files = sorted(p for p in folder.rglob("*") if p.is_file())
-            parts = [f"{p.relative_to(folder)} {file_sha256(p)}" for p in files]
-            found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    for name, files in asked.items():
+        try:
+            lines = [f"{file} {digest}" for file, digest in sorted(files().items())]
+        except WeightsError:
+            if needed:
+                raise
+            continue
+        if lines:
+            found[name] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return found
 
 
@@ -318,7 +334,7 @@ def save_student(run: Run, parties: Parties) -> None:
     with run.staged("weights") as folder:
         parties.student.save(folder)
         passport = read_json(folder / PASSPORT)
-        write_json(folder / PASSPORT, passport | {"run": run.origin()})
+        write_json(folder / PASSPORT, passport | {"run": without_places(run.origin())})
         if parties.bridge is not None:
             parties.bridge.save(folder / "bridge.safetensors")
 
@@ -395,7 +411,7 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
 
 def sets_table(run: Run) -> pd.DataFrame:
     """What the run was trained on, chosen on and measured on, with counts."""
-    rows = read_json(run.path / "env.json").get("noted", {}).get("sets", [])
+    rows = run.environment.get("noted", {}).get("sets", [])
     found = pd.DataFrame(rows, columns=["for", "set", "items"])
     for use, missing in (
         (VALIDATION, "none: nothing was chosen on the way"),
@@ -492,6 +508,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
     parser.add_argument("--params", type=Path, help="a JSON file of all parameters, in their place")
     options = parser.parse_args(words)
+    launch.die_with_launcher()
     try:
         if options.params:
             config = FinetuneConfig(**json.loads(options.params.read_bytes()))

@@ -207,7 +207,8 @@ def history(
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
             ax.yaxis.set_major_formatter(_short)
             ax.yaxis.set_minor_locator(NullLocator())
-            ax.set_ylim(bottom=min(0.004, ax.get_ylim()[0]))  # room for the words below the line
+            low, high = ax.get_ylim()  # the line is in the panel, with room for the words below it
+            ax.set_ylim(min(0.004, low), max(0.015, high))
             _mark_line(ax, 0.01, "inert below 1%", horizontal=True, below=True)
         if column == chosen and drawn:
             ax.yaxis.set_major_formatter(_percent)
@@ -440,8 +441,12 @@ def matrices(tables: Mapping[str, pd.DataFrame], title: str, note: str = "") -> 
 def agreement(
     tables: Mapping[str, pd.DataFrame], note: str = "", title: str = "Student and teacher"
 ) -> Picture:
-    """Counts of items by whether student (rows) and teacher (columns) are right, one map a set."""
-    return matrices(tables, title, note)
+    """Counts of items by whether student (rows) and teacher (columns) are right, one map a set.
+
+    Without a set that both scored it says so.
+    """
+    alone = "The teacher scored no item: there is nothing to compare."
+    return matrices(tables, title, note) if tables else _sentence(title, note, alone)
 
 
 def confusion(table: pd.DataFrame, note: str = "", title: str = "Text against image") -> Picture:
@@ -856,6 +861,15 @@ def _canvas(
         if text:
             figure.suptitle(text, x=0.01, ha="left", fontsize=9, weight="bold")
     return figure, axes
+
+
+def _sentence(title: str, note: str, text: str) -> Picture:
+    """A figure's title over the reason why there is nothing to draw."""
+    figure, axes = _canvas(title, note, FULL, 0.7, 1, 1)
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0, 0.5, text, va="center", transform=axes[0, 0].transAxes)
+    figure.alt = _alt(title, note, [text.removesuffix(".")])
+    return figure
 
 
 def _width(panels: Sequence) -> float:

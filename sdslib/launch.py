@@ -1,29 +1,38 @@
 """One run in several processes of this machine, started by torchrun and followed by its history.
 
 The processes live in a session of their own: a signal to a notebook or a terminal reaches them
-once, through `Workers.ask`. For several machines, start torchrun or `accelerate launch` on
-`-m sdslib.experiment` there; this room is not needed.
+once, through `Workers.ask`. None of them outlives the one that started it, however that ends.
+For several machines, start torchrun or `accelerate launch` on `-m sdslib.experiment` there; this
+room is not needed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sdslib import storage
 from sdslib.config import project_root
-from sdslib.storage import write_json
+from sdslib.storage import StorageError, write_json
 
 NEWS = "SDSLIB_NEWS"  # the folder in which processes tell who started them how they are
+LAUNCHER = "SDSLIB_LAUNCHER"  # the number of the process whose end is theirs
+_PREFIX, _OWNER = "sdslib-", "owner.json"
+_PR_SET_PDEATHSIG = 1
+_LOST = signal.SIGUSR1  # what the launcher is sent when its parent has ended
 _OPENED = "opened.json"
 _POLL_S = 0.1
 _PATIENCE_S = 60.0  # for a step and a checkpoint after a request to stop
@@ -31,6 +40,10 @@ _PATIENCE_S = 60.0  # for a step and a checkpoint after a request to stop
 
 class ProcessError(RuntimeError):
     """A process of a run ended early; says which and why, and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
 
 
 class Workers:
@@ -101,10 +114,13 @@ class Workers:
 def workers(params: Mapping[str, Any], count: int) -> Iterator[Workers]:
     """Start `count` processes of `python -m sdslib.experiment` with these parameters.
 
-    Whatever happens in the block, none of them is left when it ends.
+    Whatever happens in the block, none of them is left when it ends. Where this process is killed
+    they end at once, and their folder goes with them, or with the next start.
     """
-    with tempfile.TemporaryDirectory(prefix="sdslib-") as name:
+    _clear()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        write_json(folder / _OWNER, storage.myself())
         write_json(folder / "params.json", dict(params))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -127,8 +143,9 @@ def workers(params: Mapping[str, Any], count: int) -> Iterator[Workers]:
 
 
 def command(folder: Path, count: int) -> list[str]:
-    """torchrun on this machine alone, at a port that is free."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    """torchrun on this machine alone, at a port that is free, which ends with this process."""
+    serve = f"from sdslib import launch; launch._serve({os.getpid()}, {str(folder)!r})"
+    torchrun = [sys.executable, "-c", serve, "--standalone"]
     local = [f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
     return [*torchrun, *local, "-m", "sdslib.experiment", "--params", str(folder / "params.json")]
 
@@ -139,7 +156,63 @@ def environment(params: Mapping[str, Any], count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(cores)} | dict(os.environ)
 
 
+def _clear() -> None:
+    """Remove the folders of launches whose process was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            lost = not storage.is_alive(storage.read_json(folder / _OWNER))
+        except (StorageError, OSError, ValueError, AttributeError):
+            continue  # another one's, or one just made
+        if lost:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(parent: int, folder: str) -> None:
+    """The life of the launcher: torchrun, until it is done or its parent is gone."""
+
+    def vanish(*_: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)  # which ends the processes below
+
+    signal.signal(_LOST, vanish)
+    die_with(parent, _LOST, vanish)
+    os.environ |= {LAUNCHER: str(os.getpid()), "TMPDIR": folder}  # what torchrun leaves goes too
+    from torch.distributed.run import main
+
+    main(sys.argv[1:])
+
+
 # --- what the processes themselves call ----------------------------------------------------------
+
+
+def die_with(
+    parent: int, number: int = signal.SIGKILL, gone: Callable[[], object] = lambda: os._exit(1)
+) -> None:
+    """Let this process end when `parent` does, which started it: by that signal, or by `gone()`.
+
+    The system sends it on Linux, when the thread that started this process ends; elsewhere a
+    thread of this process looks every half second.
+    """
+    on_linux = sys.platform == "linux"
+    asked = on_linux and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) == 0
+    if os.getppid() != parent:  # it ended before we asked
+        gone()
+    if not asked:
+        threading.Thread(target=_watch, args=(parent, gone), daemon=True).start()
+
+
+def _watch(parent: int, gone: Callable[[], object]) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    gone()
+
+
+def die_with_launcher() -> None:
+    """Let this process, one of several of a run, end when what launched them ends."""
+    if LAUNCHER in os.environ:
+        die_with(int(os.environ[LAUNCHER]))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with(os.getppid())
 
 
 def tell_opened(run: Path, done: int, steps: int) -> None:

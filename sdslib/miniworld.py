@@ -7,6 +7,7 @@ Splits share no pair {shape, shape} x {color, color}; `HELD_OUT` pairs appear in
 
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import json
@@ -15,17 +16,19 @@ import os
 import random
 import re
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from sdslib.config import derive_seed, project_root
+from sdslib.config import derive_seed, project_root, shown_path
+from sdslib.sources import DataError
 
 SIZE = 64
 SEED = 2307
@@ -557,13 +560,35 @@ def _dump(path: Path, document: object) -> None:
     path.write_text(json.dumps(document, indent=None, separators=(",", ":")))
 
 
+def _stage(root: Path) -> Path:
+    """An empty folder to draw in, named by who draws; those of processes that are gone go."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    own = f"{root.name}.drawing-{socket.gethostname()}-"
+    for left in root.parent.glob(f"{glob.escape(own)}*"):
+        number = left.name.removeprefix(own)
+        if not (number.isdigit() and psutil.pid_exists(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
+    stage = root.with_name(f"{own}{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    return stage
+
+
 def ensure_world(root: Path | None = None) -> Path:
-    """Draw every set of the mini-world once; the folder returned is whole or absent."""
+    """Draw every set of the mini-world once; the folder returned is whole or absent.
+
+    DataError where it cannot be written.
+    """
     root = root or project_root() / "data" / "mini" / "world"
     if root.is_dir():
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        stage = _stage(root)
+    except OSError as error:
+        raise DataError(
+            f"the mini-world cannot be drawn: {shown_path(root.parent)} cannot be written to "
+            f"({error.strerror}); make it writable, or copy a drawn world to {shown_path(root)}"
+        ) from error
     try:
         for write in (_write_coco, _write_winoground, _write_aro, _write_sugarcrepe,
                       _write_zeroshot):  # fmt: skip

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib import experiment, page, storage, tables
 from sdslib.cases import config_of, duration, objective, score_tables
-from sdslib.config import FinetuneConfig, set_name
+from sdslib.config import FinetuneConfig, is_mini, set_name, without_places
 from sdslib.readable import p_value, points, share
 from sdslib.runs import Run
 
@@ -59,21 +59,22 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         _metadata(run, config, whole),
         template_str=page.asset("modelcard.md"),
         title=f"SDS-CLIP student {run.name}",
-        mini=config.in_mini_world,
+        mini=is_mini(config.benchmark),
+        drawn=drawn(config).capitalize(),
         objective=objective(config),
         base=described(config.clip_model, config.clip_pretrained),
         teacher=_teacher(config),
         data=_data(config),
-        params=run.params,
+        params=without_places(run.params),
         duration=duration(config),
         run=run.name,
         source=source or f"local-dir:{run.shown_path}/weights",
         bridge=(run.weights / "bridge.safetensors").is_file(),
         items=len(next(iter(scores.values()))),
-        benchmark=config.benchmark,
+        benchmark=without_places(config.benchmark),
         scores=_score_rows(whole),
         differences=_difference_rows(scores),
-        limits=MINI_LIMITS if config.in_mini_world else REAL_LIMITS,
+        limits=MINI_LIMITS if is_mini(config.benchmark) else REAL_LIMITS,
         licence=_licence(config)[1],
     )
 
@@ -114,8 +115,14 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
 
 def described(model: str, tag: str | None) -> str:
     """A model's name with its tag."""
-    name = model.removeprefix("local-dir:")
+    name = without_places(model.removeprefix("local-dir:"))
     return f"`{name}`" + (f", weights `{tag}`" if tag else "")
+
+
+def drawn(config: FinetuneConfig) -> str:
+    """What happened in the mini-world: `trained and measured`, one of the two, or nothing ("")."""
+    done = (("trained", config.train_data), ("measured", config.benchmark))
+    return " and ".join(what for what, source in done if is_mini(source))
 
 
 def _teacher(config: FinetuneConfig) -> str:
@@ -125,7 +132,11 @@ def _teacher(config: FinetuneConfig) -> str:
 
 
 def _data(config: FinetuneConfig) -> str:
-    name = "the mini-world's captions" if config.train_data == "mini" else f"`{config.train_data}`"
+    name = (
+        "the mini-world's captions"
+        if config.train_data == "mini"
+        else f"`{without_places(config.train_data)}`"
+    )
     return name if config.train_pairs is None else f"{name}, the first {config.train_pairs} pairs"
 
 
@@ -145,6 +156,7 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
     more: dict[str, Any] = _licence(config)[0]
     if hub != config.clip_model:
         more["base_model"] = hub
+    name = without_places(config.benchmark)
     return ModelCardData(
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
@@ -154,8 +166,8 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
         eval_results=[
             EvalResult(
                 task_type="image-text-matching",
-                dataset_type=set_name(config.benchmark),
-                dataset_name=config.benchmark + (" (mini-world)" if config.in_mini_world else ""),
+                dataset_type=set_name(name),
+                dataset_name=name + (" (mini-world)" if is_mini(config.benchmark) else ""),
                 metric_type=row.metric,
                 metric_name=f"{row.metric} (share of right items)",
                 metric_value=round(float(row.accuracy), 4),

@@ -62,7 +62,7 @@ def shared(
     pairs: Pairs, sets: Iterable[Benchmark], vg_image_data: str | Path | None = None
 ) -> list[Shared]:
     """One row a set; raises what `coco_ids` raises."""
-    trained, rows = set(pairs.coco_ids) - {None}, []
+    trained, rows = set[str]().union(*pairs.coco_ids), []
     for benchmark in sets:
         images = len({ref.name for item in benchmark.items for ref in item.images})
         held = coco_ids(benchmark, vg_image_data)
@@ -85,5 +85,5 @@ def without(
             f"{pairs.source}: the file names tell no COCO ids, so what it shares with a test set "
             "cannot be told; leave overlap at 'report'"
         )
-    held = set[str | None]().union(*(coco_ids(b, vg_image_data) for b in sets))
-    return pairs.take([i for i, image in enumerate(own) if image not in held])
+    held = set[str]().union(*(coco_ids(b, vg_image_data) for b in sets))
+    return pairs.take([i for i, image in enumerate(own) if not image & held])

@@ -28,10 +28,11 @@ from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
+from sdslib.hub import hub_dataset, is_repo
 from sdslib.images import ImageRef, alike
 from sdslib.shards import index_shards, read_sample
 from sdslib.sources import (
-    REPO_ID,
+    ALL_SPLITS,
     Caption,
     DataError,
     ImageCells,
@@ -40,16 +41,18 @@ from sdslib.sources import (
     cell_bytes,
     check_row,
     coco_id,
-    hub_dataset,
     image_columns,
+    is_list,
+    read_json_lines,
     read_part,
+    refuse_pointer,
     undecoded,
 )
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Row = dict[str, Any]
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "raw", "en", "sentence")
-BLANK = b"\xef\xbb\xbf \r\n\t"
+METADATA = "metadata.jsonl"
 ID_COLUMNS = ("image_id", "cocoid", "img_id", "imgid", "id", "__key__")
 BLOCK = 128  # rows that are decompressed for one: 0.06 ms, and a third of Arrow's own memory
 
@@ -112,9 +115,14 @@ class Pairs:
         return Pairs(self._all.table().take(pa.array(rows, pa.int64())), self._read, self.source)
 
     @property
-    def coco_ids(self) -> list[str | None]:
-        """COCO's id of each image, where its file name tells one."""
-        return [coco_id(name) for name in self._rows.table()["name"].to_pylist()]
+    def coco_ids(self) -> list[set[str]]:
+        """COCO's ids of each image, as far as its file names tell them: two where the same image
+        is there twice."""
+        table = self._rows.table()
+        names = table["name"].to_pylist()
+        also = table["also"].to_pylist() if "also" in table.column_names else [()] * len(table)
+        both = zip(map(coco_id, names), also, strict=True)
+        return [{own for own in (first, *rest) if own} for first, rest in both]
 
 
 class _Packed:
@@ -163,7 +171,8 @@ def load_pairs(source: str, limit: int | None = None) -> Pairs:
     """Open a set of image-caption pairs.
 
     `source` is `mini` or `mini:val`; a COCO folder (`annotations/captions_*.json` beside the image
-    folders); `captions.json::image_folder`, of COCO or a Karpathy split; WebDataset shards
+    folders), or one with images and their `metadata.jsonl`; `captions.json::image_folder`, of COCO,
+    a Karpathy split or metadata.jsonl; WebDataset shards
     (`shards/{000..099}.tar`, a pattern with `*`, a folder of them, or http addresses); or a Hub id,
     `owner/name` or `owner/name:split`. `limit` takes a random subset, the same every time, the
     smaller inside the larger. Raises `DataError`.
@@ -193,14 +202,18 @@ def _open(source: str) -> Pairs:
         return _mini_pairs(source.partition(":")[2] or "train")
     if "::" in source:
         annotations, images = (project_path(part) for part in source.split("::", 1))
-        return (karpathy_pairs if _is_list(annotations) else coco_pairs)(annotations, images)
+        if annotations.suffix == ".jsonl":
+            return metadata_pairs(annotations, images)
+        return (karpathy_pairs if is_list(annotations) else coco_pairs)(annotations, images)
     if source.endswith(".tar"):
         return _shard_pairs(source)
     folder = project_path(source)
     if folder.is_dir():
+        if (folder / METADATA).is_file():
+            return metadata_pairs(folder / METADATA, folder)
         return _shard_pairs(source) if any(folder.glob("*.tar")) else _coco_folder(folder)
     repo, _, split = source.partition(":")
-    if REPO_ID.match(repo):
+    if is_repo(repo):
         return hub_pairs(repo, split or "train")
     raise DataError(
         f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "
@@ -213,13 +226,6 @@ def _shard_pairs(source: str) -> Pairs:
     place: dict[str, int] = {}
     first = [place.setdefault(one, row) for row, one in enumerate(table["sha256"].to_pylist())]
     return Pairs(_joined(table.drop_columns("sha256"), first, source), read_sample, source)
-
-
-def _is_list(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(64).lstrip(BLANK).startswith(b"[")
 
 
 def _mini_pairs(split: str) -> Pairs:
@@ -281,12 +287,29 @@ def karpathy_pairs(annotations: Path, images: Path) -> Pairs:
 
     `images` is the folder that the file's paths start from. The id is COCO's where the name tells.
     """
+    entries = _stream(annotations, "", KarpathyRow)
+    return _named_pairs(annotations, images, ((row.image, row.caption) for _, row in entries))
+
+
+def metadata_pairs(annotations: Path, images: Path) -> Pairs:
+    """Pairs of a metadata.jsonl as `datasets` reads it beside images: file_name and a caption."""
+    named = []
+    for number, row in enumerate(read_json_lines(annotations)):
+        column = next((one for one in CAPTION_COLUMNS if one in row), CAPTION_COLUMNS[0])
+        found = {"image": row.get("file_name"), "caption": row.get(column)}
+        entry = check_row(found, KarpathyRow, f"{annotations.name}[{number}]")
+        named.append((entry.image, entry.caption))
+    return _named_pairs(annotations, images, iter(named))
+
+
+def _named_pairs(annotations: Path, images: Path, named: Iterator[tuple[str, list[str]]]) -> Pairs:
+    """Pairs of images by their file names, the rows of one joined."""
     row_of: dict[str, int] = {}
     rows, texts = array("q"), list[str]()
-    for _, entry in _stream(annotations, "", KarpathyRow):
-        row = row_of.setdefault(entry.image, len(row_of))
-        rows.extend([row] * len(entry.caption))
-        texts.extend(entry.caption)
+    for image, captions in named:
+        row = row_of.setdefault(image, len(row_of))
+        rows.extend([row] * len(captions))
+        texts.extend(captions)
     _, lists = _grouped(np.frombuffer(rows, np.int64), pa.chunked_array([texts], pa.string()))
     return _file_pairs(annotations, images, ((coco_id(n) or n, n) for n in row_of), lists)
 
@@ -295,8 +318,8 @@ def _file_pairs(
     annotations: Path, images: Path, named: Iterator[tuple[str, str]], lists: pa.ListArray
 ) -> Pairs:
     root, found, sizes = Root(images), list(named), array("q")
-    for own, name in found:
-        sizes.append(root.path(name, f"{annotations.name}, image {own}").stat().st_size)
+    paths = root.paths([(name, f"{annotations.name}, image {own}") for own, name in found])
+    sizes.extend(path.stat().st_size for path in paths)
     first = alike(sizes, lambda i, start, count: read_part(images / found[i][1], start, count))
     columns = {
         "id": pa.array((own for own, _ in found), pa.string()),
@@ -343,12 +366,15 @@ def _stream(path: Path, key: str, model: type[BaseModel]) -> Iterator[tuple[str,
     """The entries of one top-level list, or of the list that the file is (`key` ""), each with its
     place, without the whole file in memory."""
     index, prefix = -1, f"{key}.item" if key else "item"
+    refuse_pointer(path)
     try:
         with path.open("rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             for index, entry in enumerate(ijson.items(file, prefix, use_float=True)):
                 where = f"{path.name}.{key}[{index}]" if key else f"{path.name}[{index}]"
+                if isinstance(entry, dict) and "sentences" in entry:
+                    raise DataError(f"{path.name}: {ALL_SPLITS}")
                 yield where, check_row(entry, model, where)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
@@ -392,8 +418,16 @@ def _joined(table: pa.Table, first: Sequence[int], source: str) -> pa.Table:
     texts = table["captions"].combine_chunks()
     rows = np.repeat(np.asarray(first, np.int64), texts.value_lengths())
     has, lists = _grouped(rows, pa.chunked_array([texts.flatten()]))
+    names, also = table["name"].to_pylist(), dict[int, list[str]]()
+    for row in double:
+        if own := coco_id(names[row]):
+            also.setdefault(first[row], []).append(own)
     place = table.schema.get_field_index("captions")
-    return table.take(pa.array(has)).set_column(place, "captions", lists)
+    table = table.take(pa.array(has)).set_column(place, "captions", lists)
+    if not also:
+        return table
+    column = pa.array([also.get(row, []) for row in has.tolist()], pa.list_(pa.string()))
+    return table.append_column("also", column)
 
 
 def _read_file(folder: Path, row: Row) -> bytes:

@@ -43,13 +43,14 @@ from sdslib.cases import (
 from sdslib.config import (
     FinetuneConfig,
     ReportConfig,
+    is_mini,
     shown_path,
 )
 from sdslib.document import Block, Card, Code, Document, Drawing, Heading, Link, Table, paragraph
 from sdslib.experiment import CONTROL, UNTOUCHED
 from sdslib.readable import p_value, points
 from sdslib.runs import Run, runs_root
-from sdslib.sets import load_set
+from sdslib.sets import RETRIEVAL, load_set
 from sdslib.sources import DataError
 
 NAME = "report"
@@ -158,9 +159,9 @@ def _date(cases: Sequence[Case]) -> datetime:
 
 def _warnings(cases: Sequence[Case]) -> list[Block]:
     found: list[Block] = []
-    if any(case.config.in_mini_world for case in cases):
+    for how in dict.fromkeys(filter(None, (modelcard.drawn(case.config) for case in cases))):
         text = (
-            "Mini-world: trained and measured on small drawn scenes. This shows the method and "
+            f"Mini-world: {how} on small drawn scenes. This shows the method and "
             "tests the code; it is no evidence about real CLIP."
         )
         found.append(paragraph(text, kind="warning"))
@@ -238,23 +239,32 @@ def _method(cases: Sequence[Case]) -> list[Block]:
 
 def _data(cases: Sequence[Case]) -> list[Block]:
     config = cases[0].config
-    mini = " (mini-world)" if config.in_mini_world else ""
     prints = cases[0].run.identity["data"]
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
-    rows = [("training pairs", f"{config.train_data}{mini}", pairs, _short(prints, "pairs"))]
+    rows = [("training pairs", _told(config.train_data, config), pairs, _short(prints, "pairs"))]
     for name in _sets(cases[0].run):
         what = "reported" if name == experiment.reported(cases[0].run) else "must not suffer"
         what = "chosen on, never reported" if name == experiment.VALIDATION else what
         count = f"{len(cases[0].run.scores(name))} items, {what}"
-        rows.append(("set", f"{name}{mini}", count, _short(prints, name)))
+        rows.append(("set", _told(name, config), count, _short(prints, name)))
     model = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
     moved = f"{config.trainable} trained"
-    rows.append(("student", f"{model}{mini}", moved, _short(prints, "student")))
+    rows.append(("student", _told(model, config), moved, _short(prints, "student")))
     teacher = f"{config.teacher} {config.teacher_revision or ''}".strip()
     frozen = f"frozen, {config.precision}"
-    rows.append(("teacher", f"{teacher}{mini}", frozen, _short(prints, "teacher")))
+    rows.append(("teacher", _told(teacher, config), frozen, _short(prints, "teacher")))
     caption = "What was read, by name and by the beginning of its content's SHA-256."
     return [Heading("Data"), Table(caption, ("part", "source", "use", "content"), rows)]
+
+
+def _told(name: str, config: FinetuneConfig) -> str:
+    """A part of the data by name, marked where it is the mini-world's.
+
+    Validation and retrieval do not say whose they are: the reported set brings them.
+    """
+    own = name in (experiment.VALIDATION, RETRIEVAL) and is_mini(config.benchmark)
+    drawn = own or is_mini(name) or name.startswith("mini-") or "data/mini/" in name
+    return f"{name} (mini-world)" if drawn else name
 
 
 def _short(prints: Mapping[str, str], name: str) -> str:

@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -693,7 +694,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     except StorageError as error:
         return unknown | {"message": f"{error}; open the run again to go on from its checkpoint"}
     try:
-        if status["state"] == "running" and not storage.is_alive(status):
+        if status["state"] == "running" and not _is_running(folder, status):
             step = _last_step(folder, status["step"])
             message = f"died at step {step} while running"
             return status | {"state": "died", "step": step, "message": message}
@@ -702,6 +703,12 @@ def read_status(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{folder.name}/status.json has not the expected form") from error
     return dict(status)
+
+
+def _is_running(folder: Path, status: dict[str, Any]) -> bool:
+    """Whether the process lives; one on another host counts while it has the lock."""
+    here = status["host"] == socket.gethostname()
+    return storage.is_alive(status) and (here or storage.holder(folder) is not None)
 
 
 def _status(folder: Path) -> Any:

@@ -16,10 +16,11 @@ import numpy as np
 from sdslib import benchmarks, miniworld, overlap
 from sdslib.benchmarks import Benchmark
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, is_mini, project_path
+from sdslib.hub import cached_dataset
 from sdslib.negatives import check as check_negatives
 from sdslib.overlap import Shared
 from sdslib.pairs import Pairs, load_pairs, some
-from sdslib.sources import DataError, cached_dataset
+from sdslib.sources import DataError
 from sdslib.student import imagenet_classes
 
 VALIDATION = "validation"

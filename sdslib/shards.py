@@ -25,7 +25,15 @@ import pyarrow.parquet as pq
 from sdslib import storage
 from sdslib.config import project_path, project_root
 from sdslib.images import ENDINGS
-from sdslib.sources import DataError, caption_at, http_stream, http_tag, read_part, read_range
+from sdslib.sources import (
+    DataError,
+    caption_at,
+    http_stream,
+    http_tag,
+    read_part,
+    read_range,
+    refuse_pointer,
+)
 
 Row = dict[str, Any]
 LEFT_OUT = b"left out"  # members that belong to no sample: how many, and the first of them
@@ -108,6 +116,8 @@ def _index(shard: str) -> pa.Table:
 
 def _table(shard: str) -> pa.Table:
     samples: dict[str, Row] = {}
+    if not _is_remote(shard):
+        refuse_pointer(shard)
     left, name = list[str](), PurePosixPath(shard).name
     try:
         with _stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:

@@ -44,14 +44,15 @@ def lexicon_tagger(nouns: Sequence[str], adjectives: Sequence[str]) -> Tagger:
 
 
 def spacy_tagger(model: str = "en_core_web_sm") -> Tagger:
-    """The tagger of ARO's authors; raises `ImportError` where spaCy or its model is absent."""
+    """The tagger of ARO's authors; raises `DataError` where spaCy or its model is absent."""
     try:
         spacy = importlib.import_module("spacy")  # no dependency: one data set of many needs it
         nlp = spacy.load(model)
     except (ImportError, OSError) as reason:
-        raise ImportError(
-            f"negatives for real captions need spaCy's {model} ({reason}): `pip install spacy` and "
-            f"`python -m spacy download {model}`; or give a file of frozen negatives"
+        told = str(reason).splitlines()[0]
+        raise DataError(
+            f"negatives for real captions need spaCy's {model} ({told}): `pip install spacy` and "
+            f"`python -m spacy download {model}`; or put a file of frozen negatives in their place"
         ) from None
     kinds = {"NN": "noun", "JJ": "adjective"}
     name = f"spacy {spacy.__version__} {model} {nlp.meta['version']}"

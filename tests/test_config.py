@@ -1,6 +1,7 @@
 """The knobs, their presets, and what a notebook's guard refuses and with which words."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 from sdslib import config as config_module
 from sdslib.config import (
     MODELS,
-    TEACHER_PARTS,
+    TEACHER_CONFIGS,
+    TEACHER_WEIGHTS,
     Arm,
     BaselineConfig,
     FinetuneConfig,
@@ -44,8 +46,9 @@ def folders(tmp_path_factory) -> dict[str, str]:
     (student / "open_clip_config.json").write_text("{}")
     (student / "open_clip_model.safetensors").write_bytes(b"x")
     teacher.mkdir()
-    for part in TEACHER_PARTS:
-        (teacher / part).write_text("{}") if "." in part else (teacher / part).mkdir()
+    for name in (*TEACHER_CONFIGS, *(f"{part}/{n}" for part, n in TEACHER_WEIGHTS.items())):
+        (teacher / name).parent.mkdir(exist_ok=True)
+        (teacher / name).write_text("{}")
     return {"clip_model": f"local-dir:{student}", "teacher": str(teacher)}
 
 
@@ -122,10 +125,10 @@ def test_a_student_without_weights_and_a_teacher_without_unet_are_refused(folder
     (tmp_path / "open_clip_config.json").write_text("{}")
     (found,) = problems(folders, clip_model=str(tmp_path))
     assert "has no weights; put open_clip_model.safetensors there" in found
-    for part in set(TEACHER_PARTS) - {"unet"}:
-        (tmp_path / part).mkdir()
-    (found,) = problems(folders, teacher=str(tmp_path))
-    assert "has no unet" in found
+    shutil.copytree(folders["teacher"], tmp_path / "teacher")
+    (tmp_path / "teacher/unet/config.json").unlink()
+    (found,) = problems(folders, teacher=str(tmp_path / "teacher"))
+    assert "has no unet/config.json" in found
 
 
 def test_none_means_as_the_preset_says(folders):

@@ -211,6 +211,21 @@ def test_the_parameters_ask_the_first_question(build, tmp_path):
         demo.start(build(image=str(tmp_path / "none.png")))
 
 
+def test_a_set_of_photographs_begins_with_its_first_item_and_draws_no_scene(build, tmp_path):
+    (tmp_path / "mine.png").write_bytes(png())
+    models = build(benchmark="winoground:data/winoground")
+    first = models.benchmark.items[0]
+    assert demo.start(models).captions == first.captions
+    assert demo.start_pair(models) == first
+    assert "mini-world" not in demo.pictures(models).alt + demo.start(models).about
+    assert CaptionPanel(models, demo.ask(models, demo.start(models))).picker.source.value == "given"
+    alone = demo.start(build(benchmark="winoground:x", image=str(tmp_path / "mine.png")))
+    assert (alone.about, alone.captions) == ("mine.png", first.captions)
+    absent = replace(models, benchmark=None, absent="it is not here")
+    assert demo.start(absent).about.startswith("a drawn scene of the mini-world")
+    assert "mini-world" in demo.pictures(absent).alt
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 

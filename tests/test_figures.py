@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import os
+import warnings
 import xml.etree.ElementTree as ET
 
 import matplotlib
@@ -204,6 +205,18 @@ def test_history_says_which_curves_the_arm_does_not_have():
                       "|grad L_SDS| / |grad L_CLIP|"]  # fmt: skip
 
 
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 0.1, 1e4])
+def test_the_line_of_an_inert_gradient_is_in_its_panel_whatever_the_ratio(ratio):
+    found = figures.history(run_history().assign(grad_ratio=ratio))
+    (ax,) = (ax for ax in found.axes if "grad" in ax.get_title("left"))
+    low, high = ax.get_ylim()
+    assert low < min(0.01, ratio)
+    assert max(0.01, ratio) < high
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found.png()
+
+
 def test_history_draws_every_run_in_its_own_dash():
     both = pd.concat([run_history().assign(run=r) for r in ("sds", "clip-only")])
     lines = figures.history(both).axes[0].lines
@@ -220,6 +233,14 @@ def test_an_alluvial_plot_keeps_every_item_on_both_sides():
     left = sum(b.get_height() for b in blocks if b.get_x() < 0.5)
     right = sum(b.get_height() for b in blocks if b.get_x() > 0.5)
     assert left == right == flows()["n"].sum()
+
+
+def test_a_teacher_who_scored_nothing_is_said_and_not_drawn():
+    found = figures.agreement({}, "a note")
+    assert not any(ax.axison for ax in found.axes)
+    assert "The teacher scored no item" in found.axes[0].texts[0].get_text()
+    assert "The teacher scored no item" in found.alt
+    found.png()
 
 
 def test_quadrants_of_the_margin_plot_are_counted():

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from test_experiment import SETTINGS
 
-from sdslib import experiment, launch
+from sdslib import experiment, launch, storage
 from sdslib.config import FinetuneConfig, ParameterError, override
 from sdslib.launch import ProcessError, Workers
 from sdslib.runs import find_run
@@ -82,7 +82,8 @@ def test_processes_share_the_cores_and_their_launcher_is_torchrun(tmp_path, monk
     assert launch.environment({"threads": None}, 2)["OMP_NUM_THREADS"] == "4"
     assert launch.environment({"threads": 3}, 2)["OMP_NUM_THREADS"] == "3"
     words = launch.command(tmp_path, 2)
-    assert {"torch.distributed.run", "--nproc-per-node=2", "sdslib.experiment"} <= set(words)
+    assert {"--standalone", "--nproc-per-node=2", "sdslib.experiment"} <= set(words)
+    assert "launch._serve" in words[2]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,71 @@ def test_whatever_happens_no_process_is_left(sleeper):
         1 / 0  # noqa: B018
     assert found.process.poll() is not None
     assert not found.folder.exists()
+
+
+def begun(code):
+    """A process of Python that says its own number and those of what it started, and waits."""
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("portable", [False, True], ids=["system", "thread"])
+def test_a_process_ends_with_its_parent_by_the_system_or_by_a_thread(portable):
+    other = "sys.platform = 'other';" if portable else ""
+    child = (
+        f"import os, sys, time; from sdslib import launch; {other} launch.die_with(os.getppid());"
+        "print(os.getpid(), flush=True); time.sleep(600)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process, (number,) = begun(parent)
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == number], 10)
+    assert not left
+
+
+def test_a_killed_parent_leaves_neither_the_launcher_nor_its_folder(tmp_path):
+    """torchrun is replaced by one that tells its number and waits."""
+    (tmp_path / "torch" / "distributed").mkdir(parents=True)
+    for name in ("torch/__init__.py", "torch/distributed/__init__.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "torch/distributed/run.py").write_text(
+        "import os, time\n"
+        "def main(words):\n"
+        "    print(os.getpid(), os.environ['SDSLIB_LAUNCHER'], flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    folder = tmp_path / "sdslib-x"
+    folder.mkdir()
+    parent = f"""if True:
+        import os, pathlib, subprocess, sys
+        from sdslib import launch
+        words = launch.command(pathlib.Path({str(folder)!r}), 2)
+        path = os.pathsep.join([{str(tmp_path)!r}, os.environ.get("PYTHONPATH", "")])
+        subprocess.run(words, env=os.environ | {{"PYTHONPATH": path}}, cwd={str(tmp_path)!r})
+    """
+    process, (number, launcher) = begun(parent)
+    assert number == launcher
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == number], 10)
+    assert not left
+    assert not folder.exists()
+
+
+def test_the_next_start_removes_the_folder_of_a_launch_that_was_killed(
+    sleeper, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path))
+    for name, owner in (("dead", {"started": 1.0}), ("alive", {}), ("made", None)):
+        (tmp_path / f"sdslib-{name}").mkdir()
+        if owner is not None:
+            text = json.dumps(storage.myself() | owner)
+            (tmp_path / f"sdslib-{name}" / "owner.json").write_text(text)
+    with launch.workers({}, 2) as found:
+        found.opened()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sdslib-alive", "sdslib-made"]
 
 
 def test_a_request_to_stop_reaches_the_processes_and_is_obeyed(sleeper):

@@ -3,7 +3,10 @@
 import io
 import itertools
 import json
+import os
 import random
+import socket
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -13,7 +16,9 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from sdslib import miniworld
+from sdslib.config import project_root
 from sdslib.miniworld import HELD_OUT, RELATIONS, Scene, Thing
+from sdslib.sources import DataError
 
 SMALL = {"coco_train": 40, "coco_val": 12, "aro": 10, "sugarcrepe": 8, "zeroshot_per_class": 2}
 FEW = {
@@ -224,6 +229,31 @@ def test_replacing_the_relation_says_the_opposite():
         wrong = miniworld._negative("replace_rel", scene, form, random.Random(0))
         turned = Scene(scene.things[::-1], "h")
         assert wrong in miniworld.relation_captions(turned)
+
+
+def test_what_a_killed_drawing_left_goes_with_the_next_and_others_at_work_stay(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(miniworld, "COUNTS", SMALL)
+    monkeypatch.setattr(miniworld, "WINOGROUND", FEW)
+    here = f"world.drawing-{socket.gethostname()}-"
+    names = [f"{here}{2**22 + 1}", f"{here}{os.getppid()}", "world.drawing-elsewhere-7"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    miniworld.ensure_world(tmp_path / "world")
+    assert {p.name for p in tmp_path.iterdir()} == {"world", *names[1:]}
+
+
+def test_a_world_that_cannot_be_drawn_says_where_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"mini-world cannot be drawn: .*file cannot be written"):
+        miniworld.ensure_world(tmp_path / "file" / "world")
+
+
+def test_no_drawing_is_ever_offered_to_git():
+    for name in ("world", "world.drawing-host-7"):
+        words = ["git", "-C", str(project_root()), "check-ignore", "-q", f"data/mini/{name}/x"]
+        assert subprocess.run(words).returncode == 0
 
 
 def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -26,8 +26,9 @@ def write(path, document):
 
 
 def picture(path):
+    """A picture of its own, by the number in its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 10), "red").save(path)
+    Image.new("RGB", (20, 10), (int(path.stem) % 256, 0, 0)).save(path)
 
 
 @pytest.fixture
@@ -182,4 +183,13 @@ def test_shards_name_their_images_too(folder, tmp_path):
             path = write(tmp_path / f"{i:012d}.json", {"caption": f"image {i}"})
             tar.add(images / f"{i:012d}.png", f"{i:012d}.png")
             tar.add(path, path.name)
-    assert load_pairs(str(tmp_path / "0.tar")).coco_ids == ["7", "8", "9"]
+    assert load_pairs(str(tmp_path / "0.tar")).coco_ids == [{"7"}, {"8"}, {"9"}]
+
+
+def test_an_image_that_is_there_twice_is_left_out_by_either_of_its_ids(folder, config):
+    images = folder / "train" / "train2017"
+    (images / f"{9:012d}.png").write_bytes((images / f"{7:012d}.png").read_bytes())
+    with pytest.warns(UserWarning, match="1 images are there already under another id"):
+        data = experiment.load_data(config(overlap="exclude"))
+    assert data.shared == (Shared("sugarcrepe", 3, 3, 2),)
+    assert data.pairs.ids == ["8", "391895"]

@@ -22,9 +22,10 @@ from scipy import stats
 
 from sdslib import pairs as module
 from sdslib import shards
+from sdslib.hub import hub_dataset
 from sdslib.images import ImageError
 from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
-from sdslib.sources import DataError, Root, hub_dataset
+from sdslib.sources import DataError, Root
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -187,6 +188,93 @@ def test_a_limit_takes_a_subset_that_grows(coco, tmp_path):
     assert small < large
     with pytest.raises(DataError, match=r"11 pairs asked for, but .* has 10"):
         load_pairs(str(tmp_path), 11)
+
+
+def test_missing_images_are_counted_with_where_they_come_from(tmp_path):
+    annotations, images = write_coco(tmp_path)
+    for i in range(1, 10):
+        (images / f"{i:012d}.png").unlink()
+    told = (
+        r"image 107: '0+1\.png' does not exist in .*; 9 of 10 images are missing \(they are COCO's "
+        r"train2017, http://images\.cocodataset\.org/zips/train2017\.zip\)"
+    )
+    with pytest.raises(DataError, match=told):
+        coco_pairs(annotations, images)
+    with pytest.raises(DataError, match=r"is not a folder; .*zips/val2017\.zip"):
+        Root(tmp_path / "val2017")
+
+
+@pytest.mark.parametrize("name", ["22:06.png", "a:b.png", "a b.png", "ü.png", "-.png", "[1].png"])
+def test_an_odd_name_of_a_file_is_a_name(tmp_path, name):
+    document = coco_document()
+    document["images"][3]["file_name"] = name
+    annotations, images = write_coco(tmp_path, document)
+    (images / name).write_bytes(png(shade(77)))
+    assert np.array_equal(coco_pairs(annotations, images).image(3), shade(77))
+
+
+def write_metadata(folder, rows):
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(shade(i)))
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("column", ["caption", "text"])
+def test_a_folder_of_images_with_metadata_is_a_set_of_pairs(tmp_path, column):
+    rows = [{"file_name": f"{i}.png", column: f"text {i}"} for i in (2, 0, 2)]
+    folder = write_metadata(tmp_path / "set", [*rows[:2], rows[2] | {column: ["a", "b"]}])
+    for source in (str(folder), f"{folder / 'metadata.jsonl'}::{folder}"):
+        pairs = load_pairs(source)
+        assert [pairs.captions(i) for i in range(2)] == [("text 2", "a", "b"), ("text 0",)]
+        assert np.array_equal(pairs.image(0), shade(2))
+
+
+def test_a_fault_in_metadata_is_named_by_its_row(tmp_path):
+    folder = write_metadata(tmp_path / "set", [{"file_name": "0.png", "label": 3}])
+    with pytest.raises(DataError, match=r"metadata\.jsonl\[0\]\.caption: expected list, got None"):
+        load_pairs(str(folder))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\x1d"])
+def test_no_mark_within_a_text_ends_a_line_of_json(tmp_path, mark):
+    text = json.dumps({"file_name": "0.png", "text": "red MARK blue"}, ensure_ascii=False)
+    folder = write_metadata(tmp_path / "set", [])
+    if mark < " ":  # which JSON wants escaped
+        mark = f"\\u{ord(mark):04x}"
+    lines = text.replace("MARK", mark) + "\r\n"
+    (folder / "metadata.jsonl").write_bytes(lines.encode())
+    (caption,) = load_pairs(str(folder)).captions(0)
+    assert caption.split() == ["red", "blue"] or caption[4:-5] == mark
+
+
+KARPATHY = {
+    "dataset": "coco",
+    "images": [{"filename": "0.png", "filepath": "val2014", "split": "test", "cocoid": 7,
+                "sentences": [{"raw": "a circle", "tokens": ["a", "circle"]}]}],
+}  # fmt: skip
+
+
+def test_karpathys_file_of_all_splits_is_told_by_name_with_what_is_taken(coco, tmp_path):
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps(KARPATHY))
+    told = (
+        r'dataset_coco\.json: is Karpathy.s file of all splits.*give a list of {"image": …, "capt'
+    )
+    with pytest.raises(DataError, match=told):
+        load_pairs(f"{path}::{coco[1]}")
+
+
+def test_a_pointer_of_git_lfs_in_the_place_of_data_is_told(coco, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 91865115\n"
+    coco[0].write_bytes(pointer)
+    (tmp_path / "metadata.jsonl").write_bytes(pointer)
+    (tmp_path / "0.tar").write_bytes(pointer)
+    for source in (f"{coco[0]}::{coco[1]}", str(tmp_path), str(tmp_path / "0.tar")):
+        with pytest.raises(DataError, match="is a Git LFS pointer, not the data; run git lfs pull"):
+            load_pairs(source)
 
 
 def of_one_batch(pairs):

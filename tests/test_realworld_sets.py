@@ -76,6 +76,12 @@ def test_every_set_loads_by_its_own_loader(world, name, kind, items, captions):
             assert min(ref.load().size) > 8
 
 
+def test_the_parts_of_photographs_are_enough_to_hold_some_out(world):
+    found = load_pairs(world.many_pairs)
+    assert (len(found), len(found.all_captions())) == (120, 600)
+    assert len({found.ref(i).key for i in range(120)}) == 120
+
+
 def test_both_layouts_of_winoground_hold_the_same_pictures(world):
     first, second = load_benchmark(world.winoground), load_benchmark(world.winoground_jsonl)
     for one, other in zip(first.items, second.items, strict=True):

@@ -8,7 +8,7 @@ from test_document import Page, pdf_text
 from test_failures import score_table
 
 from sdslib import atlas, cases, document, experiment, failures, modelcard, readable, report
-from sdslib.config import ReportConfig
+from sdslib.config import FinetuneConfig, ReportConfig
 from sdslib.sources import AccessError
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
@@ -90,6 +90,30 @@ def test_every_part_of_the_mini_world_says_so(told, saved):
     assert "small run" not in saved[1]
 
 
+@pytest.mark.parametrize(
+    ("train_data", "benchmark", "how"),
+    [
+        ("mini", "mini:winoground", "trained and measured"),
+        ("pairs.json::images", "mini:winoground", "measured"),
+        ("mini", "winoground:data/winoground", "trained"),
+        ("pairs.json::images", "winoground:data/winoground", ""),
+    ],
+)
+def test_only_what_is_drawn_is_called_mini_world(train_data, benchmark, how):
+    config = FinetuneConfig(train_data=train_data, benchmark=benchmark, clip_model="ViT-B-16")
+    assert modelcard.drawn(config) == how
+    told = {
+        name: report._told(name, config).endswith("(mini-world)")
+        for name in (train_data, "validation", "mini-winoground", "sugarcrepe", "ViT-B-16")
+    }
+    assert told[train_data] == ("trained" in how)
+    assert told["validation"] == ("measured" in how)
+    assert told["mini-winoground"]
+    assert not told["sugarcrepe"]
+    assert not told["ViT-B-16"]
+    assert report._told("local-dir:data/mini/student", config).endswith("(mini-world)")
+
+
 def test_seeds_are_summed_up_over_seeds_and_items(told, saved):
     assert "Over all seeds" in saved[1]
     assert "over 2 seeds" in saved[1]
@@ -167,7 +191,7 @@ def test_a_set_whose_pictures_are_not_here_is_reported_without_them(config, foun
     def refuse(source):
         raise AccessError("winoground: the terms are not accepted", "terms-not-accepted")
 
-    monkeypatch.setattr(report, "load_benchmark", refuse)
+    monkeypatch.setattr(report, "load_set", refuse)
     blocks = report._examples(config, found[0])
     assert any("the terms are not accepted" in block.html() for block in blocks)
     assert not any(block.pictures for block in blocks if isinstance(block, document.Card))

@@ -91,6 +91,19 @@ def test_a_set_in_its_usual_place_is_at_hand(monkeypatch, tmp_path, world):
     assert "retrieval" in sets._at_hand()
 
 
+def test_imagenet_s_folders_get_the_names_of_their_classes_and_train_is_no_class(tmp_path):
+    for number in range(1000):
+        folder = tmp_path / "val" / f"n{number:08d}"
+        folder.mkdir(parents=True)
+        (folder / "a.JPEG").write_bytes(b"\xff")
+    (tmp_path / "train").mkdir()
+    found = sets.load_set(f"imagenet:{tmp_path}")
+    names = sets.imagenet_classes()
+    assert [item.tags["class"] for item in found.items] == list(names)
+    assert found.prompts[0] == (f"a photo of a {names[0]}.",)
+    assert "tench" in names[0]
+
+
 def test_another_set_to_keep_or_to_choose_on_is_another_run(config, world):
     from sdslib.runs import identify
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import secrets
 import signal
 import socket
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from sweeping import begin, diary, light_notebook, remembered, wait_for
 
-from sdslib import experiment, sweep
+from sdslib import experiment, storage, sweep
 from sdslib.cells import check, grid, plan
 from sdslib.config import FinetuneConfig, ParameterError, override, project_root
 from sdslib.progress import Progress
@@ -59,7 +60,7 @@ class Here:
         self.order.append(job)
         self.most = max(self.most, len(self.jobs))
         shared = Counter(n for j in self.jobs for n in self.cells[j.key].unfinished(self.root))
-        assert max(shared.values()) == 1, "two cells at once train the same run"
+        assert max(shared.values(), default=1) == 1, "two cells at once train the same run"
 
     def wait(self, seconds):
         job = self.jobs.pop()
@@ -171,6 +172,45 @@ def test_a_run_at_work_elsewhere_is_left_alone(light, tmp_path):
     assert [cell.config.seed for cell in found._free()] == [1]
     run.interrupt()
     assert [cell.config.seed for cell in found._free()] == [0, 1]
+
+
+def test_a_run_that_trained_in_a_notebook_that_failed_is_tried_again(light, tmp_path):
+    class Trained(Here):
+        def wait(self, seconds):
+            job = self.jobs.pop()
+            self.train(job)
+            return [(job.key, "KeyError: 'model'")]
+
+    found, _ = work(light, tmp_path, [{}], Trained(tmp_path))
+    assert list(found.failed.values()) == ["KeyError: 'model'"]
+    assert pd.read_parquet(found.summary)["state"].tolist() == ["notebook failed"]
+    again, executor = work(light, tmp_path, [{}])
+    assert len(executor.order) == 1
+    assert not again.failed
+    assert desk(light, tmp_path, [{}]).pending == []
+
+
+def test_a_notebook_that_was_cut_after_its_training_is_executed_again(light, tmp_path):
+    found, _ = work(light, tmp_path, [{}])
+    found._note(found.cells[0], "started")  # as of a sweep that was killed
+    assert len(desk(light, tmp_path, [{}]).pending) == 1
+
+
+def test_a_run_held_on_another_host_is_waited_for_with_a_word(light, tmp_path, capsys):
+    found = desk(light, tmp_path, [{}])
+    run = open_run(found.pending[0].config, prints_beside(light))
+    status = storage.read_summed(run.path / "status.json") | {"host": "elsewhere"}
+    storage.write_summed(run.path / "status.json", status)
+    owner = storage.myself() | {"host": "elsewhere", "since": "then"}
+    (run.path / "lock").write_text(json.dumps(owner))
+    assert [list(found._free()), list(found._free())] == [[], []]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"waiting for {run.name}: pid {os.getpid()} on host elsewhere has it")
+    assert said[0].endswith(f"delete {run.shown_path}/lock")
+    (run.path / "lock").unlink()
+    assert run.status()["state"] == "died"
+    assert len(list(found._free())) == 1
 
 
 def test_a_notebook_that_leaves_no_run_has_failed(light, tmp_path):
@@ -373,7 +413,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
     if sys.platform != "linux":
         pytest.skip("the system's own death signal is Linux's")
     child = (
-        "import os, time; from sdslib.sweep import _die_with; _die_with(os.getppid());"
+        "import os, time; from sdslib.launch import die_with; die_with(os.getppid());"
         "print('ready', os.getpid(), flush=True); time.sleep(600)"
     )
     parent = (
@@ -388,7 +428,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
 
 
 def test_a_process_whose_parent_is_gone_already_ends(tmp_path):
-    code = "from sdslib.sweep import _die_with; _die_with(1 << 30); print('alive')"
+    code = "from sdslib.launch import die_with; die_with(1 << 30); print('alive')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
 

@@ -1,10 +1,15 @@
 """Pictures, captions and tables as people hand them over: each odd one is named, none is fatal."""
 
+import json
+import shutil
+
 import pytest
 import test_images as pictures
-from test_pairs import encoded, hub_like, one, png, shade, write_shard
+from test_benchmarks import crepe, karpathy, old_winoground  # noqa: F401
+from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write_shard  # noqa: F401
 
 from faults.catalog import fault
+from sdslib.benchmarks import coco_order, sugarcrepe, winoground
 from sdslib.images import ImageError, open_image
 from sdslib.pairs import dataset_pairs, load_pairs
 from sdslib.sources import DataError
@@ -67,3 +72,57 @@ def test_two_images_of_one_sample(tmp_path):
 def test_rows_without_an_image():
     rows = [{"image": encoded(i) if i % 2 == 0 else None, "caption": f"t {i}"} for i in range(4)]
     return refused(dataset_pairs, hub_like(rows), "who/what:train")
+
+
+@fault(
+    18,
+    "missing images",
+    "add_att.json[0].filename: '000000000000.jpg' does not exist in …; fetch it or correct the "
+    "annotation; 2 of 2 images are missing (they are COCO's val2017, "
+    "http://images.cocodataset.org/zips/val2017.zip)",
+)
+def test_missing_images(crepe, tmp_path):  # noqa: F811
+    (tmp_path / "elsewhere").mkdir()
+    return refused(sugarcrepe, crepe, tmp_path / "elsewhere")
+
+
+@fault(
+    18,
+    "Winoground without its images",
+    "old/images is not a folder; put Winoground's images there",
+)
+def test_winoground_without_its_images(tmp_path):
+    shutil.rmtree(old_winoground(tmp_path / "old") / "images")
+    return refused(winoground, str(tmp_path / "old"))
+
+
+@fault(
+    23,
+    "Git-LFS pointer in place of captions",
+    "captions_train2017.json is a Git LFS pointer, not the data; run git lfs pull",
+)
+def test_a_pointer_in_place_of_captions(coco):  # noqa: F811
+    coco[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    return refused(load_pairs, f"{coco[0]}::{coco[1]}")
+
+
+@fault(
+    23,
+    "Karpathy's file of all splits",
+    "dataset_coco.json: is Karpathy's file of all splits, of which one is needed; give a list of "
+    '{"image": …, "caption": [ … ]} as coco_karpathy_test.json or flickr30k_test.json are',
+)
+def test_karpathys_file_of_all_splits(coco, tmp_path):  # noqa: F811
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(KARPATHY))
+    return refused(load_pairs, f"{tmp_path / 'dataset_coco.json'}::{coco[1]}")
+
+
+@fault(
+    62,
+    "order negatives without spaCy",
+    "negatives for real captions need spaCy's en_core_web_sm (…): `pip install spacy` and `python "
+    "-m spacy download en_core_web_sm`; or put a file of frozen negatives in their place: …",
+)
+def test_order_negatives_without_spacy(karpathy, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
+    return refused(coco_order, karpathy)

@@ -241,7 +241,7 @@ def test_weights_that_are_not_numbers(copy, value):
     "pickled weights",
     "bare/open_clip_pytorch_model.bin is a pickle, which can run code when loaded; if you trust "
     'it, convert it: python -c "import torch, safetensors.torch as s; w = '
-    "torch.load('open_clip_pytorch_model.bin', weights_only=True); s.save_file(…",
+    "torch.load('open_clip_pytorch_model.bin', map_location='cpu', weights_only=True); w = w.get(…",
 )
 def test_pickled_weights_are_refused_and_the_command_given_converts_them(copy, monkeypatch):
     folder = copy("bare")
@@ -309,7 +309,7 @@ def test_a_teacher_that_predicts_something_else(copy):
 @fault(
     37,
     "teacher without a scheduler",
-    "scheduler/scheduler_config.json does not exist; the folder is not complete",
+    "teacher has no scheduler/scheduler_config.json; diffusers' save_pretrained writes them",
 )
 def test_a_teacher_without_a_scheduler(copy):
     folder = copy("teacher")
@@ -332,8 +332,9 @@ def test_an_inpainting_model(copy):
 @fault(
     38,
     "model that is not here, without a network",
-    "teacher 'who/what' at revision 'abc' is not in the local cache and could not be downloaded "
-    "(…); load it once where there is a network, or give a folder",
+    "teacher who/what at revision 'abc': the Hub cannot be reached (…) and the local cache does "
+    "not hold it. Connect, or unset HF_HUB_OFFLINE, and run again. Without the Hub: give teacher a "
+    "folder in diffusers' layout.",
 )
 def test_a_teacher_out_of_reach():
     start = time.monotonic()
@@ -345,8 +346,9 @@ def test_a_teacher_out_of_reach():
 @fault(
     38,
     "student that is not here, without a network",
-    "the weights of ViT-B-32-quickgelu/openai are not in the local cache and could not be "
-    "downloaded",
+    "student timm/vit_base_patch32_clip_224.openai: the Hub cannot be reached (…) and the local "
+    "cache does not hold it. Connect, or unset HF_HUB_OFFLINE, and run again. Without the Hub: "
+    "give clip_model a local-dir: folder.",
 )
 def test_a_student_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

@@ -277,8 +277,8 @@ def test_a_device_that_is_not_there(monkeypatch):
 @fault(
     58,
     "a teacher's folder without its parts",
-    "teacher folder '…' has no unet, vae, text_encoder, tokenizer, scheduler; diffusers' "
-    "save_pretrained does",
+    "teacher folder '…' has no unet, vae, text_encoder, scheduler, tokenizer; diffusers' "
+    "save_pretrained writes them",
 )
 def test_a_teacher_without_its_parts(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")

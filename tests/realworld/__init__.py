@@ -20,6 +20,7 @@ class World:
     root: Path
     train_data: str
     val_data: str
+    many_pairs: str
     karpathy: str
     winoground: str
     winoground_jsonl: str
@@ -53,6 +54,7 @@ def make(root: Path) -> World:
         root=root,
         train_data=f"{coco}/annotations/captions_train2017.json::{coco}/train2017",
         val_data=f"{coco}/annotations/captions_val2017.json::{coco}/val2017",
+        many_pairs=str(sets.coco_crops(root / "coco-crops")),
         karpathy=f"{sets.karpathy(coco)}::{coco}",
         winoground=f"winoground:{folder['winoground']}",
         winoground_jsonl=f"winoground:{folder['winoground_jsonl']}",

@@ -1,0 +1,1 @@
+"""A Hub of our own on loopback, and repositories with the true layout for it."""

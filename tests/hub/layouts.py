@@ -1,0 +1,209 @@
+"""Repositories with the true layout, file names and configs; widths shrunk, weights drawn.
+
+Stable Diffusion 1.4, 1.5 and 2.1 as diffusers' first releases left them on the Hub (old names of
+the VAE's attention, `position_ids` in the text encoder, pickles and fp16 variants beside, a safety
+checker, a checkpoint at the root), open_clip's models, and Winoground.
+"""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import datasets
+import open_clip
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sdslib.teacher import SHAPES
+
+TEXT, SIDE = 32, 8  # width of the text encoder, and latents a side
+OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+VOCABULARY = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+TAGS = ("Object", "Relation", "Both")
+
+
+def clip_tokenizer(folder: Path) -> None:
+    """CLIP's real tokenizer, 49,408 entries, as the Hub's repositories hold it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m.split()) for m in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
+             "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}  # fmt: skip
+    (folder / "special_tokens_map.json").write_text(json.dumps(marks))
+
+
+def stable_diffusion(folder: Path, shape: str = "stable-diffusion-v1-4", seed: int = 0) -> Path:
+    """A pipeline's repository by the name of its configs in the package."""
+    torch.manual_seed(seed)
+    for name in (p.relative_to(SHAPES / shape) for p in (SHAPES / shape).rglob("*.json")):
+        write(folder / name, json.loads((SHAPES / shape / name).read_text()))
+    clip_tokenizer(folder / "tokenizer")
+    unet = UNet2DConditionModel.from_config(edit(folder / "unet/config.json", shrink_unet))
+    vae = AutoencoderKL.from_config(edit(folder / "vae/config.json", shrink_vae))
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(**edit(folder / "text_encoder/config.json", shrink_text))
+    )
+    keep(folder / "unet", "diffusion_pytorch_model", unet.state_dict())
+    keep(folder / "vae", "diffusion_pytorch_model", old_names(vae.state_dict()))
+    places = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    state = {f"text_model.{n.removeprefix('text_model.')}": v for n, v in text.state_dict().items()}
+    keep(folder / "text_encoder", "model", state | places, "pytorch_model")
+    edit(folder / "model_index.json", add_checker)
+    write(folder / "feature_extractor/preprocessor_config.json", {"crop_size": 224})
+    write(folder / "safety_checker/config.json", {"model_type": "clip"})
+    keep(folder / "safety_checker", "model", {"concept_embeds": torch.ones(2, 2)}, "pytorch_model")
+    torch.save({"state_dict": {"x": torch.ones(1)}}, folder / checkpoint_name(shape))
+    (folder / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
+    return folder
+
+
+def checkpoint_name(shape: str) -> str:
+    return {"stable-diffusion-v1-4": "sd-v1-4.ckpt", "stable-diffusion-v1-5":
+            "v1-5-pruned-emaonly.ckpt"}.get(shape, "v2-1_768-ema-pruned.ckpt")  # fmt: skip
+
+
+def shrink_unet(config: dict) -> dict:
+    heads = config["attention_head_dim"]
+    return config | {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1,
+                     "attention_head_dim": [2, 2, 4, 4] if isinstance(heads, list) else heads,
+                     "cross_attention_dim": TEXT, "sample_size": SIDE}  # fmt: skip
+
+
+def shrink_vae(config: dict) -> dict:
+    return config | {"block_out_channels": [32] * 4, "layers_per_block": 1,
+                     "sample_size": 8 * SIDE}  # fmt: skip
+
+
+def shrink_text(config: dict) -> dict:
+    return config | {"hidden_size": TEXT, "intermediate_size": 2 * TEXT, "num_hidden_layers": 2,
+                     "num_attention_heads": 2}  # fmt: skip
+
+
+def add_checker(index: dict) -> dict:
+    return index | {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "_diffusers_version": "0.2.2",
+    }
+
+
+def old_names(state: dict) -> dict:
+    """The VAE's attention under the names that these weights still have on the Hub."""
+    found = {}
+    for name, value in state.items():
+        for new, old in OLD.items():
+            name = name.replace(new, old)
+        found[name] = value
+    return found
+
+
+def keep(folder: Path, name: str, state: dict, pickled: str | None = None) -> None:
+    """The weights in all forms that stand beside each other: fp32 and fp16, pickled too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.clone().contiguous() for key, value in state.items()}
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    for tag, values in (("", state), (".fp16", half)):
+        save_file(values, folder / f"{name}{tag}.safetensors", metadata={"format": "pt"})
+        torch.save(values, folder / f"{pickled or name}{tag}.bin")
+
+
+def open_clip_model(
+    folder: Path, name: str = "ViT-B-16", small: bool = True, seed: int = 0, pickled: bool = True
+) -> Path:
+    """A repository of open_clip's: its config, weights in both forms, and CLIP's tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = open_clip.get_model_config(name)
+    if small:
+        config["embed_dim"] = 16
+        config["vision_cfg"] |= {"width": 32, "layers": 2, "head_width": 16, "image_size": 32}
+        config["vision_cfg"]["patch_size"] = 8
+        config["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2}
+    means = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+    write(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": means})
+    torch.manual_seed(seed)
+    model = open_clip.create_model(f"local-dir:{folder}")
+    state = {k: v.clone().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    if pickled:
+        torch.save(state, folder / "open_clip_pytorch_model.bin")
+    clip_tokenizer(folder)
+    write(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer",
+                                             "model_max_length": 77})  # fmt: skip
+    (folder / "README.md").write_text("---\nlibrary_name: open_clip\n---\n")
+    return folder
+
+
+def winoground(folder: Path, count: int = 18) -> Path:
+    """facebook/winoground: its columns, its name of the parquet file, pictures of several sizes."""
+    rows = [{
+        "id": i, "image_0": picture(2 * i), "image_1": picture(2 * i + 1),
+        "caption_0": f"an old person kisses young person {i}",
+        "caption_1": f"a young person kisses old person {i}",
+        "tag": "Adjective-Age", "secondary_tag": "", "num_main_preds": 1 + i % 2,
+        "collapsed_tag": TAGS[i % 3]} for i in range(count)]  # fmt: skip
+    image = datasets.Image()
+    features = datasets.Features({
+        "id": datasets.Value("int32"), "image_0": image, "image_1": image,
+        **{n: datasets.Value("string") for n in ("caption_0", "caption_1", "tag", "secondary_tag")},
+        "num_main_preds": datasets.Value("int32"), "collapsed_tag": datasets.Value("string"),
+    })  # fmt: skip
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.to_parquet(folder / "data/test-00000-of-00001-cff9a4fb5d0c4f4e.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n"
+    (folder / "README.md").write_text(f"{card}    path: data/test-*\n---\n# Winoground\n")
+    write(folder / "statistics/language_bias.json", {})
+    return folder
+
+
+def picture(seed: int, ending: str = "PNG") -> dict:
+    """A drawn picture as a cell of a data set: its encoded bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (40 + seed % 7, 36 + seed % 5, 3)
+    noise = torch.randint(0, 255, size, generator=generator, dtype=torch.uint8)
+    with io.BytesIO() as file:
+        Image.fromarray(noise.numpy()).save(file, ending)
+        return {"bytes": file.getvalue(), "path": f"ex_{seed}.png"}
+
+
+def coco(folder: Path, count: int = 8) -> str:
+    """A handful of pairs in COCO's layout; gives what `train_data` takes."""
+    images = folder / "train2017"
+    images.mkdir(parents=True, exist_ok=True)
+    rows, notes = [], []
+    for i in range(count):
+        name = f"{i + 100:012d}.jpg"
+        (images / name).write_bytes(picture(500 + i, "JPEG")["bytes"])
+        rows.append({"id": i + 100, "file_name": name, "height": 40, "width": 36})
+        notes.append({"id": i, "image_id": i + 100, "caption": f"A man number {i} rides a horse."})
+    write(folder / "annotations/captions_train2017.json",
+          {"images": rows, "annotations": notes})  # fmt: skip
+    return f"{folder}/annotations/captions_train2017.json::{images}"
+
+
+def write(file: Path, value: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2))
+
+
+def edit(file: Path, change) -> dict:
+    """Change a JSON file; gives what is in it now."""
+    write(file, change(json.loads(file.read_text())))
+    return json.loads(file.read_text())
+
+
+def move_weights(file: Path, seed: int = 1) -> None:
+    """Other weights under the same name, as a new commit on `main`."""
+    torch.manual_seed(seed)
+    state = {k: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v
+             for k, v in load_file(file).items()}  # fmt: skip
+    save_file(state, file, metadata={"format": "pt"})
