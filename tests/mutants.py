@@ -122,7 +122,7 @@ def chosen(mutants: list[Mutant], asked: argparse.Namespace) -> list[Mutant]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the mistakes asked for and print which test noticed each; status 1 where one was missed.
+    """Run the mistakes asked for and print which test noticed each; status 1 where one was not.
 
     A fragment that does not fit the source any more is told and counts as missed.
     """
@@ -150,7 +150,8 @@ def main(words: list[str] | None = None) -> int:
             missed += word.startswith(MISSED)
             seconds = f"{time.monotonic() - start:.0f} s"
             print(f"| {mutant.group} | {mutant.key} | {word} | {seconds} |", flush=True)
-    print(f"{len(some)} mistakes, {len(some) - missed} noticed, {missed} missed")
+    word = "fit" if asked.check else "noticed"
+    print(f"{len(some)} mistakes: {len(some) - missed} {word}, {missed} do not")
     return int(missed > 0)
 
 

@@ -165,6 +165,16 @@ def test_a_newer_run_with_other_parameters_is_no_control(two_runs, tmp_path, oth
     assert chosen["L_CLIP only"].name.startswith("late-")
 
 
+@pytest.mark.parametrize("other", [{"clip_model": "local-dir:other"}, {"benchmark": "winoground"}])
+def test_a_newer_run_of_another_student_or_set_is_not_taken(two_runs, tmp_path, other):
+    finished_run("elsewhere", score_table(**TAGS), tmp_path / "runs", **other)
+    chosen = casebook.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert {label: run.path for label, run in chosen.items()} == {
+        "L_CLIP only": two_runs[0].path,
+        "sds": two_runs[1].path,
+    }
+
+
 def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
     by_folder = casebook.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
     assert list(by_folder.atlas.tables) == ["untouched", "sds"]

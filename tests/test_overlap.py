@@ -150,7 +150,7 @@ def test_images_whose_names_tell_no_id_are_kept_where_others_are_left_out():
 
 
 def test_every_image_of_an_item_is_looked_up_and_counted_once():
-    test = of_images((f"{1:012d}.jpg", f"{8:012d}.jpg"), (f"{8:012d}.jpg", "x.jpg"), ("x.jpg",))
+    test = of_images((f"{1:012d}.jpg", f"{8:012d}.jpg"), ("x.jpg", f"{8:012d}.jpg"), ("x.jpg",))
     pairs = named_pairs(f"{8:012d}.png", "x.png")
     assert overlap.coco_ids(test) == {"1", "8"}
     assert overlap.shared(pairs, [test]) == [Shared("toy", 3, 2, 1)]

@@ -555,8 +555,8 @@ def test_another_environment_goes_on_and_is_marked_not_bit_exact(tmp_path):
 def test_of_three_environments_the_one_that_a_run_began_with_is_remembered(tmp_path):
     run = saved(tmp_path)
     for threads in (77, 55):
-        path = run.path / "env.json"
-        storage.write_json(path, storage.read_json(path) | {"threads": threads})
+        env = storage.read_json(run.path / "env.json") | {"threads": threads}
+        run.keep("env.json", storage.json_bytes(env))
         with pytest.warns(RunWarning, match="goes on with other threads"):
             run = open_run(config(), DATA, tmp_path)
     env = storage.read_json(run.path / "env.json")
