@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from sdslib.config import FEWEST_RIDGE
 from sdslib.storage import write_bytes
 
 RIDGES = tuple(10.0**k for k in range(-5, 3))
@@ -96,8 +97,9 @@ def ridge_start(
     The intercept is not penalized. ValueError for fewer than 10 pairs a non-finite value, or
     no variance.
     """
-    if len(emb) != len(z) or len(emb) < 10:
-        raise ValueError(f"ridge_start needs 10 pairs or more, got {len(emb)} and {len(z)}")
+    if len(emb) != len(z) or len(emb) < FEWEST_RIDGE:
+        least = f"ridge_start needs {FEWEST_RIDGE} pairs or more"
+        raise ValueError(f"{least}, got {len(emb)} and {len(z)}")
     if not (emb.isfinite().all() and z.isfinite().all()):
         raise ValueError("ridge_start: an embedding or a latent is not finite")
     x, y = emb.detach().cpu().double(), z.detach().cpu().double().flatten(1)

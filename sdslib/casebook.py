@@ -19,7 +19,7 @@ from IPython.display import Markdown
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
 from sdslib.benchmarks import Benchmark, load_benchmark
-from sdslib.config import FailuresConfig, ModelsConfig, project_path, set_name
+from sdslib.config import FailuresConfig, ModelsConfig, folder_at, project_path, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
 from sdslib.runs import Run, find_run, finished_runs, open_run
@@ -109,15 +109,15 @@ def _named(config: ModelsConfig) -> list[str]:
 
 def _root(config: ModelsConfig) -> str:
     """Where runs are kept: the folder `runs` if it is one that is no run itself."""
-    folder = project_path(config.runs or RUNS)
-    other = bool(config.runs) and folder.is_dir() and not (folder / "identity.json").is_file()
-    return str(folder) if other else RUNS
+    folder = folder_at(config.runs) if config.runs else None
+    return str(folder) if folder and not (folder / "identity.json").is_file() else RUNS
 
 
 def _run(name: str) -> Run:
     """A run by name, id or folder; a relative folder is meant from the project root."""
-    folder = project_path(name)
-    return find_run(folder if (folder / "identity.json").is_file() else name, RUNS)
+    folder = folder_at(name)
+    known = folder is not None and (folder / "identity.json").is_file()
+    return find_run(folder if folder and known else name, RUNS)
 
 
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:

@@ -21,6 +21,7 @@ from sdslib.config import (
     FinetuneConfig,
     ParameterError,
     ReportConfig,
+    folder_at,
     preset,
     project_path,
 )
@@ -129,9 +130,9 @@ def listing(cases: Sequence[Case]) -> pd.DataFrame:
 
 def root(config: ReportConfig) -> Path:
     """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
-    folder = project_path(config.runs or "reports/runs")
-    is_root = folder.is_dir() and not (folder / "identity.json").is_file()
-    return folder if is_root else runs.runs_root()
+    folder = folder_at(config.runs or "reports/runs")
+    is_root = folder is not None and not (folder / "identity.json").is_file()
+    return folder if folder is not None and is_root else runs.runs_root()
 
 
 def output_folder(config: ReportConfig) -> Path:
@@ -141,13 +142,14 @@ def output_folder(config: ReportConfig) -> Path:
 
 def _names(config: ReportConfig) -> list[str]:
     names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
-    return [] if names and root(config) == project_path(names[0]) else names
+    return [] if names and root(config) == folder_at(config.runs or "") else names
 
 
 def _named(name: str, config: ReportConfig) -> Run:
-    path = project_path(name)
+    path = folder_at(name)
     try:
-        run = runs.find_run(path if (path / "identity.json").is_file() else name, root(config))
+        known = path is not None and (path / "identity.json").is_file()
+        run = runs.find_run(path if path and known else name, root(config))
     except runs.RunError as error:
         raise ParameterError([f"runs: {error}"]) from error
     if problems := run.problems(folders=False):

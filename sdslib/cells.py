@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from sdslib.config import (
     suggest,
     validate,
 )
-from sdslib.runs import Run, code_digests, identify
+from sdslib.runs import Run, RunError, code_digests, identify
 
 _OURS = ("run", "runs")  # the sweep says where runs are kept, their parameters name them
 
@@ -62,7 +63,10 @@ class Cell:
             return [_run_of(root, name) for name in self.ids]
         params, code = self.config.identity(), code_digests(self.config.code)
         for folder in sorted(root.glob("*/identity.json"), key=lambda p: -p.stat().st_mtime):
-            identity = storage.read_json(folder)
+            try:
+                identity = Run(folder.parent).identity
+            except (RunError, storage.StorageError):
+                continue  # damaged; `runs verify` names it
             if identity["params"] == params and identity["code"] == code:
                 return [Run(folder.parent)]
         return [None]
@@ -125,10 +129,16 @@ def literal(text: str) -> Any:
         return known[text]
     for kind in (int, float):
         try:
-            return kind(text)
+            found = kind(text)
         except ValueError:
             continue
+        return text if _is_too_large(found, text) else found
     return text
+
+
+def _is_too_large(value: Any, text: str) -> bool:
+    """Whether digits are no number that can be held, as those of the revision 12e4567."""
+    return isinstance(value, float) and math.isinf(value) and any(c.isdigit() for c in text)
 
 
 def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:

@@ -100,6 +100,8 @@ TEACHER_WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, on Linux and macOS
+FEWEST_RIDGE = 10  # pairs that `bridge.ridge_start` takes at least
 _NOT_PARAMETERS = frozenset(
     ["In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"]
 )
@@ -131,8 +133,38 @@ def project_root() -> Path:
 
 
 def project_path(path: str | Path) -> Path:
-    """An absolute path; a relative one is meant from the project root."""
+    """An absolute path; a relative one is meant from the project root.
+
+    ParameterError for one that no file system takes.
+    """
+    if problem := path_problem(str(path)):
+        raise ParameterError([problem])
     return project_root() / Path(path).expanduser()
+
+
+def path_problem(text: str) -> str | None:
+    """Why no file system takes this as a path, and what to do; None where one does."""
+    shown = repr(text if len(text) <= 60 else f"{text[:40]}…{text[-10:]}")
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in text.split("/")]
+    if "\0" in text:
+        return f"path {shown} holds a NUL character; leave it out"
+    if max(sizes) > _LONGEST_NAME or sum(sizes) + len(sizes) > _LONGEST_PATH:
+        most = f"{_LONGEST_NAME} bytes a name and {_LONGEST_PATH:,} in all"
+        return f"path {shown} is too long; a file system takes {most}, so name a shorter one"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0]
+        return f"path {shown}: there is no user {user.removeprefix('~')!r} here; write it in full"
+    return None
+
+
+def folder_at(text: str) -> Path | None:
+    """The folder of this name, where there is one; a text that is no path names none."""
+    if path_problem(text):
+        return None
+    path = project_path(text)
+    return path if path.is_dir() else None
 
 
 def shown_path(path: Path) -> str:
@@ -203,9 +235,11 @@ def derive_seed(seed: int, purpose: str, *index: int) -> int:
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Several = Annotated[int, Field(ge=1, le=1024)]  # threads or processes, of which each costs
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Source = Annotated[str, Field(min_length=1), AfterValidator(_portable)]
+Sets = Annotated[str, AfterValidator(lambda names: "+".join(sorted(set(names.split("+")))))]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -233,7 +267,7 @@ class Config(BaseModel):
     preset: Literal["mini", "paper"] = "mini"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
-    threads: Count | None = None
+    threads: Several | None = None
     runs: Source | None = None
 
     @model_validator(mode="before")
@@ -268,7 +302,7 @@ class ModelsConfig(Config):
     benchmark: Source = "mini:winoground"
     eval_items: Count | None = None
     precision: Precision = "fp32"
-    num_workers: Whole = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] | None = None
 
     @property
@@ -317,7 +351,7 @@ class FinetuneConfig(ModelsConfig):
     sds_gradient: Literal["through", "residual"] = "through"
     sds_reduction: Literal["sum", "mean"] = "sum"
     sds_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    trainable: str = "layernorm"
+    trainable: Sets = "layernorm"
     train_data: Source = "mini"
     train_pairs: Count | None = None
     apart_from: str | None = None
@@ -344,7 +378,7 @@ class FinetuneConfig(ModelsConfig):
     checkpoint_every: Whole = 50
     micro_batch: Count | None = None  # pairs that the teacher sees at once
     checkpointing: bool = False  # the UNet's activations are computed again, not kept
-    processes: Count = 1
+    processes: Several = 1
     dry_run: bool = False
     resume: bool = True
     tracker: Literal["tensorboard"] | None = None
@@ -424,7 +458,7 @@ class SweepConfig(Config):
     seeds: Count | None = None
     steps: Count | None = None
     eval_items: Count | None = None
-    workers: Count | None = None
+    workers: Several | None = None
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
 
@@ -661,6 +695,20 @@ def _something_to_learn(arm: str, sds_weight: float) -> str | None:
     return None
 
 
+def _enough_for_ridge(
+    arm: str, bridge_start: str, bridge_pairs: int, train_pairs: int | None, batch_size: int
+) -> str | None:
+    if bridge_start != "ridge" or "bridge_start" in UNREAD.get(arm, ()):
+        return None
+    whole = train_pairs is None or train_pairs < batch_size  # that is another problem
+    counts = {"bridge_pairs": bridge_pairs} | ({} if whole else {"train_pairs": train_pairs})
+    for name, count in counts.items():
+        if count is not None and count < FEWEST_RIDGE:
+            least = f"needs {FEWEST_RIDGE} pairs or more, got {name} {count}"
+            return f"bridge_start 'ridge' {least}; take more, or bridge_start 'random'"
+    return None
+
+
 def _known_sets(trainable: str) -> str | None:
     wrong = [name for name in trainable.split("+") if name not in TRAINABLE]
     return _one_of("trainable", wrong[0], TRAINABLE) if wrong else None
@@ -675,6 +723,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("arm", "choice_draws", "batch_size", "sds_share"), _enough_noise),
     (("batch_size", "processes"), _even_parts),
     (("arm", "processes"), _noise_of_others),
+    (("arm", "bridge_start", "bridge_pairs", "train_pairs", "batch_size"), _enough_for_ridge),
     (("trainable",), _known_sets),
     (("push_to",), _hub_repository),
 )
@@ -838,8 +887,11 @@ def _tracker_problem(name: str) -> str | None:
 
 def _runs_problems(source: str | None, bad: Iterable[str]) -> list[str]:
     """A folder of runs that cannot be written is told before any work starts."""
-    if source is None or "runs" in bad:
+    if "runs" in bad:
         return []
+    source = source or "reports/runs"
+    if problem := path_problem(source):
+        return [f"runs: {problem}"]
     folder = project_path(source)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
@@ -955,6 +1007,9 @@ def _requirement(cls: type[Config], name: str, value: object) -> str:
         return f"{name} must not be empty"
     if isinstance(value, str):
         return f"{name} must be letters, digits, dots, dashes and underscores, {got}"
+    if isinstance(value, float):
+        made = "-p made a number of the text"
+        return f"{name} must be text, {typed}; {made}, so write -r {name} and the text as it was"
     return f"{name} must be text, {typed}; with papermill write -r {name} {value}"
 
 

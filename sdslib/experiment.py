@@ -11,6 +11,7 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 import signal
 import sys
 import threading
@@ -43,6 +44,7 @@ from sdslib.overlap import Shared
 from sdslib.pairs import Pairs
 from sdslib.runs import Run, find_run, open_run
 from sdslib.sets import VALIDATION, Data, load_data
+from sdslib.state import plain_torch
 from sdslib.storage import read_json, write_json
 from sdslib.student import (
     Student,
@@ -187,6 +189,11 @@ def finetune(
     """
     if config.processes > processes.count():
         return _follow(config, progress)
+    with plain_torch():
+        return _train(config, progress)
+
+
+def _train(config: FinetuneConfig, progress: Show | None) -> Run:
     device = processes.join(pick_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -533,9 +540,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def literal(text: str) -> Any:
     """What a word of a command line stands for: `True`, `None`, `3`, `1e-3`, else itself."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    # the revision 12e4567 is no number
+    return text if isinstance(value, float) and math.isinf(value) else value
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -117,10 +118,7 @@ def workers(params: Mapping[str, Any], count: int) -> Iterator[Workers]:
     Whatever happens in the block, none of them is left when it ends. Where this process is killed
     they end at once, and their folder goes with them, or with the next start.
     """
-    _clear()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        write_json(folder / _OWNER, storage.myself())
+    with temporary() as folder:
         write_json(folder / "params.json", dict(params))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -147,7 +145,8 @@ def command(folder: Path, count: int) -> list[str]:
     serve = f"from sdslib import launch; launch._serve({os.getpid()}, {str(folder)!r})"
     torchrun = [sys.executable, "-c", serve, "--standalone"]
     local = [f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
-    return [*torchrun, *local, "-m", "sdslib.experiment", "--params", str(folder / "params.json")]
+    rank = ["-m", "sdslib.launch", "sdslib.experiment"]
+    return [*torchrun, *local, *rank, "--params", str(folder / "params.json")]
 
 
 def environment(params: Mapping[str, Any], count: int) -> dict[str, str]:
@@ -156,8 +155,17 @@ def environment(params: Mapping[str, Any], count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(cores)} | dict(os.environ)
 
 
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files; where this process is killed, the next such call removes it."""
+    _clear()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
+        write_json(Path(name) / _OWNER, storage.myself())
+        yield Path(name)
+
+
 def _clear() -> None:
-    """Remove the folders of launches whose process was killed."""
+    """Remove the folders of processes that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
             lost = not storage.is_alive(storage.read_json(folder / _OWNER))
@@ -228,3 +236,9 @@ def tell_error(place: int, error: BaseException) -> None:
     if folder:
         text = f"{type(error).__name__}: {error}"
         (Path(folder) / f"rank-{place}.txt").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":  # a module as a program, that ends with its launcher from the first
+    die_with_launcher()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -10,6 +10,7 @@ trains the studies again.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -56,10 +57,25 @@ def study(name: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
     kept = {run.path: run for pair in pairs for run in pair}
     for run in kept.values():
         _sound(run.name, run.problems(folders=False))
-    final = (folder or project_path(PUBLISHED)) / name
+    final = _place_of(name, folder or project_path(PUBLISHED))
     with storage.staged_folder(final) as stage:
         for run in kept.values():
             _copy(run, stage / run.name)
+    return final
+
+
+def _place_of(name: str, folder: Path) -> Path:
+    """Where the study is kept; StudyError for what is no plain name, or no study's folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise StudyError(
+            f"study name {name!r} must be letters, digits, '.', '-' and '_'; it is kept below "
+            f"{PUBLISHED}"
+        )
+    final = folder / name
+    if final.exists() and not (final / storage.MANIFEST).is_file():
+        raise StudyError(
+            f"{shown_path(final)} is there and is no published study; choose another name"
+        )
     return final
 
 

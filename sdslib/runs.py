@@ -35,7 +35,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdslib import storage
-from sdslib.config import Config, derive_seed, project_path, project_root, shown_path, suggest
+from sdslib.config import (
+    Config,
+    derive_seed,
+    path_problem,
+    project_path,
+    project_root,
+    shown_path,
+    suggest,
+)
 from sdslib.storage import LockedError, StorageError, read_json, write_json
 
 if TYPE_CHECKING:
@@ -70,6 +78,7 @@ _PACKAGES = (
 _DECIDES_BITS = ("python", "packages", "threads", "device")
 _STATUS_EVERY_S = 1.0
 _REMEDY = "take it from a copy, or delete the run's folder and run again"
+_NOWHERE = "a run cannot be kept in {}: {}; name a folder that can be written with runs"
 _CRC = "crc32"
 _SUMMED_LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 _open_here: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()
@@ -111,6 +120,8 @@ def open_run(
     _make(folder)
     if (folder / "status.json").exists() and Run(folder).finished:
         return Run(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(_NOWHERE.format(shown_path(folder), "it is read-only"))
     storage.acquire(folder)
     run = Run(folder, writable=True)
     if run.finished:  # while we waited for the lock
@@ -130,10 +141,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(
-            f"a run cannot be kept in {shown_path(folder.parent)}: {error.strerror}; give a folder "
-            "that can be written to in the parameter runs"
-        ) from error
+        raise RunError(_NOWHERE.format(shown_path(folder.parent), error.strerror)) from error
 
 
 class Run:
@@ -856,7 +864,7 @@ def find_run(key: str | Path, root: Path | str | None = None) -> Run:
     the nearest name) or more than one, and for a notebook that was cut.
     """
     path = Path(key)
-    if (path / "identity.json").is_file():
+    if path_problem(str(key)) is None and (path / "identity.json").is_file():
         return Run(path.resolve())
     folders = _run_folders(runs_root(root=root))
     key = str(key)

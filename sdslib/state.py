@@ -1,6 +1,13 @@
-"""Module and optimizer state as flat named tensors, so that it fits safetensors and JSON alone."""
+"""What numbers depend on: the state of modules and optimizers, and what is set around them.
+
+State is flat named tensors, so that it fits safetensors and JSON alone.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +47,34 @@ def unpack_state(
                 state.setdefault(int(index), {})[slot] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """PyTorch as a run's id takes it to be, whatever was set around it; that comes back after.
+
+    Default type float32 on the CPU, matrices multiplied in full precision, no autocast.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        yield
+
+
+@contextmanager
+def without_settings(prefix: str) -> Iterator[None]:
+    """The environment without the variables that begin so, which come back after."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
+    try:
+        yield
+    finally:
+        os.environ |= hidden

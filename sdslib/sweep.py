@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sdslib import storage
 from sdslib.cells import Cell, PlanError, check, grid, literal, plan
-from sdslib.config import NOT_IN_ID, ParameterError, SweepConfig, validate
-from sdslib.launch import die_with
+from sdslib.config import NOT_IN_ID, ParameterError, SweepConfig, path_problem, validate
+from sdslib.launch import die_with, temporary
 from sdslib.progress import Progress
 from sdslib.runs import Run, runs_root
 
@@ -122,9 +122,13 @@ class Job:
     threads: int
 
 
-def start(job: Job) -> subprocess.Popen:
-    """Start papermill on the cell in a process of its own, which dies with this one."""
+def start(job: Job, scratch: Path | None = None) -> subprocess.Popen:
+    """Start papermill on the cell in a process of its own, which dies with this one.
+
+    What it leaves of temporary files, where it is killed, lies in `scratch`.
+    """
     share = dict.fromkeys(THREADS, str(job.threads))
+    share |= {"TMPDIR": str(scratch)} if scratch else {}
     with open(job.log, "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-c", _CELL, str(os.getpid()), json.dumps(asdict(job))],
@@ -200,6 +204,8 @@ class Local:
 
     def __init__(self) -> None:
         self._live: dict[str, tuple[Job, subprocess.Popen]] = {}
+        self._held = ExitStack()
+        self._scratch = self._held.enter_context(temporary())
 
     def cores(self) -> tuple[int, int]:
         """Cores that this process may use, twice: there is one machine."""
@@ -208,7 +214,7 @@ class Local:
 
     def submit(self, job: Job) -> None:
         """Start a job as a process."""
-        self._live[job.key] = (job, start(job))
+        self._live[job.key] = (job, start(job, self._scratch))
 
     def wait(self, seconds: float) -> list[tuple[str, str | None]]:
         """Jobs whose process has ended."""
@@ -227,6 +233,7 @@ class Local:
         for _, process in self._live.values():
             process.wait()
         self._live.clear()
+        self._held.close()
 
 
 class OnRay:
@@ -341,6 +348,8 @@ def run(
     """
     options = options or Options()
     checked = check(notebook, cells, options.runs)
+    if options.summary:
+        _given_summary(options.summary)
     if options.executor == "ray":
         require_ray(options.address)
     desk = Desk(plan(checked), options)
@@ -502,11 +511,34 @@ def _default_workers(cells: Sequence[Cell], cores: int) -> int:
     return 1 if cells[0].config.preset == "paper" else min(cores, len(cells))
 
 
+def _given_summary(name: str) -> Path:
+    """The file of this name; ParameterError where it is not the sweep's to write."""
+    if problem := path_problem(name):
+        raise ParameterError([f"--summary: {problem}"])
+    path = Path(name).expanduser().absolute()
+    if path.suffix != ".parquet":
+        raise ParameterError([f"--summary {name} must end with .parquet, which it is written as"])
+    if path.exists() and not _is_summary(path):
+        problem = f"--summary {name} is there and is no sweep's summary; choose another name"
+        raise ParameterError([problem])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"--summary {name} cannot be written: {error.strerror}; name another folder"
+        raise ParameterError([problem]) from error
+    return path
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        return {"run", "id", "state"} <= set(storage.read_frame(path).columns)
+    except (OSError, ValueError):
+        return False
+
+
 def _summary_path(cells: Sequence[Cell], folder: Path, name: str | None) -> Path:
     if name:
-        path = Path(name).expanduser().absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return _given_summary(name)
     text = " ".join(cell.key for cell in cells)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return folder / f"{cells[0].notebook.stem}-{digest}.parquet"

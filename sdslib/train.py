@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from sdslib import losses, processes
 from sdslib.bridge import Bridge
 from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
-from sdslib.state import pack_state, unpack_state
+from sdslib.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.student import Student
 from sdslib.teacher import Teacher
 
@@ -425,10 +426,15 @@ class Loop:
     ) -> None:
         self.config, self.parties, self.pairs, self.validate = config, parties, pairs, validate
         self.steps, self.done = total_steps(config, pairs), 0
-        self.accelerator = Accelerator(
-            cpu=_device(parties).type == "cpu", log_with=config.tracker, project_dir=folder
-        )
-        self.optimizer = self.accelerator.prepare(make_optimizer(parties, config))
+        with without_settings("ACCELERATE_"):
+            self.accelerator = Accelerator(
+                cpu=_device(parties).type == "cpu",
+                mixed_precision="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                log_with=config.tracker,
+                project_dir=folder,
+            )
+            self.optimizer = self.accelerator.prepare(make_optimizer(parties, config))
 
     def pack(self) -> dict[str, Tensor]:
         """All tensors that going on needs; `unpack` is its inverse."""
@@ -458,13 +464,18 @@ class Loop:
         if config.tracker:  # what an interrupted run logged past its checkpoint is purged
             options = {config.tracker: {"purge_step": self.done + 1}}
             self.accelerator.init_trackers("tracker", init_kwargs=options)
-        for batch in loader:
-            step = self._within_memory(batch)
+        coming = iter(loader)
+        while (step := self._next(coming)) is not None:
             if config.tracker:
                 self.accelerator.log(step.row(), step.step)
             yield step
         if config.tracker:
             self.accelerator.end_training()
+
+    def _next(self, coming: Iterator[Batch]) -> Step | None:
+        with plain_torch():
+            batch = next(coming, None)
+            return None if batch is None else self._within_memory(batch)
 
     def _within_memory(self, batch: Batch) -> Step:
         try:

@@ -1,9 +1,9 @@
 """Flip single bits of what is kept: whatever then reads differently is named and refused.
 
 `python -m flips --rounds 300` takes so many random bits of each kind of file of a finished run and
-of a published study. A flip that changes nothing of what is read (a space in JSON, padding in
-parquet) may pass; every other one is named by `verify` and refused by report and publication, or,
-in a published file, by the tables.
+of a published study. A flip that changes nothing of what is read (a space in JSON) may pass; every
+other one is named by `verify` and refused by report and publication, or, in a published file, by
+the tables.
 """
 
 import argparse
@@ -32,11 +32,11 @@ PUBLISHED = ("params.json", "identity.json", "history.jsonl", SCORES, "../manife
 
 
 def read(path: Path) -> object:
-    """What a reader without checksums would take the file for; None where it cannot be read."""
+    """What a reader without checksums would take the file for; None where it cannot be read.
+
+    Of parquet every bit counts: some flips end the process of a reader that trusts the file.
+    """
     try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-            return table.to_json(double_precision=15), str(table.dtypes), str(table.attrs)
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in path.read_bytes().splitlines()]
         return json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()

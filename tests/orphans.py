@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import soak
 
+from sdslib import launch
 from sdslib.config import FinetuneConfig, override, project_root
 from sdslib.runs import find_run
 
@@ -83,6 +84,10 @@ class Trial:
             tally.faults.append(f"left running: {[_words(p)[-4:] for p in left]}")
         for process in left:
             process.kill()
+        for folder in self.temporary.glob("sdslib-*/owner.json") if tally.kind == "sweep" else []:
+            tempfile.tempdir = str(folder.parents[1])
+            launch._clear()  # as the next start does
+            tempfile.tempdir = None
         if files := [str(p) for p in self.temporary.rglob("*")]:
             tally.faults.append(f"left behind: {files[:3]}")
         print(f"{tally.kind}: {tally.rounds + 1} done, {tally.faults}", file=sys.stderr)
@@ -164,6 +169,9 @@ def look(root: Path, config: FinetuneConfig, had: bool, tally: Tally, rank: bool
     if had and not soak.is_good(folder):
         tally.faults.append("a checkpoint was lost")
     run = find_run(folder)
+    deadline = time.monotonic() + GRACE_S
+    while run.status()["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)  # a process that is being ended has lost its mark already
     if run.status()["state"] == "running":
         tally.faults.append("its status is still running")
     done = run.history()["step"].tolist() if steps(config) else []

@@ -23,6 +23,7 @@ from sdslib.config import (
     FinetuneConfig,
     ParameterError,
     derive_seed,
+    folder_at,
     guard,
     mini,
     override,
@@ -82,6 +83,19 @@ REFUSED = [
     ({"t_max": 1000}, "t_max must be a whole number ≥ 0 and ≤ 999, got 1000"),
     ({"resume": "auto"}, "resume must be True or False, got 'auto' (str)"),
     ({"run": 7}, "run must be text, got 7 (int); with papermill write -r run 7"),
+    ({"run": 1e5}, "got 100000.0 (float); -p made a number of the text, so write -r run and the"),
+    ({"teacher_revision": float("inf")}, "so write -r teacher_revision and the text as it was"),
+    ({"threads": 10**9}, "threads must be a whole number ≥ 1 and ≤ 1024, got 1000000000"),
+    ({"processes": 10**9}, "processes must be a whole number ≥ 1 and ≤ 1024, got 1000000000"),
+    ({"bridge_pairs": 5}, "bridge_start 'ridge' needs 10 pairs or more, got bridge_pairs 5; take"),
+    ({"train_pairs": 4, "batch_size": 4}, "10 pairs or more, got train_pairs 4"),
+    ({"runs": "x" * 256}, "is too long; a file system takes 255 bytes a name"),
+    ({"runs": "é" * 128}, "is too long; a file system takes 255 bytes a name"),
+    ({"runs": "a/" * 2048}, "is too long"),
+    ({"runs": "a\0b"}, r"path 'a\x00b' holds a NUL character; leave it out"),
+    ({"runs": "~nosuchuser/runs"}, "there is no user 'nosuchuser' here; write it in full"),
+    ({"teacher": "~nosuchuser/x"}, "there is no user 'nosuchuser' here"),
+    ({"clip_model": "local-dir:a\0b"}, "holds a NUL character"),
     ({"run": "../x"}, "run must be letters, digits, dots, dashes and underscores, got '../x'"),
     ({"preset": "papr"}, "preset must be one of 'mini', 'paper', got 'papr'; did you mean"),
     ({"trainable": "layernrom"}, "got 'layernrom'; did you mean 'layernorm'?"),
@@ -114,6 +128,26 @@ REFUSED = [
 def test_a_wrong_parameter_is_named_with_the_way_out(folders, given, message):
     (found,) = problems(folders, **given)
     assert message in found
+
+
+def test_one_set_of_parameters_has_one_name_and_one_id():
+    for one, other in (("bias", "bias+bias"), ("bias+projection", "projection+bias")):
+        first, second = (FinetuneConfig(trainable=text) for text in (one, other))
+        assert first.identity() == second.identity()
+    assert FinetuneConfig(trainable="layernorm").trainable == "layernorm"
+
+
+@pytest.mark.parametrize("arm", ["clip-only", "hard-negatives", "teacher-choice"])
+def test_few_pairs_are_enough_where_no_map_is_fitted(arm):
+    weight = 1.0 if arm == "teacher-choice" else 0.0
+    assert FinetuneConfig(arm=arm, sds_weight=weight, bridge_pairs=5).bridge_pairs == 5
+    assert FinetuneConfig(bridge_start="random", bridge_pairs=5).bridge_pairs == 5
+
+
+def test_a_list_of_names_longer_than_a_path_is_no_folder(tmp_path):
+    assert folder_at(",".join(["mini-sds-0123456789"] * 40)) is None
+    assert folder_at("a\0b") is None
+    assert folder_at(str(tmp_path)) == tmp_path
 
 
 def test_all_problems_are_told_at_once(folders):

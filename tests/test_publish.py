@@ -94,6 +94,23 @@ def test_what_is_damaged_is_not_published_and_not_shown(tmp_path):
         Run(kept).scores("mini-winoground")
 
 
+@pytest.mark.parametrize("name", ["../docs", "../../docs", "/tmp/x", "a/b", "", ".", "x" * 300])
+def test_a_study_is_kept_nowhere_else_than_below_its_folder(tmp_path, name):
+    run = finish(tmp_path / "runs", "clip-only", items=4)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "mine.md").write_text("mine")
+    with pytest.raises(StudyError, match=r"must be letters, digits, '.', '-' and '_'; it is kept"):
+        publish.study(name, [run], tmp_path / "published")
+    assert (tmp_path / "docs" / "mine.md").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_study_is_not_replaced(tmp_path):
+    run = finish(tmp_path / "runs", "clip-only", items=4)
+    with pytest.raises(StudyError, match="runs is there and is no published study; choose anoth"):
+        publish.study("runs", [run], tmp_path)
+    assert run.problems() == []
+
+
 def test_an_unknown_study_is_told_which_there_are(folder):
     with pytest.raises(StudyError, match="no study 'smal' is published; there are small"):
         publish.published("smal", folder)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -780,6 +781,74 @@ def test_one_damaged_run_hides_no_other(tmp_path, capsys):
 def test_of_ten_flips_in_each_kind_of_file_none_changes_what_is_read_unnoticed(capsys):
     assert flips.main(["--rounds", "10"]) == 0
     assert "0 not noticed" in capsys.readouterr().out
+
+
+# What else may lie there
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"pid": "x"}, {"pid": -1}, {"pid": 2**70}, {"pid": True}, {"host": 5}, {"started": None},
+     {"started": "then"}, {"boot": [1]}, {"started": float("nan")}],
+    ids=str,
+)  # fmt: skip
+def test_a_lock_with_odd_values_holds_nobody_back(tmp_path, changed):
+    saved(tmp_path).interrupt()
+    (folder,) = runs._run_folders(tmp_path)
+    owner = storage.myself() | {"pid": os.getppid(), "since": "then"} | changed
+    (folder / "lock").write_text(json.dumps(owner))
+    assert open_run(config(), DATA, tmp_path).status()["state"] == "running"
+
+
+@pytest.mark.parametrize("step", ['"x"', "[1]", "1.5", "true", "NaN"])
+def test_a_history_with_odd_steps_is_skipped_with_a_word(tmp_path, step):
+    (tmp_path / "history.jsonl").write_text(f'{{"step": 1}}\n{{"step": {step}}}\n')
+    with pytest.warns(RunWarning, match="skipped line 2"):
+        assert [row["step"] for row, _ in runs._rows(tmp_path / "history.jsonl")] == [1]
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_to_is_said_to_be_gone(tmp_path):
+    def train(run):
+        with run:
+            shutil.rmtree(run.path)
+            run.append_history({"step": 31})
+
+    run = saved(tmp_path)
+    with pytest.raises(RunError, match=f"run {run.name} is gone: its folder was deleted"):
+        train(run)
+    with pytest.raises(StorageError, match=r"cannot be written: its folder is gone, deleted or m"):
+        write_bytes(run.path / "x", b"")
+    run = saved(tmp_path)
+    shutil.rmtree(run.path)
+    for write in (
+        lambda: run.save_checkpoint(31, tensors(31), {}),
+        lambda: run.save_scores("x", pd.DataFrame({"a": [1]})),
+        run.finish,
+    ):
+        with pytest.raises(RunError, match=f"run {run.name} is gone: its folder was deleted"):
+            write()
+    assert not run.path.exists()
+    assert saved(tmp_path).latest_checkpoint().step == 30
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunError, match=r"a run cannot be kept in .*file: .*; name a folder that can"
+    ):
+        open_run(config(), DATA, tmp_path / "file")
+    saved(tmp_path / "runs").finish()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert open_run(config(), DATA, tmp_path / "runs").finished
+    with pytest.raises(RunError, match="it is read-only; name a folder that can be written"):
+        open_run(config(seed=3), DATA, tmp_path / "runs")
+
+
+def test_a_name_that_is_no_path_is_a_run_that_is_not_there(tmp_path):
+    saved(tmp_path)
+    for name in ("x" * 300, "a\0b", "~nosuchuser/x"):
+        with pytest.raises(RunError, match="no run '"):
+            find_run(name, tmp_path)
 
 
 # Reading runs back

@@ -18,7 +18,7 @@ import pytest
 from sweeping import begin, diary, light_notebook, remembered, wait_for
 
 from sdslib import experiment, storage, sweep
-from sdslib.cells import check, grid, plan
+from sdslib.cells import check, grid, literal, plan
 from sdslib.config import FinetuneConfig, ParameterError, override, project_root
 from sdslib.progress import Progress
 from sdslib.runs import Run, list_runs, open_run
@@ -320,6 +320,8 @@ def test_the_board_shows_time_left_and_the_standing_in_text_and_html(tmp_path):
         (["--grid", "sds_weight=inf"], "sds_weight must be finite"),
         (["--seeds", "2", "--executor", "ray", "--address", "127.0.0.1:9"], "no Ray cluster"),
         (["--seeds", "2", "--executor", "ray", "--address", "nowhere"], "no Ray cluster"),
+        (["--seeds", "2", "--summary", "notes.md"], "--summary notes.md must end with .parquet"),
+        (["--seeds", "2", "--summary", "~nosuchuser/a.parquet"], "no user 'nosuchuser' here"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_runs_nothing(words, message, tmp_path, capsys):
@@ -331,6 +333,24 @@ def test_a_wrong_command_is_one_line_and_runs_nothing(words, message, tmp_path, 
     assert message in said[0]
     assert not (tmp_path / "runs").exists()
     assert time.monotonic() - began < 20
+
+
+def test_a_file_that_is_no_summary_is_not_written_over(light, tmp_path):
+    path = tmp_path / "scores.parquet"
+    pd.DataFrame({"id": ["a"], "s_0_0": [1.0]}).to_parquet(path)
+    before = path.read_bytes()
+    with pytest.raises(ParameterError, match="is there and is no sweep's summary"):
+        sweep.run(light, [{}], Options(runs=str(tmp_path / "runs"), summary=str(path)))
+    assert path.read_bytes() == before
+    found, _ = work(light, tmp_path, [{}], summary=str(tmp_path / "new.parquet"))
+    again = desk(light, tmp_path, [{}], summary=str(tmp_path / "new.parquet"))
+    assert again.summary == found.summary
+
+
+def test_digits_that_are_no_number_stay_text():
+    found = [literal(text) for text in ("12e4567", "1e5", "inf", "12")]
+    assert found == ["12e4567", 1e5, float("inf"), 12]
+    assert experiment.literal("12e4567") == "12e4567"
 
 
 def test_a_ray_that_is_not_installed_is_said(monkeypatch):
@@ -407,6 +427,7 @@ def test_a_local_cell_is_a_process_that_ends_with_its_error(tmp_path):
     local.submit(job(tmp_path / "absent.ipynb", tmp_path))
     local.close()
     assert local.wait(0) == []
+    assert not local._scratch.exists()
 
 
 def test_a_process_dies_with_the_one_that_started_it(tmp_path):

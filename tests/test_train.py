@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+import os
 import warnings
 import weakref
 from dataclasses import replace
@@ -165,6 +166,40 @@ def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(parties, cut)
     assert moved(state(whole.student), state(again.student)) == set()
     assert moved(state(whole.bridge), state(again.bridge)) == set()
     assert [replace(s, seconds=0) for s in head + tail] == [replace(s, seconds=0) for s in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
+    ],
+)
+def test_no_setting_of_the_environment_changes_a_number(parties, monkeypatch, name, value):
+    plain = parties()
+    run(plain, config(steps=3))
+    monkeypatch.setenv(name, value)
+    other = parties()
+    run(other, config(steps=3))
+    assert os.environ[name] == value
+    assert moved(state(plain.student), state(other.student)) == set()
+
+
+def test_no_default_of_torch_changes_a_number(parties):
+    plain, other = parties(), parties()
+    run(plain, config(steps=3))
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            run(other, config(steps=3))
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    assert moved(state(plain.student), state(other.student)) == set()
 
 
 def test_the_same_seed_repeats_and_another_differs(parties):
