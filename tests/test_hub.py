@@ -212,23 +212,8 @@ def hide(served):
         (gate, STRANGER, None, "your account has not accepted its terms"),
         (hide, None, None, "there is no such model at "),
         (lambda served: None, None, "v9", "it has no revision 'v9'"),
-        (
-            lambda served: served.fault("/api/", "429", 9),
-            None,
-            None,
-            "the Hub is busy (it answered",
-        ),
-        (
-            lambda served: served.fault("/api/", "500", 9),
-            None,
-            None,
-            "the Hub fails (it answered 5",
-        ),
-        (
-            None,
-            None,
-            "the Hub fails (it answered 5",
-        ),
+        (lambda served: served.fault("/api/", "429", 9), None, None, "the Hub is busy (it answer"),
+        (lambda served: served.fault("/api/", "500", 9), None, None, "the Hub fails (it answer"),
         (lambda served: served.stop(), None, None, "the Hub cannot be reached (ConnectError"),
     ],
 )

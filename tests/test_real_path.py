@@ -12,7 +12,7 @@ from hub.server import TOKEN, Hub
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
-    "preset": "paper", "steps": 2, "batch_size": 2, "bridge_pairs": 6, "eval_items": 3,
+    "preset": "paper", "steps": 2, "batch_size": 2, "bridge_start": "random", "eval_items": 2,
     "eval_every": 0, "checkpoint_every": 0, "num_workers": 0, "warmup": 0, "device": "cpu",
     "threads": 1,
 }  # fmt: skip
