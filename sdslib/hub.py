@@ -147,10 +147,17 @@ def get_by_hand(repo: str, names: Iterable[str], revision: str | None = None) ->
 def _fetch(found: Snapshot, name: str, force: bool = False) -> Path:
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(_asked(f"{found.repo}/{name}", lambda: hf_hub_download(
-            found.repo, name, revision=found.commit, etag_timeout=patience(),
-            force_download=force)))  # fmt: skip
+    try:  # the client itself asks again here, five times
+        with _word(f"{found.repo}/{name}"):
+            return Path(
+                hf_hub_download(
+                    found.repo,
+                    name,
+                    revision=found.commit,
+                    etag_timeout=patience(),
+                    force_download=force,
+                )
+            )
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise refusal(error, found.repo, "model", MODEL_LOCAL, _named(found)) from error
 
@@ -345,7 +352,7 @@ def _cause(error: BaseException, token: str | None) -> tuple[str, str]:
     if status == 401:
         return NO_TOKEN, owned
     if status in AGAIN:
-        times = f"it answered {status}, asked {len(WAITS) + 1} times"
+        times = f"it answered {status}, asked several times"
         return (BUSY if status in (429, 503) else FAILING), times
     if isinstance(found, HfHubHTTPError):
         return FAILING, f"it answered {status}"

@@ -106,7 +106,7 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
         ) from error
     except HfHubHTTPError as error:
         raise PushError(f"the Hub refused {repo!r}: {_first_line(error)}") from error
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, OSError) as error:
         raise PushError(
             f"the Hub cannot be reached for {repo!r} ({_first_line(error)}); try again online"
         ) from error

@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.stopped.wait(LONGEST_S)
                 raise Refused(504)
             if self.due and self.due.isdigit():
-                raise Refused(int(self.due), **({"Retry-After": "1"} if self.due == "429" else {}))
+                raise Refused(int(self.due), **({"Retry-After": "0"} if self.due == "429" else {}))
             self._route(path, query, body)
         except Refused as refused:
             self._send(refused.status, b"{}", refused.headers)

@@ -1,0 +1,70 @@
+"""`preset paper` to its last cell through a Hub of our own: ViT-B-16 at true size, SD 1.4 tiny."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import layouts
+from hub.server import TOKEN, Hub
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    "preset": "paper", "steps": 2, "batch_size": 2, "bridge_start": "random", "eval_items": 2,
+    "eval_every": 0, "checkpoint_every": 0, "num_workers": 0, "warmup": 0, "device": "cpu",
+    "threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    there = Hub(tmp_path_factory.mktemp("hub"))
+    repo = there.folder("timm/vit_base_patch16_clip_224.openai")
+    layouts.open_clip_model(repo, "ViT-B-16-quickgelu", small=False, pickled=False)
+    layouts.stable_diffusion(there.folder("CompVis/stable-diffusion-v1-4"))
+    layouts.winoground(there.folder("facebook/winoground", "datasets"))
+    there.gated.add("facebook/winoground")
+    yield there
+    there.stop()
+
+
+def papermill(folder, name, given, **environment):
+    words = [w for key, value in (SETTINGS | given).items() for w in ("-p", key, str(value))]
+    out = folder / f"{name}.ipynb"
+    hub = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0",
+           "TRANSFORMERS_OFFLINE": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "notebooks/02_finetune.ipynb", str(out), *words],
+        cwd=ROOT, env=os.environ | hub | environment, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+def identity(runs, arm):
+    found = [json.loads(p.read_text()) for p in runs.glob("*/identity.json")]
+    (one,) = (i for i in found if i["params"]["arm"] == arm)
+    return one
+
+
+@pytest.mark.slow
+def test_preset_paper_runs_through_the_hub_and_then_offline_to_the_same_run(served, tmp_path):
+    pairs = layouts.coco(tmp_path / "coco")
+    given = {"train_data": pairs, "runs": tmp_path / "online"}
+    papermill(tmp_path, "online", given, HF_ENDPOINT=served.url, HF_TOKEN=TOKEN)
+    online = identity(tmp_path / "online", "sds")
+    assert {"student", "teacher", "winoground"} <= online["data"].keys()
+    results = list((tmp_path / "online").glob("*/results.parquet"))
+    assert results
+    (passport,) = (json.loads(p.read_text()) for p in
+                   (tmp_path / "online" / online["id"]).parent.glob("*sds*/weights/passport.json")
+                   if json.loads(p.read_text())["run"]["id"] == online["id"])  # fmt: skip
+    assert passport["run"]["data"]["teacher"] == online["data"]["teacher"]
+    assert str(tmp_path) not in json.dumps(passport)
+    asked = len(served.asked)
+    given["runs"] = tmp_path / "offline"
+    papermill(tmp_path, "offline", given, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert identity(tmp_path / "offline", "sds")["id"] == online["id"]
+    assert len(served.asked) == asked
