@@ -19,7 +19,14 @@ from IPython.display import Markdown
 from sdslib import baseline, failures, figures, miniworld, page
 from sdslib.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
 from sdslib.benchmarks import Benchmark, load_benchmark
-from sdslib.config import FailuresConfig, ModelsConfig, folder_at, project_path, set_name
+from sdslib.config import (
+    FailuresConfig,
+    ModelsConfig,
+    ParameterError,
+    folder_at,
+    project_path,
+    set_name,
+)
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
 from sdslib.runs import Run, find_run, finished_runs, open_run
@@ -72,11 +79,20 @@ def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
     try:
         if config.benchmark.startswith("mini:") and not config.scores:
             miniworld.ensure_world()
-        return load_benchmark(config.benchmark), ""
+        return _grids(load_benchmark(config.benchmark)), ""
     except DataError as reason:
         if not config.scores:
             raise
         return None, f"{page.text(reason)}. {HOW_TO_GET}"
+
+
+def _grids(benchmark: Benchmark) -> Benchmark:
+    if benchmark.kind == "grid":
+        return benchmark
+    raise ParameterError([
+        f"benchmark {benchmark.name!r} has no grids of two images and two captions, of which the "
+        "atlas is made; 01_baseline shows it, and 02_finetune what changes on it"
+    ])  # fmt: skip
 
 
 def _given(config: FailuresConfig) -> dict[str, pd.DataFrame]:

@@ -9,7 +9,7 @@ from test_atlas import TAGS, benchmark
 from test_failures import GRIDS, score_table
 
 from sdslib import baseline, casebook, runs
-from sdslib.config import FailuresConfig, FinetuneConfig
+from sdslib.config import FailuresConfig, FinetuneConfig, ParameterError
 from sdslib.figures import Picture
 from sdslib.sources import AccessError
 from sdslib.tables import TableError
@@ -243,3 +243,10 @@ def test_somebody_at_the_notebook_gets_the_widget(tmp_path, monkeypatch):
     live, twin = casebook.show(study).bundles()
     assert "application/vnd.jupyter.widget-view+json" in live
     assert f"{study.run.shown_path}/atlas/atlas.html" in twin["text/html"]
+
+
+def test_a_set_without_grids_is_refused_by_name(monkeypatch):
+    choices = replace(benchmark(), name="aro-relation", kind="choice")
+    monkeypatch.setattr(casebook, "load_benchmark", lambda source: choices)
+    with pytest.raises(ParameterError, match="'aro-relation' has no grids of two images and two"):
+        casebook.collect(FailuresConfig(benchmark="aro-relation"))
