@@ -214,7 +214,9 @@ def test_what_a_killed_drawing_left_goes_with_the_next_and_others_at_work_stay(
 
 def test_a_world_that_cannot_be_drawn_says_where_and_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"the mini-world cannot be drawn: .*file cannot be written"):
+    with pytest.raises(
+        DataError, match=r"the mini-world cannot be drawn: .*file cannot be written"
+    ):
         miniworld.ensure_world(tmp_path / "file" / "world")
 
 
