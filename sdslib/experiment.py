@@ -218,7 +218,8 @@ def _train(config: FinetuneConfig, progress: Show | None) -> Run:
                 last = loop.done == loop.steps
                 if processes.is_main():
                     run.append_history(step.row())
-                    if last or stopping or loop.done % config.checkpoint_every == 0:
+                    due = config.checkpoint_every and loop.done % config.checkpoint_every == 0
+                    if last or stopping or due:
                         run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
                 if stopping and not last:
                     stop.obey(loop.done)
