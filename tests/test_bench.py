@@ -130,8 +130,6 @@ def test_the_sets_of_the_memory_row_are_the_mini_world_as_often_as_it_takes(
         assert files.captions(i) == streamed.captions(i) == world.captions(i % 100)
         assert np.array_equal(files.image(i), world.image(i % 100))
         assert np.array_equal(streamed.image(i), files.image(i))
-    once, again = (tmp_path / "coco" / "train2017" / f"{i:012d}.png" for i in (0, 100))
-    assert once.samefile(again)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from sdslib import diagnosis, experiment, miniworld
 from sdslib.bridge import Bridge, ridge_start
 from sdslib.config import FinetuneConfig, override
 from sdslib.diagnosis import AGAIN, HELD, QUESTIONS, SWAPS
-from sdslib.pairs import batches
+from sdslib.pairs import batches, load_pairs
 from sdslib.runs import RunError, find_run, open_run
 from sdslib.state import pack_state
 from sdslib.student import load_student, set_trainable
@@ -248,7 +248,7 @@ def test_true_and_swapped_captions_exchanged_the_choice_by_t_is_the_opposite(
 @pytest.fixture(scope="module")
 def step(student, teacher):
     """A student in which everything may move, with its bridge, and the first step's batch."""
-    pairs = experiment.load_pairs("mini", 32)
+    pairs = load_pairs("mini", 32)
     cache = experiment.LatentCache(teacher, pairs)
     bridge = experiment.start_bridge(CONFIG, student, cache, pairs)
     trained = [value for _, value in set_trainable(student, "all")]
@@ -347,7 +347,7 @@ def test_the_command_prints_every_table_of_every_student(run, teacher, monkeypat
     for name, value in (("CHOSEN", 4), ("DRAWS", 2), ("BINS", 1), ("BATCH", 4)):
         monkeypatch.setattr(diagnosis, name, value)
     monkeypatch.setattr(diagnosis, "mini", lambda: FinetuneConfig(bridge_pairs=16))
-    monkeypatch.setattr(diagnosis, "load_teacher", lambda source: teacher)
+    monkeypatch.setattr(diagnosis, "load_teacher", lambda *place, **of: teacher)
     assert diagnosis.main([str(run[0].path), "--scenes", "24"]) == 0
     text = capsys.readouterr().out
     for name in ("untouched", run[0].name):

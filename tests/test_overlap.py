@@ -70,6 +70,7 @@ def config(folder):
             "benchmark": f"sugarcrepe:{folder / 'crepe'}",
             "vg_image_data": str(folder / "image_data.json"),
             "batch_size": 2,
+            "bridge_start": "random",
         }
         return validate(FinetuneConfig, own | changes)
 

@@ -265,7 +265,10 @@ def test_a_damaged_score_file(tmp_path):
 
 
 @fault(
-    71, "kept scores that are damaged", "mine-…/scores/x.parquet cannot be read (…); score again"
+    71,
+    "kept scores that are damaged",
+    "mine-…/scores/x.parquet differs from its sha256; take it from a copy, or delete the run's "
+    "folder and run again",
 )
 def test_kept_scores_that_are_damaged(tmp_path):
     run = open_run(FinetuneConfig(run="mine"), root=tmp_path)

@@ -309,7 +309,7 @@ def test_a_teacher_that_predicts_something_else(copy):
 @fault(
     37,
     "teacher without a scheduler",
-    "teacher has no scheduler/scheduler_config.json; diffusers' save_pretrained writes them",
+    "…/teacher has no scheduler; diffusers' save_pretrained writes them",
 )
 def test_a_teacher_without_a_scheduler(copy):
     folder = copy("teacher")
