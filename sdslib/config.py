@@ -67,6 +67,7 @@ _SDS_KNOBS = frozenset(
     ]
 )
 WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
+TEXT_ARMS: tuple[Arm, ...] = (*WEIGHTLESS, "sds-text", "teacher-choice")
 # Arms that are taught by false captions of the words of a true one.
 ARMS_WITH_NEGATIVES: tuple[Arm, ...] = ("hard-negatives", "sds-margin", "teacher-choice")
 _OVERLAP_KNOBS = frozenset(["overlap", "apart_from", "vg_image_data"])  # unread in a mere report
@@ -689,6 +690,16 @@ def _text_has_no_pooled(arm: str, bridge_input: str) -> str | None:
     return "arm 'sds-text' maps text embeddings too; leave bridge_input at 'projected'"
 
 
+def _reached(arm: str, trainable: str) -> str | None:
+    """Only `TEXT_ARMS` teach the text tower; L_SDS is a loss on the image embedding."""
+    if arm in TEXT_ARMS or trainable != "text-tower":
+        return None
+    return (
+        f"arm {arm!r} gives trainable 'text-tower' no gradient of L_SDS; take arm 'clip-only', "
+        "which trains the same student, or 'sds-text' or 'teacher-choice'"
+    )
+
+
 def _something_to_learn(arm: str, sds_weight: float) -> str | None:
     if arm == "sds-only" and sds_weight == 0:
         return "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0"
@@ -720,6 +731,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("train_pairs", "batch_size"), _a_batch),
     (("arm", "sds_weight"), _something_to_learn),
     (("arm", "bridge_input"), _text_has_no_pooled),
+    (("arm", "trainable"), _reached),
     (("arm", "choice_draws", "batch_size", "sds_share"), _enough_noise),
     (("batch_size", "processes"), _even_parts),
     (("arm", "processes"), _noise_of_others),

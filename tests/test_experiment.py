@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import combinations
 import numpy as np
 import open_clip
 import pandas as pd
@@ -290,3 +291,10 @@ def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(config, tmp_
 
 def test_without_a_tracker_a_run_has_no_folder_for_it(finished):
     assert not (finished.path / "tracker").exists()
+
+
+@pytest.mark.slow
+def test_random_settings_end_with_finite_weights_or_are_refused_in_one_line(tmp_path):
+    for settings in combinations.draws(6, seed=1):
+        good, said = combinations.outcome(settings, tmp_path)
+        assert good, said

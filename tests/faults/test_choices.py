@@ -65,6 +65,11 @@ def test_a_set_of_parameters_that_is_not_known():
     return refused(trainable="layernorms")
 
 
+@fault(76, "tower that L_SDS does not reach", "arm 'sds' gives trainable 'text-tower' no gradient")
+def test_a_tower_that_l_sds_does_not_reach():
+    return refused(trainable="text-tower")
+
+
 @fault(77, "arm without false captions", "arm 'hard-negatives' needs false captions, and …% of the")
 def test_an_arm_without_false_captions(world):
     return data_refused(arm="hard-negatives", train_data=world.train_data)
