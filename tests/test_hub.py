@@ -103,13 +103,17 @@ def test_a_teacher_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     assert there.embed_texts(["a man rides a horse"]).shape == (1, 77, layouts.TEXT)
 
 
-def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(served):
-    local = str(served.folder(CLIP))
-    one, other = student.load_student(f"hf-hub:{CLIP}", None), student.load_student(local, None)
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32"])
+def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(served, name):
+    repo = f"laion/CLIP-{name}"
+    if repo != CLIP:
+        layouts.open_clip_model(served.folder(repo), name)
+    local, remote = str(served.folder(repo)), f"hf-hub:{repo}"
+    one, other = student.load_student(remote, None), student.load_student(local, None)
     assert same(one, other)
-    assert one.origin.name == CLIP
+    assert one.origin.name == repo
     assert torch.equal(one.tokenize(["a man"]), other.tokenize(["a man"]))
-    assert student.fingerprints(f"hf-hub:{CLIP}", None) == student.fingerprints(local, None)
+    assert student.fingerprints(remote, None) == student.fingerprints(local, None)
     assert len(weights_fetched(served)) == 1
 
 

@@ -1,11 +1,12 @@
 """Which sets a run trains on, chooses on, reports, and must not do worse on."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 from realworld import make
 
-from sdslib import sets
+from sdslib import benchmarks, sets
 from sdslib.config import FinetuneConfig, ParameterError, set_name
 from sdslib.pairs import load_pairs
 
@@ -102,6 +103,14 @@ def test_imagenet_s_folders_get_the_names_of_their_classes_and_train_is_no_class
     assert [item.tags["class"] for item in found.items] == list(names)
     assert found.prompts[0] == (f"a photo of a {names[0]}.",)
     assert "tench" in names[0]
+
+
+def test_winoground_is_read_from_its_usual_place_by_its_name_alone(world, monkeypatch):
+    folder = Path(world.winoground_jsonl.partition(":")[2])
+    usual = {"data/winoground": folder}
+    monkeypatch.setattr(benchmarks, "project_path", lambda path: usual.get(path, Path(path)))
+    found = sets.load_set("winoground")
+    assert found.label == "winoground (partial: 16 of 400)"
 
 
 def test_another_set_to_keep_or_to_choose_on_is_another_run(config, world):
