@@ -32,10 +32,10 @@ report: $(READY) ## from finished runs to reports/report.html and .pdf; makes a 
 	papermill notebooks/07_report.ipynb out_report.ipynb
 
 tables: $(READY) ## rebuild reports/tables and reports/figures from reports/published, in seconds
-	python -m sdslib.publish tables
+	python -m sdslib.results.publish tables
 
 reproduce: $(READY) ## train every published study again, publish it and rebuild the tables
-	python -m sdslib.publish reproduce
+	python -m sdslib.results.publish reproduce
 
 miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 minutes)
 	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sdslib import benchmarks, evaluate, miniworld
+from sdslib import benchmarks, evaluate
 from sdslib.config import BaselineConfig, project_path
-from sdslib.progress import track
-from sdslib.storage import file_sha256, write_bytes
+from sdslib.io.progress import track
+from sdslib.io.storage import file_sha256, write_bytes
+from sdslib.miniworld import drawing
 from sdslib.teacher import load_teacher
 
 FILE = Path(__file__).with_name("errors.npz")
@@ -43,7 +44,7 @@ def read() -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def main() -> int:
     """Compute the table item by item, one noise a timestep, the same for all."""
-    miniworld.ensure_world()
+    drawing.ensure_world()
     teacher, found = load_teacher(BaselineConfig().teacher), items()
     draws = evaluate.shared_draws(teacher.latent_shape, STEPS, 1, (0, STEPS - 1), antithetic=False)
     rows = []

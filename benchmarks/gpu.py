@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Row, table
 from benchmarks.training import route_rows, routes
-from sdslib import experiment, rehearsal
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, override, preset
-from sdslib.rehearsal import COCO_TRAIN2017, Trial
+from sdslib.lab import dry_run
+from sdslib.lab.dry_run import COCO_TRAIN2017, Trial
 from sdslib.teacher import Teacher
 from sdslib.train import Parties, TrainingError
 
@@ -33,7 +34,7 @@ KEPT, AGAIN, PARTS = "activations kept", "activations computed again", "8 pairs 
 def measure(config: FinetuneConfig, rounds: int = 5) -> list[Row]:
     """All rows, of the models of `config` with random weights on its device."""
     device = experiment.pick_device(config.device)
-    parties = rehearsal.random_parties(config, device)
+    parties = dry_run.random_parties(config, device)
     assert parties.teacher is not None
     return [
         *training_rows(config, parties, rounds),
@@ -73,7 +74,7 @@ def speed_rows(teacher: Teacher, config: FinetuneConfig, rounds: int) -> list[Ro
     forward, *_ = routes(teacher, config.batch_size)
     rate = config.batch_size / timed(forward, clock(teacher.device), rounds)
     count = flops(teacher.unet, teacher.tokenizer.model_max_length)
-    name, _ = rehearsal._device(teacher.device)
+    name, _ = dry_run._device(teacher.device)
     roof = next((roof for known, roof in ROOFLINES.items() if known in name), None)
     known = f"of {roof / 1e12:g}" if roof else f"no roofline is known for {name}"
     return [
@@ -98,7 +99,7 @@ def attempt(config: FinetuneConfig, parties: Parties, rounds: int) -> Trial | No
     if config.checkpointing:
         unet.enable_gradient_checkpointing()
     try:
-        return rehearsal.attempt(config, parties, config.batch_size, rounds)
+        return dry_run.attempt(config, parties, config.batch_size, rounds)
     except TrainingError as error:
         if "out of memory" not in str(error):
             raise

@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Row
-from sdslib import experiment, rehearsal
+from sdslib import experiment
 from sdslib.config import FinetuneConfig
+from sdslib.lab import dry_run
 from sdslib.pairs import load_pairs
 from sdslib.train import Loop
 
@@ -115,7 +116,7 @@ def main() -> None:
     found.fingerprint  # noqa: B018  as a run's id needs it: every caption is read once
     parties = experiment.load_parties(config, found, torch.device("cpu"))
     steps = sum(1 for _ in Loop(config, parties, found))
-    print(json.dumps({"steps": steps, "peak": rehearsal._peak(torch.device("cpu"))}))
+    print(json.dumps({"steps": steps, "peak": dry_run._peak(torch.device("cpu"))}))
 
 
 if __name__ == "__main__":

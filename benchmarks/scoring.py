@@ -11,9 +11,11 @@ from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid
 
 from benchmarks import errors
 from benchmarks.harness import Row, paired
-from sdslib import baseline, evaluate, minimodels, recheck, tables
+from sdslib import evaluate, tables
 from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
 from sdslib.config import BaselineConfig
+from sdslib.lab import baseline, near_ties
+from sdslib.miniworld import models
 from sdslib.pairs import load_pairs
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
@@ -96,8 +98,8 @@ def _rechecked(name: str, weights: str, low: Teacher, full: Teacher, found: Benc
         evaluate.diffusion_scorer(one, 32, 0, empty=False, batch_size=128)
         for one in (low, full, full)
     )
-    rounding = recheck.rounding(half, spare, found.items[: baseline.ROUNDED])
-    checked = recheck.RecheckedScorer(half, spare, rounding)
+    rounding = near_ties.rounding(half, spare, found.items[: baseline.ROUNDED])
+    checked = near_ties.RecheckedScorer(half, spare, rounding)
     exact, raw, again = (evaluate.score_grids(scorer, found) for scorer in (whole, half, checked))
     differ = [100 * float((_choices(one) != _choices(exact)).mean()) for one in (raw, again)]
     note = (
@@ -259,7 +261,7 @@ def proportioned_teacher() -> Teacher:
     takes 1.34 to 1.42 times its time on a CPU, and the row says what it took.
     """
     teacher = load_teacher(BaselineConfig().teacher)
-    own = minimodels.new_vae(0)
+    own = models.new_vae(0)
     shape = {"layers_per_block": 3, "block_out_channels": (16, 32, 80, 96)}
     torch.manual_seed(0)
     teacher.vae = type(own).from_config({**own.config, **shape}).eval().requires_grad_(False)

@@ -21,19 +21,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, Field
 
-from sdslib import storage
 from sdslib.config import derive_seed, project_path, project_root
-from sdslib.hub import hub_dataset, is_repo
-from sdslib.images import ENDINGS, Box, ImageRef
-from sdslib.shuffles import (
-    SHUFFLES,
-    Tagger,
-    freeze,
-    lexicon_tagger,
-    read_frozen,
-    spacy_tagger,
-)
-from sdslib.sources import (
+from sdslib.io import storage
+from sdslib.io.hub import hub_dataset, is_repo
+from sdslib.io.images import ENDINGS, Box, ImageRef
+from sdslib.io.sources import (
     ALL_SPLITS,
     Caption,
     DataError,
@@ -47,6 +39,14 @@ from sdslib.sources import (
     read_json_lines,
     refuse_pointer,
     unique_ids,
+)
+from sdslib.sets.shuffles import (
+    SHUFFLES,
+    Tagger,
+    freeze,
+    lexicon_tagger,
+    read_frozen,
+    spacy_tagger,
 )
 
 TOTALS = {

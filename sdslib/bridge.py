@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sdslib.config import FEWEST_RIDGE
-from sdslib.storage import write_bytes
+from sdslib.io.storage import write_bytes
 
 RIDGES = tuple(10.0**k for k in range(-5, 3))
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdslib import metrics
 from sdslib.config import derive_seed
-from sdslib.images import LONGEST
+from sdslib.io.images import LONGEST
 from sdslib.losses import denoising_loss
 from sdslib.student import caption_lengths
 from sdslib.tables import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sdslib.benchmarks import Benchmark, Item
-    from sdslib.images import ImageRef
+    from sdslib.io.images import ImageRef
     from sdslib.student import Student
     from sdslib.teacher import Teacher
 

@@ -25,10 +25,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdslib import checks, evaluate, figures, launch, processes, tables
+from sdslib import evaluate, tables
+from sdslib.arms.negatives import swapped_caption
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
-from sdslib.checks import PASSPORT, WeightsError
 from sdslib.config import (
     FinetuneConfig,
     ModelsConfig,
@@ -39,13 +39,15 @@ from sdslib.config import (
     validate,
     without_places,
 )
-from sdslib.negatives import swapped_caption
-from sdslib.overlap import Shared
+from sdslib.io import distributed, launch, model_files
+from sdslib.io.model_files import PASSPORT, WeightsError
+from sdslib.io.runs import Run, find_run, open_run
+from sdslib.io.state import plain_torch
+from sdslib.io.storage import read_json, write_json
 from sdslib.pairs import Pairs
-from sdslib.runs import Run, find_run, open_run
-from sdslib.sets import VALIDATION, Data, load_data
-from sdslib.state import plain_torch
-from sdslib.storage import read_json, write_json
+from sdslib.sets.overlap import Shared
+from sdslib.sets.roles import VALIDATION, Data, load_data
+from sdslib.show import figures
 from sdslib.student import (
     Student,
     interpolate,
@@ -76,7 +78,7 @@ def pick_device(name: str) -> torch.device:
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
-    checks.check_markers(student.marks, pairs.all_captions(), student.origin.name)
+    model_files.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     if not has_teacher(config):
         trained = _trained(student, config)
         return Parties(student, trained, negative=swapped_caption)
@@ -89,7 +91,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         config.checkpointing,
         config.variant,
     )
-    checks.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
+    model_files.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
@@ -139,7 +141,7 @@ def start_bridge(
     if config.bridge_start == "random":
         seed = derive_seed(config.seed, "bridge")
         bridge.load_state_dict(random_start(width, bridge.latent_shape, seed))
-    elif config.bridge_start == "ridge" and processes.is_main():  # the others are given it
+    elif config.bridge_start == "ridge" and distributed.is_main():  # the others are given it
         rng = np.random.default_rng(derive_seed(config.seed, "bridge"))
         index = rng.permutation(len(pairs))[: config.bridge_pairs]
         emb = embed_pairs(student, pairs, index, pooled)
@@ -187,43 +189,43 @@ def finetune(
     the number that torchrun or accelerate has launched, they are launched, and followed here. Of
     several processes all come here, and the main one alone writes.
     """
-    if config.processes > processes.count():
+    if config.processes > distributed.count():
         return _follow(config, progress)
     with plain_torch():
         return _train(config, progress)
 
 
 def _train(config: FinetuneConfig, progress: Show | None) -> Run:
-    device = processes.join(pick_device(config.device))
+    device = distributed.join(pick_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = processes.main_first(lambda: load_data(config))
+    data = distributed.main_first(lambda: load_data(config))
     run = _open_together(config, data)
     if run.finished:
         return run
     with run, stop_requested() as stop:
         parties = load_parties(config, data.pairs, device)
         start = trained_weights(parties.student) if config.interpolation < 1 else {}
-        if processes.is_main():
+        if distributed.is_main():
             run.note(overlap=[row._asdict() for row in data.shared], sets=data.told())
-            if processes.count() > 1:
-                run.note(processes=processes.count())
+            if distributed.count() > 1:
+                run.note(processes=distributed.count())
             save_all_scores(run, parties, data, f"{UNTOUCHED}-")
-        validate_ = validator(data) if processes.is_main() else None
+        validate_ = validator(data) if distributed.is_main() else None
         loop = Loop(config, parties, data.pairs, validate_, run.path)
         _resume(loop, run)
         with shown(progress, loop, loop.steps - loop.done) as steps:
             for step in steps:
-                stopping = processes.anywhere(stop.is_set(), device)
+                stopping = distributed.anywhere(stop.is_set(), device)
                 last = loop.done == loop.steps
-                if processes.is_main():
+                if distributed.is_main():
                     run.append_history(step.row())
                     due = config.checkpoint_every and loop.done % config.checkpoint_every == 0
                     if last or stopping or due:
                         run.save_checkpoint(loop.done, loop.pack(), {"steps": loop.steps})
                 if stopping and not last:
                     stop.obey(loop.done)
-        if processes.is_main():
+        if distributed.is_main():
             interpolate(parties.student, start, config.interpolation)
             save_student(run, parties)
             save_all_scores(run, parties, data)
@@ -246,7 +248,7 @@ def _open_together(config: FinetuneConfig, data: Data) -> Run:
         opened.append(found)
         return found.path
 
-    where = processes.told(path)
+    where = distributed.told(path)
     return opened[0] if opened else find_run(where)
 
 
@@ -255,7 +257,7 @@ def _resume(loop: Loop, run: Run) -> None:
     if found is not None:
         done, tensors, _ = found
         loop.unpack(tensors, done)
-    if processes.is_main():
+    if distributed.is_main():
         launch.tell_opened(run.path, loop.done, loop.steps)
 
 
@@ -526,15 +528,15 @@ def main(words: Sequence[str] | None = None) -> int:
             config = validate(FinetuneConfig, {name: literal(text) for name, text in options.given})
         run = finetune(config)
     except Exception as error:
-        launch.tell_error(processes.place(), error)
+        launch.tell_error(distributed.place(), error)
         if isinstance(error, ParameterError):
             print(error, file=sys.stderr)
             return 2
         raise
-    if processes.is_main():
+    if distributed.is_main():
         launch.tell_opened(run.path, 0, 0)
         print(run.shown_path)
-    processes.leave()
+    distributed.leave()
     return 0
 
 

@@ -28,10 +28,10 @@ from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
 from sdslib.config import derive_seed, project_path, project_root
-from sdslib.hub import hub_dataset, is_repo
-from sdslib.images import ImageRef, alike
-from sdslib.shards import index_shards, read_sample
-from sdslib.sources import (
+from sdslib.io.hub import hub_dataset, is_repo
+from sdslib.io.images import ImageRef, alike
+from sdslib.io.shards import index_shards, read_sample
+from sdslib.io.sources import (
     ALL_SPLITS,
     Caption,
     DataError,

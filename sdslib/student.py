@@ -30,12 +30,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdslib import checks, hub
-from sdslib.checks import WeightsError, shown
 from sdslib.config import project_path, student_file_problem
-from sdslib.images import central
-from sdslib.sources import AccessError
-from sdslib.storage import MANIFEST, file_sha256, manifest_problem, staged_folder, write_json
+from sdslib.io import hub, model_files
+from sdslib.io.images import central
+from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.sources import AccessError
+from sdslib.io.storage import MANIFEST, file_sha256, manifest_problem, staged_folder, write_json
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUB_WEIGHTS = (WEIGHTS, "open_clip_pytorch_model.safetensors")  # as open_clip itself prefers them
@@ -223,9 +223,9 @@ class Student(nn.Module):
         inner = getattr(self.tokenizer, "tokenizer", None)
         texts = [self.tokenizer.clean_fn(caption) for caption in captions]
         if inner is not None:
-            checks.check_words(inner, texts, self.origin.name)
+            model_files.check_words(inner, texts, self.origin.name)
         else:
-            checks.check_markers(self.marks, texts, self.origin.name)
+            model_files.check_markers(self.marks, texts, self.origin.name)
         return self.tokenizer(list(captions)).long()
 
     @property
@@ -252,7 +252,9 @@ class Student(nn.Module):
             if hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(stage)
             passport = {"model": self.origin.name, "precision": "fp32"}
-            write_json(stage / checks.PASSPORT, passport | checks.passport(document, stage))
+            write_json(
+                stage / model_files.PASSPORT, passport | model_files.passport(document, stage)
+            )
 
 
 class _TextTower(nn.Module):
@@ -325,7 +327,7 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
         reason = " ".join(str(error).split())[:400]
         raise WeightsError(f"{name}: the weights do not fit the config: {reason}") from error
     state = network.state_dict()
-    checks.check_finite(state.items(), name)
+    model_files.check_finite(state.items(), name)
     if float(state["logit_scale"].exp().max()) > 100.5:  # OpenAI's stand at 100 within rounding
         warnings.warn(
             f"{name}: exp(logit_scale) is {float(state['logit_scale'].exp().max()):.0f}, past 100; "
@@ -333,7 +335,7 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
             stacklevel=2,
         )
     if folder is not None:
-        _check_shapes(state, checks.find_weights(folder, (WEIGHTS,)), name)
+        _check_shapes(state, model_files.find_weights(folder, (WEIGHTS,)), name)
     tokenizer = open_clip.get_tokenizer(_tokenizer_source(model, source, folder))
     cfg = open_clip.get_model_config(source)
     student = Student(network, tokenizer, Origin(name, cfg)).requires_grad_(False)
@@ -383,7 +385,7 @@ def fingerprints(model: str, pretrained: str | None) -> dict[str, str]:
         return {file.name: file_sha256(file)} if file.is_file() else {}
     folder = _check_folder(model)
     names = [p.name for p in folder.iterdir() if p.name == CONFIG or p.name.startswith(TOKENIZERS)]
-    files = [*sorted(names), checks.find_weights(folder, HUB_WEIGHTS).name]
+    files = [*sorted(names), model_files.find_weights(folder, HUB_WEIGHTS).name]
     return {name: file_sha256(folder / name) for name in files}
 
 
@@ -435,11 +437,11 @@ def _incomplete(found: hub.Snapshot, names: Sequence[str]) -> str:
         return f"{found.refused}"
     absent = [CONFIG] if CONFIG in names and CONFIG not in found.files else []
     absent += [] if any(n in found.files for n in names if n != CONFIG) else [names[-1]]
-    weights = [n for n in found.files if n.endswith((".safetensors", *checks.PICKLES))]
+    weights = [n for n in found.files if n.endswith((".safetensors", *model_files.PICKLES))]
     told = f"; there are {', '.join(sorted(weights)[:6])}" if weights else ""
-    pickle = next((n for n in sorted(weights) if n.endswith(checks.PICKLES)), None)
+    pickle = next((n for n in sorted(weights) if n.endswith(model_files.PICKLES)), None)
     if names[-1] in absent and pickle:
-        told += f": {checks.conversion(pickle, ' where you have it')}"
+        told += f": {model_files.conversion(pickle, ' where you have it')}"
     return f"{found.repo} has no {', '.join(absent)}{told}"
 
 
@@ -506,11 +508,11 @@ def _check_folder(model: str, name: str | None = None) -> Path:
             close = _nearest(model.replace("/", "-"), open_clip.list_models(), 0.8)
             raise WeightsError(f"student folder {model!r} does not exist{close}")
         raise WeightsError(f"unknown model {model!r}{_nearest(model, open_clip.list_models())}")
-    config = checks.read_config(folder / CONFIG)
+    config = model_files.read_config(folder / CONFIG)
     if not isinstance(config.get("model_cfg"), dict):
         raise WeightsError(f"{shown(folder / CONFIG)} has no 'model_cfg'")
-    checks.find_weights(folder, (WEIGHTS,))
-    checks.check_passport(folder, config)
+    model_files.find_weights(folder, (WEIGHTS,))
+    model_files.check_passport(folder, config)
     problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
     if problem:
         raise WeightsError(f"{shown(folder)}: {problem}; get it again")
@@ -519,7 +521,7 @@ def _check_folder(model: str, name: str | None = None) -> Path:
 
 def _check_shapes(state: dict[str, Tensor], file: Path, name: str) -> None:
     """open_clip stretches positional embeddings of another size without a word."""
-    for key, shape in checks.check_safetensors(file).items():
+    for key, shape in model_files.check_safetensors(file).items():
         if key in state and state[key].numel() > 1 and tuple(state[key].shape) != shape:
             wanted = tuple(state[key].shape)
             raise WeightsError(f"{name}: weight {key!r} is {shape}, the config says {wanted}")
@@ -535,14 +537,14 @@ def _check_tag(model: str, tag: str | None) -> tuple[str, dict[str, Any]]:
         file = folder / name
     else:
         file = _from_url(f"{model}/{tag}", cfg)
-    checks.check_safetensors(file)
+    model_files.check_safetensors(file)
     known = ("mean", "std", "interpolation", "resize_mode")
     return str(file), {key: cfg[key] for key in known if cfg.get(key) is not None}
 
 
 def _from_url(name: str, cfg: dict[str, Any]) -> Path:
     """Weights that are not on the Hub, brought into open_clip's cache."""
-    checks.refuse_pickle(Path(str(cfg.get("url", ""))))
+    model_files.refuse_pickle(Path(str(cfg.get("url", ""))))
     try:
         return Path(download_pretrained(cfg))
     except Exception as error:  # urllib raises a dozen unrelated types
@@ -564,8 +566,8 @@ def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
         file = project_path(tag)
         if not file.is_file():
             raise WeightsError(f"unknown weights {tag!r} for {model}{_nearest(tag, tags)}")
-        checks.refuse_pickle(file)
-        checks.check_safetensors(file)
+        model_files.refuse_pickle(file)
+        model_files.check_safetensors(file)
         return {}
     quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
     if bool(cfg.get("quick_gelu", False)) != quick:

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom
 
-from sdslib import metrics, storage
+from sdslib import metrics
+from sdslib.io import storage
 
 NOTES = (
     *("n_images", "n_captions", "equal_captions", "draws", "settled", "unet_evaluations"),

@@ -18,8 +18,6 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from sdslib import checks, hub
-from sdslib.checks import WeightsError, shown
 from sdslib.config import (
     TEACHER_CONFIGS,
     TEACHER_WEIGHTS,
@@ -29,9 +27,11 @@ from sdslib.config import (
     project_path,
     teacher_weights,
 )
-from sdslib.images import central
-from sdslib.sources import AccessError
-from sdslib.storage import MANIFEST, file_sha256, manifest_problem
+from sdslib.io import hub, model_files
+from sdslib.io.images import central
+from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.sources import AccessError
+from sdslib.io.storage import MANIFEST, file_sha256, manifest_problem
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIGS = TEACHER_CONFIGS
@@ -133,7 +133,7 @@ class Teacher(nn.Module):
         """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._texts]
         if new:
-            checks.check_words(self.tokenizer, new, self.name)
+            model_files.check_words(self.tokenizer, new, self.name)
             self._texts.update(zip(new, self._encode_texts(new), strict=True))
         for caption in captions:
             self._texts.move_to_end(caption)
@@ -198,7 +198,7 @@ class Teacher(nn.Module):
         Each picture's noise derives from (seed, its place), so that it does not depend on the
         others. Runs through diffusers' own StableDiffusionPipeline.
         """
-        checks.check_words(self.tokenizer, captions, self.name)
+        model_files.check_words(self.tokenizer, captions, self.name)
         pipeline = diffusers.StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -305,7 +305,7 @@ def load_teacher(
 
 def latent_shape(source: str, revision: str | None = None) -> tuple[int, int, int]:
     """(C, H, W) of a teacher's latents, from its UNet's config alone."""
-    config = checks.read_config(shape_folder(source, revision) / "unet" / "config.json")
+    config = model_files.read_config(shape_folder(source, revision) / "unet" / "config.json")
     return (config["in_channels"], *_pair(config["sample_size"]))
 
 
@@ -383,7 +383,7 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[
         raise WeightsError(problem)
     configs = check_configs(folder)
     for part, name in teacher_weights(variant).items():
-        checks.check_safetensors(folder / part / name)
+        model_files.check_safetensors(folder / part / name)
     problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
     if problem:
         raise WeightsError(f"{shown(folder)}: {problem}; get it again")
@@ -435,7 +435,7 @@ def fingerprints(
 
 def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other."""
-    configs = {name: checks.read_config(folder / name) for name in CONFIGS}
+    configs = {name: model_files.read_config(folder / name) for name in CONFIGS}
     index, unet, vae, text, scheduler, _ = configs.values()
     where = shown(folder)
     if not str(index.get("_class_name", "")).startswith("StableDiffusionPipeline"):
@@ -508,8 +508,8 @@ def _load(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
     except (RuntimeError, ValueError, OSError) as error:
         raise WeightsError(f"{where}: {' '.join(str(error).split())[:400]}") from error
     unexpected = [name for name in info["unexpected_keys"] if not name.endswith("position_ids")]
-    checks.check_loaded(sorted(info["missing_keys"]), sorted(unexpected), where)
-    checks.check_finite(module.state_dict().items(), where)
+    model_files.check_loaded(sorted(info["missing_keys"]), sorted(unexpected), where)
+    model_files.check_finite(module.state_dict().items(), where)
     return module
 
 

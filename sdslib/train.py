@@ -2,7 +2,7 @@
 
 B pairs, D embedding, C,H,W latent, M pairs that the teacher sees. Every draw derives from (seed,
 purpose, step), so a run that was killed goes on bit for bit from its last checkpoint with no RNG
-state saved. Several processes (`sdslib.processes`) take each their part of the same batch.
+state saved. Several processes (`sdslib.io.distributed`) take each their part of the same batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from sdslib import losses, processes
+from sdslib import losses
 from sdslib.bridge import Bridge
 from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.io import distributed
+from sdslib.io.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
-from sdslib.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.student import Student
 from sdslib.teacher import Teacher
 
@@ -283,7 +284,7 @@ def in_parts(
 
 def _everyones(*embeddings: Tensor) -> tuple[Tensor, ...]:
     """The embeddings [B, D] of all processes' pairs, through one exchange."""
-    together = processes.gather(torch.cat(embeddings, dim=1))
+    together = distributed.gather(torch.cat(embeddings, dim=1))
     return together.chunk(len(embeddings), dim=1)
 
 
@@ -451,7 +452,7 @@ class Loop:
 
     def __iter__(self) -> Iterator[Step]:
         config, student = self.config, self.parties.student
-        processes.same(self._learning())
+        distributed.same(self._learning())
         loader = batches(
             self.pairs,
             student.transform,
@@ -459,7 +460,7 @@ class Loop:
             config.seed,
             range(self.done, self.steps),
             config.num_workers,
-            processes.part(config.batch_size),
+            distributed.part(config.batch_size),
         )
         if config.tracker:  # what an interrupted run logged past its checkpoint is purged
             options = {config.tracker: {"purge_step": self.done + 1}}
@@ -510,7 +511,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # not where the objective is of pairs in other processes alone
             self.accelerator.backward(loss)
-        processes.mean_gradients(self._learning())
+        distributed.mean_gradients(self._learning())
         norms = self._clip(step, batch)
         self.optimizer.step()
         self.done += 1
@@ -532,7 +533,7 @@ class Loop:
         """t, eps and the places of the pairs that the teacher sees, of this process's part."""
         teacher, device = self.parties.teacher, _device(self.parties)
         shape = teacher.latent_shape if teacher is not None else ()
-        own, rows = processes.part(self.config.batch_size), draw_rows(step, self.config)
+        own, rows = distributed.part(self.config.batch_size), draw_rows(step, self.config)
         t, eps = draw_noise(step, seen_pairs(self.config), shape, self.config)
         if rows is None:
             return t[own].to(device), eps[own].to(device), None
@@ -579,7 +580,7 @@ class Loop:
         return norms[0], norms[1] if len(norms) > 1 else None
 
     def _means(self, terms: dict[str, Tensor], loss: Tensor) -> dict[str, Any]:
-        found = processes.mean([loss, *(values.mean() for values in terms.values())])
+        found = distributed.mean([loss, *(values.mean() for values in terms.values())])
         total, *each = torch.stack(found).tolist()
         means = dict(zip(terms, each, strict=True))
         teacher, error = self.parties.teacher, means.get("sds")
@@ -608,9 +609,9 @@ def _norm(values: Tensor, params: Sequence[nn.Parameter]) -> float:
     grads: Sequence[Tensor | None] = [None] * len(params)
     if values.requires_grad:
         grads = torch.autograd.grad(values.mean(), params, retain_graph=True, allow_unused=True)
-    if processes.count() > 1:
+    if distributed.count() > 1:
         pairs = zip(grads, params, strict=True)
-        grads = processes.mean([torch.zeros_like(p) if g is None else g for g, p in pairs])
+        grads = distributed.mean([torch.zeros_like(p) if g is None else g for g, p in pairs])
     return math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
 
 

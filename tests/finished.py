@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import tiny
 
-from sdslib import runs
 from sdslib.config import FinetuneConfig, project_root
+from sdslib.io import runs
 
 PUBLISHED = project_root() / "reports" / "published" / "loss-weight"
 NAME = "mini-winoground"

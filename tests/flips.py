@@ -18,10 +18,11 @@ from pathlib import Path
 import pandas as pd
 from finished import finish
 
-from sdslib import cases, publish, storage
 from sdslib.config import ParameterError, ReportConfig
-from sdslib.runs import Run
-from sdslib.studies import StudyError
+from sdslib.io import storage
+from sdslib.io.runs import Run
+from sdslib.results import cases, publish
+from sdslib.results.studies import StudyError
 
 SCORES = "scores/mini-winoground.parquet"
 OWN = (

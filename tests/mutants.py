@@ -51,16 +51,30 @@ def load(path: Path = TABLE) -> list[Mutant]:
     usual = document["tests"]
     found = [
         Mutant(
-            f"{room}: {entry['name']}", room, entry["old"], entry["new"],
-            tuple(entry.get("tests", usual.get(room, [f"tests/test_{room}.py"]))), entry["group"],
+            f"{room}: {entry['name']}",
+            room,
+            entry["old"],
+            entry["new"],
+            tuple(entry.get("tests", usual.get(room, [f"tests/test_{leaf(room)}.py"]))),
+            entry["group"],
         )
         for room, entries in document["rooms"].items()
         for entry in entries
-    ]  # fmt: skip
+    ]
     keys = [mutant.key for mutant in found]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"{path.name}: named twice: {', '.join(sorted(twice))}")
     return found
+
+
+def leaf(room: str) -> str:
+    """`runs` of `io.runs`."""
+    return room.rpartition(".")[2]
+
+
+def source_of(room: str, tree: Path) -> Path:
+    """The file of a room, as `io.runs`, in a copy of the project."""
+    return tree / "sdslib" / f"{room.replace('.', '/')}.py"
 
 
 def mutated(source: str, mutant: Mutant) -> str:
@@ -76,7 +90,7 @@ def noticed(mutant: Mutant, tree: Path) -> str:
 
     The file is as it was afterwards.
     """
-    path = tree / "sdslib" / f"{mutant.room}.py"
+    path = source_of(mutant.room, tree)
     before = path.read_text("utf-8")
     path.write_text(mutated(before, mutant), "utf-8")
     try:
@@ -86,8 +100,22 @@ def noticed(mutant: Mutant, tree: Path) -> str:
 
 
 def _first_failure(tree: Path, tests: tuple[str, ...]) -> str:
-    command = [*_nice(), sys.executable, "-B", "-m", "pytest", "-x", "-q", "-rfE", "--tb=no",
-               "-m", FAST, "-k", NO_SNAPSHOT, *tests]  # fmt: skip
+    command = [
+        *_nice(),
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-rfE",
+        "--tb=no",
+        "-m",
+        FAST,
+        "-k",
+        NO_SNAPSHOT,
+        *tests,
+    ]
     env = os.environ | {"PYTHONPATH": f"{tree}:{tree / 'tests'}", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -110,11 +138,12 @@ def _nice() -> list[str]:
 def chosen(mutants: list[Mutant], asked: argparse.Namespace) -> list[Mutant]:
     """Those that the command asks for; SystemExit where that is none, with the nearest room."""
     found = [
-        m for m in mutants
+        m
+        for m in mutants
         if (not asked.only or asked.only.lower() in m.key.lower())
         and (not asked.room or m.room in asked.room.split(","))
         and (not asked.group or m.group == asked.group)
-    ]  # fmt: skip
+    ]
     if not found:
         close = suggest(asked.room or "", {m.room for m in mutants})
         raise SystemExit("no such mistake" + (f"; did you mean room {close!r}?" if close else ""))
@@ -142,7 +171,7 @@ def main(words: list[str] | None = None) -> int:
             start = time.monotonic()
             try:
                 if asked.check:
-                    mutated((tree / "sdslib" / f"{mutant.room}.py").read_text("utf-8"), mutant)
+                    mutated(source_of(mutant.room, tree).read_text("utf-8"), mutant)
                     continue
                 word = noticed(mutant, tree)
             except LookupError as reason:

@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 import soak
 
-from sdslib import launch
 from sdslib.config import FinetuneConfig, override, project_root
-from sdslib.runs import find_run
+from sdslib.io import launch
+from sdslib.io.runs import find_run
 
 MARK, GRACE_S, WAIT_S = "SDSLIB_TRIAL", 10.0, 240.0
 TRAIN = (
@@ -190,7 +190,7 @@ def swept(root: Path, rounds: int, rng: random.Random) -> Tally:
     words = [word for name in names for word in ("--set", f"{name}={getattr(config, name)}")]
     words += ["--grid", "seed=0", "--runs", str(config.runs)]
     for _ in range(rounds):
-        trial = Trial(root, "-m", "sdslib.sweep", "notebooks/02_finetune.ipynb", *words)
+        trial = Trial(root, "-m", "sdslib.results.sweep", "notebooks/02_finetune.ipynb", *words)
         ready = rng.choice([lambda: len(trial.living()) > 2, lambda: len(trial.ranks()) == 2])  # noqa: B023
         if wait(trial, ready, rng):
             tally.processes += len(trial.living())

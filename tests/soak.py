@@ -35,7 +35,7 @@ from tiny import WORDS, save_student, save_teacher
 from sdslib import experiment
 from sdslib import student as student_room
 from sdslib.config import FinetuneConfig, override
-from sdslib.runs import Run, RunWarning, find_run, identify
+from sdslib.io.runs import Run, RunWarning, find_run, identify
 from sdslib.train import Loop
 
 LIMIT_MB, ENOUGH = 1.0, 5000  # of growth in 1,000 steps; steps below which nothing is concluded

@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from sdslib import experiment, sets
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, project_root
+from sdslib.sets import roles
 
 STEP_S = 0.1
 _PARAMETERS = """\
@@ -32,7 +33,7 @@ _WORK = """\
 import json, os, time
 import pandas as pd
 from sdslib.config import derive_seed, override
-from sdslib.runs import open_run
+from sdslib.io.runs import open_run
 
 with open({prints!r}) as file:
     prints = json.load(file)
@@ -88,7 +89,7 @@ def remembered(load_data):
     known = {}
 
     def load(config):
-        key = sets.named_data(config)
+        key = roles.named_data(config)
         if key not in known:
             known[key] = load_data(config)
         return known[key]
@@ -98,7 +99,7 @@ def remembered(load_data):
 
 def begin(*words):
     """Start the sweep's command as a user would, from the project's root."""
-    command = [sys.executable, "-m", "sdslib.sweep", *map(str, words)]
+    command = [sys.executable, "-m", "sdslib.results.sweep", *map(str, words)]
     env = os.environ | {"PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(
         command, cwd=project_root(), env=env, text=True,

@@ -11,8 +11,7 @@ from finished import finish
 from realworld import make
 from sweeping import remembered
 
-from sdslib import ablations, experiment, readable, sweep
-from sdslib.cells import check
+from sdslib import experiment
 from sdslib.config import (
     AblateTrainableConfig,
     AblateWeightConfig,
@@ -20,10 +19,12 @@ from sdslib.config import (
     ParameterError,
     project_root,
 )
-from sdslib.figures import Picture
-from sdslib.runs import identify
+from sdslib.io.runs import identify
+from sdslib.results import ablations, formatting, sweep
+from sdslib.results.grid import check
+from sdslib.results.studies import StudyError
+from sdslib.show.figures import Picture
 from sdslib.student import load_student
-from sdslib.studies import StudyError
 
 
 class Here:
@@ -257,9 +258,9 @@ def test_a_difference_of_arms_stands_within_its_interval(weights):
 
 
 def test_a_part_that_was_left_out_can_be_shown_like_any_other(sets):
-    assert readable.means(ablations.panels(sets)).empty
-    assert readable.over_seeds(ablations.compared(sets, *ablations.PANELS)).empty
-    assert readable.percent(ablations.arm_table(sets)).empty
+    assert formatting.means(ablations.panels(sets)).empty
+    assert formatting.over_seeds(ablations.compared(sets, *ablations.PANELS)).empty
+    assert formatting.percent(ablations.arm_table(sets)).empty
 
 
 def test_where_no_run_finished_the_table_above_is_pointed_at(sets):

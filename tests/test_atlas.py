@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from test_failures import GRIDS, score_table
 
-from sdslib import atlas, failures, page
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.images import ImageRef
+from sdslib.io.images import ImageRef
+from sdslib.results import failures
+from sdslib.show import atlas, page
 from sdslib.tables import TableError
 
 TAGS = {

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from test_atlas import benchmark, png
 
-from sdslib import baseline, benchmarks, blind, evaluate, tables
+from sdslib import benchmarks, evaluate, tables
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import BaselineConfig, override
-from sdslib.images import ImageRef
-from sdslib.sources import DataError
+from sdslib.io.images import ImageRef
+from sdslib.io.sources import DataError
+from sdslib.lab import baseline
+from sdslib.sets import text_only
 
 COLORS = ("red", "blue", "green", "yellow")
 
@@ -160,7 +162,7 @@ def test_of_a_large_set_the_teacher_scores_a_random_part_by_the_seed(config, mon
 
     def score(judge, part, config):
         asked.append([item.id for item in part.items])
-        return evaluate.score_grids(blind.LengthScorer(), part)
+        return evaluate.score_grids(text_only.LengthScorer(), part)
 
     monkeypatch.setattr(baseline, "_load", lambda config: ([whole], []))
     monkeypatch.setattr(baseline, "corpus", lambda config: (None, ["not here"]))

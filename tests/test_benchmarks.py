@@ -28,8 +28,9 @@ from sdslib.benchmarks import (
     zero_shot,
 )
 from sdslib.config import derive_seed
-from sdslib.images import ImageError, ImageRef
-from sdslib.shuffles import (
+from sdslib.io.images import ImageError, ImageRef
+from sdslib.io.sources import AccessError, DataError
+from sdslib.sets.shuffles import (
     SHUFFLES,
     Tagger,
     clean_caption,
@@ -38,7 +39,6 @@ from sdslib.shuffles import (
     read_frozen,
     shuffles_of,
 )
-from sdslib.sources import AccessError, DataError
 
 RED = (255, 0, 0)
 

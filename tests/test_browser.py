@@ -19,12 +19,13 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from sdslib import atlas, demo, miniworld
 from sdslib.benchmarks import Benchmark, Item, load_benchmark
 from sdslib.config import DemoConfig, project_root
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.miniworld import Thing
-from sdslib.runs import find_run, list_runs
+from sdslib.io.runs import find_run, list_runs
+from sdslib.miniworld import drawing
+from sdslib.miniworld.drawing import Thing
+from sdslib.show import atlas, demo
 from sdslib.student import load_student
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
@@ -55,7 +56,7 @@ def student():
 @pytest.fixture(scope="module")
 def items():
     """Twelve pairs of the mini-world of all kinds."""
-    miniworld.ensure_world()
+    drawing.ensure_world()
     whole = load_benchmark("mini:winoground")
     return replace(whole, items=whole.items[::100])
 

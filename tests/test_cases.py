@@ -6,8 +6,10 @@ import pytest
 from finished import finish
 from papermill.cli import _resolve_type
 
-from sdslib import cases, experiment, runs
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, ParameterError, ReportConfig, override, preset, validate
+from sdslib.io import runs
+from sdslib.results import cases
 
 
 def collect(root, **parameters):

@@ -415,7 +415,7 @@ def test_a_name_with_two_letters_swapped_finds_its_way_back(name, data):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from sdslib.config import guard; import sdslib.runs, sdslib.progress\n"
+        "import sys; from sdslib.config import guard; import sdslib.io.runs, sdslib.io.progress\n"
         "try: guard({'preset': 'paper', 'clip_model': 'ViT-B32'})\n"
         "except ValueError: pass\n"
         "print({'torch', 'open_clip', 'diffusers', 'pandas', 'IPython'} & set(sys.modules))"

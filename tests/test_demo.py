@@ -16,14 +16,18 @@ from PIL import Image
 from test_atlas import benchmark
 from test_evaluate import noise
 
-from sdslib import baseline, casebook, demo, experiment, images, miniworld, page, probes, runs
+from sdslib import experiment
 from sdslib.benchmarks import Item
 from sdslib.config import DemoConfig, FinetuneConfig, ParameterError
-from sdslib.demo import CaptionPanel, PairPanel, Question, QuestionError
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.images import ImageError
-from sdslib.miniworld import Scene, Thing
-from sdslib.sources import DataError
+from sdslib.io import images, runs
+from sdslib.io.images import ImageError
+from sdslib.io.sources import DataError
+from sdslib.lab import baseline
+from sdslib.miniworld import drawing
+from sdslib.miniworld.drawing import Scene, Thing
+from sdslib.show import demo, explain, failure_study, page
+from sdslib.show.demo import CaptionPanel, PairPanel, Question, QuestionError
 from sdslib.student import load_student
 
 ATTACK = '<img src=x onerror=alert(1)> "quoted" </script><script>alert(2)</script>'
@@ -42,7 +46,7 @@ def folders(tmp_path_factory):
 def own_world(tmp_path, monkeypatch):
     """No run of this machine, and a benchmark of six pairs that the tiny models can read."""
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
-    monkeypatch.setattr(casebook, "RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(failure_study, "RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(demo.miniworld, "ensure_world", lambda: None)
     monkeypatch.setattr(demo.benchmarks, "load_benchmark", lambda source: words)
     monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: replace(words))
@@ -72,7 +76,7 @@ def scores_of(models, asked):
 
 
 def whole(models, *captions, teacher=False):
-    return demo.explain(models, demo.ask(models, question(*captions), teacher))
+    return demo.explained(models, demo.ask(models, question(*captions), teacher))
 
 
 def png(color="red"):
@@ -120,9 +124,9 @@ def test_runs_stand_beside_the_student_that_they_began_with(build, folders, tmp_
     ]
     models = build(runs=", ".join(str(run.path) for run in found))
     assert list(models.students) == ["untouched", experiment.CONTROL, "sds"]
-    table = probes.score_table(models.students, noise(0), (TRUE, FALSE))
+    table = explain.score_table(models.students, noise(0), (TRUE, FALSE))
     scores = {m: part["score"].to_numpy() for m, part in table.groupby("model")}
-    expected = probes.score(clip_scorer(taught), noise(0), (TRUE, FALSE))
+    expected = explain.score(clip_scorer(taught), noise(0), (TRUE, FALSE))
     np.testing.assert_allclose(scores["sds"], expected, atol=1e-6)
     assert not np.allclose(scores["sds"], scores["untouched"])
     by_default = build()
@@ -172,13 +176,13 @@ def test_a_composed_scene_is_the_mini_worlds_own(relation, order, axis):
     scene = demo.compose(first, relation, second, 3)
     assert tuple(thing.shape for thing in scene.things) == order
     assert scene.axis == axis
-    drawn = np.asarray(miniworld.draw(scene))
+    drawn = np.asarray(drawing.draw(scene))
     assert (np.asarray(demo.scene_ref(scene).load()) == drawn).all()
     said = f"a red circle {relation} a blue star"
-    assert said in miniworld.relation_captions(scene)
+    assert said in drawing.relation_captions(scene)
     true, false = demo.scene_captions(scene)
-    assert true in miniworld.relation_captions(scene)
-    assert false not in miniworld.relation_captions(scene)
+    assert true in drawing.relation_captions(scene)
+    assert false not in drawing.relation_captions(scene)
     assert sorted(true.split()) == sorted(false.split())
 
 
@@ -295,9 +299,9 @@ def test_a_tie_and_a_lone_caption_are_told(models):
 
 
 def test_a_bar_begins_at_zero_and_stays_in_its_box(models):
-    scores = probes.score_table(models.scorers(), noise(0), (TRUE, FALSE))
+    scores = explain.score_table(models.scorers(), noise(0), (TRUE, FALSE))
     for values in ([0.5, 0.25], [-1.0, -2.0], [0.5, -0.5], [0.0, 0.0]):
-        table = scores.assign(score=values, margin=probes.margins(np.array(values)))
+        table = scores.assign(score=values, margin=explain.margins(np.array(values)))
         text = demo.html(demo.Answer(question(), table))
         bars = re.findall(r'style="left:([\d.]+)%;width:([\d.]+)%"', text)
         ends = [(float(left), float(left) + float(width)) for left, width in bars]
@@ -385,9 +389,9 @@ def asked(monkeypatch):
 
 def test_a_double_click_scores_once_and_the_button_rests_meanwhile(panel, asked, monkeypatch):
     states = []
-    real = demo.explain
+    real = demo.explained
     monkeypatch.setattr(
-        demo, "explain", lambda *a: states.append(panel.button.disabled) or real(*a)
+        demo, "explained", lambda *a: states.append(panel.button.disabled) or real(*a)
     )
     panel.captions.value = f"{TRUE}\na green triangle"
     panel.button.click()
@@ -474,7 +478,7 @@ def test_a_caption_of_a_hundred_and_fifty_words_is_answered(panel):
     panel.captions.value = " ".join(["red", "circle", "a"] * 50)
     panel.button.click()
     assert panel.message.value == ""
-    assert panel.result.value.count('<span class="word') == probes.WORDS
+    assert panel.result.value.count('<span class="word') == explain.WORDS
 
 
 def upload(panel, name, data):

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from sdslib import diagnosis, experiment, miniworld
+from sdslib import experiment
 from sdslib.bridge import Bridge, ridge_start
 from sdslib.config import FinetuneConfig, override
-from sdslib.diagnosis import AGAIN, HELD, QUESTIONS, SWAPS
+from sdslib.io.runs import RunError, find_run, open_run
+from sdslib.io.state import pack_state
+from sdslib.lab import diagnosis
+from sdslib.lab.diagnosis import AGAIN, HELD, QUESTIONS, SWAPS
+from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
-from sdslib.runs import RunError, find_run, open_run
-from sdslib.state import pack_state
 from sdslib.student import load_student, set_trainable
 from sdslib.teacher import load_teacher
 from sdslib.train import Parties, draw_noise, step_losses
@@ -54,7 +56,7 @@ def test_worlds_are_of_their_split_and_share_no_pair_of_shapes_and_colors(fit, w
     assert {scene.split for shown in worlds.values() for scene in shown.scenes} == {"val"}
     for shown in worlds.values():
         for thing in (thing for scene in shown.scenes for thing in scene.things):
-            assert (thing.color, thing.shape) not in miniworld.HELD_OUT
+            assert (thing.color, thing.shape) not in drawing.HELD_OUT
 
 
 def test_a_world_is_the_same_for_the_same_seed_and_no_longer_one_begins_differently(fit):
@@ -82,7 +84,7 @@ def test_drawn_anew_the_things_stay_and_the_picture_changes(worlds):
 def test_a_world_as_pairs_shows_its_own_scenes(worlds):
     pairs = few(worlds, 3)["Object"].pairs
     for n, scene in enumerate(worlds["Object"].scenes[:3]):
-        np.testing.assert_array_equal(np.array(pairs.image(n)), np.array(miniworld.draw(scene)))
+        np.testing.assert_array_equal(np.array(pairs.image(n)), np.array(drawing.draw(scene)))
         assert pairs.captions(n) == (worlds["Object"].captions[n],)
 
 
@@ -177,7 +179,7 @@ def test_a_swap_is_told_by_which_color_has_which_shape_where_it_changes_that(fit
 def test_embeddings_are_those_of_the_student(worlds, student):
     shown = few(worlds, 3)[HELD]
     found = diagnosis.embed(student, shown)
-    pixels = torch.stack([student.transform(miniworld.draw(scene)) for scene in shown.scenes])
+    pixels = torch.stack([student.transform(drawing.draw(scene)) for scene in shown.scenes])
     with torch.no_grad():
         torch.testing.assert_close(found["image"], student.encode_images(pixels))
         pooled = nn.functional.normalize(student.pooled_images(pixels), dim=-1)

@@ -7,8 +7,9 @@ import pytest
 import tiny
 from realworld import make
 
-from sdslib import doctor, student, teacher
+from sdslib import student, teacher
 from sdslib.config import FinetuneConfig, override, paper, project_root
+from sdslib.lab import doctor
 
 
 @pytest.fixture(scope="module")

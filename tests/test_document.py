@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from sdslib import document, figures
-from sdslib.document import Card, Code, Document, Drawing, Heading, Link, Table, paragraph
+from sdslib.show import document, figures
+from sdslib.show.document import Card, Code, Document, Drawing, Heading, Link, Table, paragraph
 
 LOADS = {"src", "srcset", "data", "poster", "background", "action", "formaction", "manifest"}
 DATE = datetime(2024, 5, 6, 7, 8, tzinfo=UTC)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from sdslib import evaluate, metrics, tables
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.images import ImageRef
+from sdslib.io.images import ImageRef
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 from test_pairs import coco_document, write_coco
 
-from sdslib import benchmarks, experiment, miniworld, sets
-from sdslib.checks import VocabularyError
+from sdslib import benchmarks, experiment
 from sdslib.config import FinetuneConfig, ParameterError, override, project_path
+from sdslib.io.model_files import VocabularyError
+from sdslib.io.runs import find_run
+from sdslib.miniworld import drawing
 from sdslib.pairs import coco_pairs, load_pairs
-from sdslib.runs import find_run
+from sdslib.sets import roles
 from sdslib.teacher import load_teacher
 from sdslib.train import Loop
 
@@ -61,14 +63,14 @@ def test_settings_that_lead_to_nothing_are_told(tmp_path):
     two = pairs_of(tmp_path / "two", ["a red circle", "A  blue square"] * 32)
     many = pairs_of(tmp_path / "many", [f"a circle {i}" for i in range(64)])
     usual = FinetuneConfig()
-    assert sets.cautions(usual, many) == []
-    (told,) = sets.cautions(usual, two)
+    assert roles.cautions(usual, many) == []
+    (told,) = roles.cautions(usual, two)
     assert told.startswith("64 images have 2 different captions, fewer than batch_size 32: L_CLIP")
-    assert sets.cautions(override(usual, arm="sds-only"), two) == []
+    assert roles.cautions(override(usual, arm="sds-only"), two) == []
     alone, fast = override(usual, batch_size=1), override(usual, lr=1e9)
-    assert sets.cautions(alone, many)[0].startswith("batch_size 1: L_CLIP is 0")
-    assert sets.cautions(override(alone, arm="hard-negatives"), many) == []
-    assert sets.cautions(fast, many)[0].startswith("lr 1e+09 is far above what trains CLIP")
+    assert roles.cautions(alone, many)[0].startswith("batch_size 1: L_CLIP is 0")
+    assert roles.cautions(override(alone, arm="hard-negatives"), many) == []
+    assert roles.cautions(fast, many)[0].startswith("lr 1e+09 is far above what trains CLIP")
 
 
 def test_the_cautions_of_a_run_are_warned_of_when_its_data_load(config):
@@ -262,7 +264,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(monkeypatch):
 def test_figures_of_the_mini_world_say_so(config):
     assert experiment.note(config) == "mini-world"
     assert experiment.human(config) is None
-    assert miniworld.ensure_world().is_dir()
+    assert drawing.ensure_world().is_dir()
 
 
 def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(config, tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sdslib import failures, metrics, tables
+from sdslib import metrics, tables
+from sdslib.results import failures
 
 #        s00 s01 s10 s11
 GRIDS = [

@@ -15,7 +15,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from sdslib import figures, tables
+from sdslib import tables
+from sdslib.show import figures
 
 NOTE = "mini-world, 300 of 1200 items"
 MODES = list(figures.MODE_LOOKS)

@@ -22,7 +22,12 @@ import sdslib
 
 HOUSE = Path(sdslib.__file__).parent
 makers_of = cache(packages_distributions)
-ROOMS = sorted(p.stem for p in HOUSE.glob("*.py") if p.stem != "__init__")
+ROOMS = sorted(
+    p.relative_to(HOUSE).with_suffix("").as_posix().replace("/", ".")
+    for p in HOUSE.rglob("*.py")
+    if p.stem != "__init__"
+)
+WINGS = sorted(p.parent.name for p in HOUSE.glob("*/__init__.py"))
 
 # Library -> the rooms that may import it. `minimodels` builds models, so it knows their makers.
 DOORS = {

@@ -13,10 +13,13 @@ from hub import layouts
 from hub.server import STRANGER, TOKEN, Hub
 from safetensors.torch import load_file, save_file
 
-from sdslib import baseline, experiment, hub, modelcard, student, teacher
-from sdslib.checks import WeightsError
+from sdslib import experiment, student, teacher
 from sdslib.config import BaselineConfig, FinetuneConfig, ParameterError, guard, without_places
-from sdslib.sources import AccessError
+from sdslib.io import hub
+from sdslib.io.model_files import WeightsError
+from sdslib.io.sources import AccessError
+from sdslib.lab import baseline
+from sdslib.show import modelcard
 
 SD, CLIP = "CompVis/stable-diffusion-v1-4", "laion/CLIP-ViT-B-16"
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
-from sdslib.images import ENDINGS, FORMATS, ImageError, ImageRef, central, open_crop, open_image
+from sdslib.io.images import ENDINGS, FORMATS, ImageError, ImageRef, central, open_crop, open_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

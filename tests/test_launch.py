@@ -13,10 +13,11 @@ import pytest
 from safetensors.torch import load_file
 from test_experiment import SETTINGS
 
-from sdslib import experiment, launch, storage
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, ParameterError, override
-from sdslib.launch import ProcessError, Workers
-from sdslib.runs import find_run
+from sdslib.io import launch, storage
+from sdslib.io.launch import ProcessError, Workers
+from sdslib.io.runs import find_run
 
 
 def workers(folder, code):

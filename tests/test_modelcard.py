@@ -9,8 +9,11 @@ from finished import finish
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib import cases, experiment, modelcard, readable, storage
+from sdslib import experiment
 from sdslib.config import ParameterError, ReportConfig, validate
+from sdslib.io import storage
+from sdslib.results import cases, formatting
+from sdslib.show import modelcard
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,10 @@ def test_the_card_gives_the_tables_own_figures(runs, card):
     for result in card.data.eval_results:
         assert result.metric_value == round(told.loc[result.metric_type, "accuracy"], 4)
     for row in table.itertuples():
-        assert readable.share(row.accuracy, row.low, row.high) in card.text
+        assert formatting.share(row.accuracy, row.low, row.high) in card.text
     paired = experiment.paired(cases.score_tables(*runs)).query("tag == 'all'")
     for row in paired.itertuples():
-        assert readable.points(row.difference, row.low, row.high) in card.text
+        assert formatting.points(row.difference, row.low, row.high) in card.text
         assert f"| {100 * row.mdd:.1f} |" in card.text
 
 

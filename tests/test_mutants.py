@@ -63,7 +63,7 @@ def test_the_table_names_each_mistake_once_with_tests_that_are_there():
         path for mutant in found for path in mutant.tests if not (root / path).is_file()
     } == set()
     assert {
-        mutant.room for mutant in found if not (root / f"sdslib/{mutant.room}.py").is_file()
+        mutant.room for mutant in found if not mutants.source_of(mutant.room, root).is_file()
     } == set()
 
 

@@ -7,14 +7,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sdslib import benchmarks, experiment, overlap
+from sdslib import benchmarks, experiment
 from sdslib.benchmarks import Benchmark, Item, aro_relation, sugarcrepe
 from sdslib.config import FinetuneConfig, validate
-from sdslib.images import ImageRef
-from sdslib.overlap import Shared
+from sdslib.io.images import ImageRef
+from sdslib.io.runs import open_run
+from sdslib.io.sources import DataError
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.runs import open_run
-from sdslib.sources import DataError
+from sdslib.sets import overlap
+from sdslib.sets.overlap import Shared
 
 IDS = (7, 8, 9, 10, 391895)  # of the training images; 9 and 10 are in SugarCrepe, 391895 in ARO
 

@@ -21,11 +21,11 @@ from PIL import Image
 from scipy import stats
 
 from sdslib import pairs as module
-from sdslib import shards
-from sdslib.hub import hub_dataset
-from sdslib.images import ImageError
+from sdslib.io import shards
+from sdslib.io.hub import hub_dataset
+from sdslib.io.images import ImageError
+from sdslib.io.sources import DataError, Root
 from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
-from sdslib.sources import DataError, Root
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

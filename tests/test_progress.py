@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import nbformat
 import pytest
 
-from sdslib import progress
-from sdslib.progress import Progress, clock, track
+from sdslib.io import progress
+from sdslib.io.progress import Progress, clock, track
 
 
 @dataclass
@@ -78,7 +78,7 @@ def test_times_read_like_a_clock():
 def test_a_saved_notebook_holds_one_output_with_the_final_state_and_no_widget(tmp_path):
     book = nbformat.v4.new_notebook()
     source = (
-        "import time\nfrom sdslib.progress import track\n\n"
+        "import time\nfrom sdslib.io.progress import track\n\n"
         "for _ in track('fine-tuning')(range(8)):\n    time.sleep(0.06)"
     )
     book.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]

@@ -11,10 +11,10 @@ import pytest
 from finished import finish
 from PIL import Image
 
-from sdslib import publish, sweep
 from sdslib.config import project_root
-from sdslib.publish import StudyError
-from sdslib.runs import Run, RunError, open_run
+from sdslib.io.runs import Run, RunError, open_run
+from sdslib.results import publish, sweep
+from sdslib.results.publish import StudyError
 
 ROOT = project_root()
 

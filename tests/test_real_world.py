@@ -9,8 +9,8 @@ import pytest
 import realworld
 from test_notebooks_run import ROOT, papermill
 
-from sdslib import runs
 from sdslib.config import ParameterError, guard
+from sdslib.io import runs
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 4, "batch_size": 8, "eval_every": 2, "bridge_pairs": 16, "sds_weight": 1.0}

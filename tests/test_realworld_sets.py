@@ -10,8 +10,8 @@ import torch
 from realworld import models, sets
 from transformers import AutoTokenizer
 
-from sdslib import miniworld
 from sdslib.benchmarks import load_benchmark
+from sdslib.miniworld import drawing
 from sdslib.pairs import load_pairs
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
@@ -134,6 +134,6 @@ def test_the_teachers_folder_holds_the_files_of_a_stable_diffusion(world):
 
 
 def test_no_caption_is_one_of_the_mini_world():
-    known = set(miniworld.vocabulary())
+    known = set(drawing.vocabulary())
     words = [set(c.lower().strip(".").split()) for five in sets.CAPTIONS.values() for c in five]
     assert not [caption for caption in words if caption <= known]

@@ -8,9 +8,11 @@ from finished import finish
 from test_document import Page, pdf_text
 from test_failures import score_table
 
-from sdslib import atlas, cases, document, experiment, failures, modelcard, readable, report
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, ReportConfig
-from sdslib.sources import AccessError
+from sdslib.io.sources import AccessError
+from sdslib.results import cases, failures, formatting
+from sdslib.show import atlas, document, modelcard, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
             "Versions", "How to run it again"]  # fmt: skip
@@ -67,7 +69,7 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
         assert chapter in flat
     table = experiment.before_after(told.cases[0].scores)
     for row in table.itertuples():
-        shown = readable.share(row.accuracy, row.low, row.high)
+        shown = formatting.share(row.accuracy, row.low, row.high)
         assert f"<td>{shown}</td>" in saved[1]
         assert shown in flat
 
@@ -75,9 +77,9 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
 def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(told, saved):
     for row in told.cases[0].paired.itertuples():
         cells = (
-            readable.points(row.difference, row.low, row.high),
-            readable.p_value(row.p),
-            readable.p_value(row.p_holm),
+            formatting.points(row.difference, row.low, row.high),
+            formatting.p_value(row.p),
+            formatting.p_value(row.p_holm),
             f"+{row.up}/−{row.down}",
             f"{100 * row.mdd:.1f}",
         )

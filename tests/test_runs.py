@@ -23,9 +23,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdslib import runs, storage
 from sdslib.config import FinetuneConfig, mini, preset
-from sdslib.runs import (
+from sdslib.io import runs, storage
+from sdslib.io.runs import (
     LockedError,
     Run,
     RunError,
@@ -37,7 +37,7 @@ from sdslib.runs import (
     main,
     open_run,
 )
-from sdslib.storage import StorageError, manifest_problem, staged_folder, write_bytes
+from sdslib.io.storage import StorageError, manifest_problem, staged_folder, write_bytes
 
 FORK = multiprocessing.get_context("fork")
 DATA = {"pairs": "aa", "test": "bb", "teacher": "cc"}
@@ -278,7 +278,7 @@ def test_a_killed_process_that_nobody_waited_for_counts_as_gone(tmp_path):
 
 def test_a_process_that_ends_without_a_word_leaves_an_interrupted_run(tmp_path):
     code = (
-        "from sdslib.config import mini\nfrom sdslib.runs import open_run\n"
+        "from sdslib.config import mini\nfrom sdslib.io.runs import open_run\n"
         f"run = open_run(mini(), {{}}, {str(tmp_path)!r})\nrun.append_history({{'step': 3}})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -884,7 +884,7 @@ def test_the_command_line_lists_and_shows(tmp_path, capsys):
 
 
 def test_the_module_runs_as_a_command(tmp_path):
-    words = [sys.executable, "-m", "sdslib.runs", "list", "--runs", str(tmp_path)]
+    words = [sys.executable, "-m", "sdslib.io.runs", "list", "--runs", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "no runs yet"
     assert done.stderr == ""

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from fuzz.parsers import CORPUS
 
-from sdslib import storage, tables
+from sdslib import tables
+from sdslib.io import storage
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sdslib import config, student
 from sdslib.bridge import Bridge
-from sdslib.checks import VocabularyError, WeightsError
+from sdslib.io.model_files import VocabularyError, WeightsError
 from sdslib.student import (
     TRAINABLE,
     caption_lengths,

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from finished import finish
 
-from sdslib import metrics, studies, tables
+from sdslib import metrics, tables
 from sdslib.config import FinetuneConfig
-from sdslib.runs import Run, find_run, open_run
-from sdslib.studies import StudyError
+from sdslib.io.runs import Run, find_run, open_run
+from sdslib.results import studies
+from sdslib.results.studies import StudyError
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,14 @@ import psutil
 import pytest
 from sweeping import begin, diary, light_notebook, remembered, wait_for
 
-from sdslib import experiment, storage, sweep
-from sdslib.cells import check, grid, literal, plan
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, ParameterError, override, project_root
-from sdslib.progress import Progress
-from sdslib.runs import Run, list_runs, open_run
-from sdslib.sweep import Board, Desk, Job, Local, Options
+from sdslib.io import storage
+from sdslib.io.progress import Progress
+from sdslib.io.runs import Run, list_runs, open_run
+from sdslib.results import sweep
+from sdslib.results.grid import check, combine, literal, plan
+from sdslib.results.sweep import Board, Desk, Job, Local, Options
 
 WAIT_S = 900.0  # far beyond what any sweep here takes on an idle machine
 FINETUNE = "notebooks/02_finetune.ipynb"
@@ -104,7 +106,7 @@ def work(light, root, cells, executor=None, **options):
 
 
 def test_a_finished_run_is_skipped_and_starts_no_process(light, tmp_path):
-    cells = grid({"sds_weight": [0, 1e-3]}, 2)
+    cells = combine({"sds_weight": [0, 1e-3]}, 2)
     _, executor = work(light, tmp_path, cells)
     assert len(executor.order) == 4
     assert desk(light, tmp_path, cells).pending == []
@@ -112,14 +114,14 @@ def test_a_finished_run_is_skipped_and_starts_no_process(light, tmp_path):
 
 
 def test_controls_come_first_and_no_run_is_trained_by_two_cells_at_once(light, tmp_path):
-    _, executor = work(light, tmp_path, grid({"sds_weight": [1e-3, 1e-2, 0]}, 2), workers=4)
+    _, executor = work(light, tmp_path, combine({"sds_weight": [1e-3, 1e-2, 0]}, 2), workers=4)
     first = [job.parameters["sds_weight"] for job in executor.order[:2]]
     assert first == [0, 0]
     assert executor.most > 1
 
 
 def test_a_control_that_no_cell_asks_for_is_trained_once(light, tmp_path):
-    _, executor = work(light, tmp_path, grid({"sds_weight": [1e-3, 1e-2, 1e-1]}), workers=3)
+    _, executor = work(light, tmp_path, combine({"sds_weight": [1e-3, 1e-2, 1e-1]}), workers=3)
     assert len(executor.order) == 3
     assert list_runs(tmp_path)["arm"].value_counts().to_dict() == {"sds": 3, "clip-only": 1}
 
@@ -132,7 +134,7 @@ def test_a_run_whose_control_is_missing_is_not_done(light, tmp_path):
 
 
 def test_cores_are_divided_among_the_cells_of_the_whole_grid(light, tmp_path):
-    _, executor = work(light, tmp_path, grid({}, 2))
+    _, executor = work(light, tmp_path, combine({}, 2))
     assert {job.threads for job in executor.order} == {2}
     assert {job.parameters["threads"] for job in executor.order} == {2}
     _, executor = work(light, tmp_path, [{"threads": 3, "steps": 2}])
@@ -140,7 +142,7 @@ def test_cores_are_divided_among_the_cells_of_the_whole_grid(light, tmp_path):
 
 
 def test_an_error_fails_a_cell_and_the_next_sweep_tries_it_again(light, tmp_path):
-    cells = grid({}, 2)
+    cells = combine({}, 2)
     found, executor = work(light, tmp_path, cells, Here(tmp_path, ["ValueError: no"]))
     assert list(found.failed.values()) == ["ValueError: no"]
     assert len(executor.order) == 2
@@ -223,7 +225,7 @@ def test_a_notebook_that_leaves_no_run_has_failed(light, tmp_path):
 
 
 def test_the_summary_tells_nothing_of_order_or_time(light, tmp_path):
-    cells = grid({"sds_weight": [0, 1e-3]}, 2)
+    cells = combine({"sds_weight": [0, 1e-3]}, 2)
     tables = []
     for name, workers in (("a", 1), ("b", 4)):
         found, _ = work(light, tmp_path / name, cells, workers=workers)
@@ -238,7 +240,7 @@ def test_the_summary_tells_nothing_of_order_or_time(light, tmp_path):
 
 
 def test_a_sweep_gives_its_runs_with_their_controls(light, tmp_path):
-    found, _ = work(light, tmp_path, grid({"sds_weight": [0, 1e-3]}, 2))
+    found, _ = work(light, tmp_path, combine({"sds_weight": [0, 1e-3]}, 2))
     done = sweep.Sweep(found.cells, found.root, found.summary, found.failed)
     assert done.text() == "4 runs: 4 finished, 0 failed"
     assert [run.params["seed"] for run in done.runs(sds_weight=1e-3)] == [0, 1]
@@ -249,7 +251,7 @@ def test_a_sweep_gives_its_runs_with_their_controls(light, tmp_path):
 
 
 def test_what_was_not_run_is_counted(light, tmp_path):
-    found = desk(light, tmp_path, grid({}, 3))
+    found = desk(light, tmp_path, combine({}, 3))
     done = sweep.Sweep(found.cells, found.root, found.summary, {found.cells[0].key: "no"})
     assert done.text() == "3 runs: 0 finished, 1 failed, 2 not run"
 
@@ -434,7 +436,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
     if sys.platform != "linux":
         pytest.skip("the system's own death signal is Linux's")
     child = (
-        "import os, time; from sdslib.launch import die_with; die_with(os.getppid());"
+        "import os, time; from sdslib.io.launch import die_with; die_with(os.getppid());"
         "print('ready', os.getpid(), flush=True); time.sleep(600)"
     )
     parent = (
@@ -449,7 +451,7 @@ def test_a_process_dies_with_the_one_that_started_it(tmp_path):
 
 
 def test_a_process_whose_parent_is_gone_already_ends(tmp_path):
-    code = "from sdslib.launch import die_with; die_with(1 << 30); print('alive')"
+    code = "from sdslib.io.launch import die_with; die_with(1 << 30); print('alive')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
 
@@ -636,7 +638,7 @@ def test_the_options_of_a_sweep_are_those_of_its_notebook():
 
 
 def test_defaults_leave_a_real_model_the_machine(light, tmp_path):
-    cells = plan(check(light, grid({}, 3)))
+    cells = plan(check(light, combine({}, 3)))
     assert sweep._default_workers(cells, 8) == 3
     assert sweep._default_workers(cells, 2) == 2
     real = [cell.__class__(cell.notebook, {}, FinetuneConfig(preset="paper")) for cell in cells]

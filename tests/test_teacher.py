@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdslib import teacher as room
-from sdslib.checks import VocabularyError, WeightsError
+from sdslib.io.model_files import VocabularyError, WeightsError
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
 from sdslib.teacher import CONFIGS, KNOWN, Teacher, latent_shape, load_teacher, random_teacher
 

@@ -7,9 +7,9 @@ from realworld import make
 
 from faults.catalog import fault
 from faults.test_parameters import refused
-from sdslib import sets
 from sdslib.config import FinetuneConfig, ParameterError
-from sdslib.sources import DataError
+from sdslib.io.sources import DataError
+from sdslib.sets import roles
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +19,14 @@ def world(tmp_path_factory):
 
 def data_refused(**given):
     with pytest.raises((ParameterError, DataError)) as caught:
-        sets.load_data(FinetuneConfig(**given))
+        roles.load_data(FinetuneConfig(**given))
     return caught.value
 
 
 def warned(**given):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        sets.load_data(FinetuneConfig(**given))
+        roles.load_data(FinetuneConfig(**given))
     return "\n".join(str(warning.message) for warning in told)
 
 

@@ -14,9 +14,9 @@ from test_pairs import coco_document, die, hub, png, shade, to_pixels, write_coc
 
 from faults.catalog import fault
 from sdslib.benchmarks import aro_relation, winoground
-from sdslib.images import ImageError, open_crop, open_image
+from sdslib.io.images import ImageError, open_crop, open_image
+from sdslib.io.sources import CAPTION_LIMIT, DataError, check_caption
 from sdslib.pairs import batches, coco_pairs, load_pairs
-from sdslib.sources import CAPTION_LIMIT, DataError, check_caption
 
 
 def refused(call, *args, error=DataError):
@@ -434,7 +434,7 @@ def test_a_mini_world_that_is_not_drawn(monkeypatch, tmp_path):
     "negatives.json: the rows do not have the hash on file; delete it or restore it",
 )
 def test_negatives_that_were_edited(tmp_path):
-    from sdslib.shuffles import freeze, lexicon_tagger, read_frozen
+    from sdslib.sets.shuffles import freeze, lexicon_tagger, read_frozen
 
     truths = {"0#0": "a red circle left of a blue square"}
     freeze(

@@ -12,20 +12,12 @@ from test_atlas import benchmark as pictured
 from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
 
 from faults.catalog import fault
-from sdslib import (
-    atlas,
-    demo,
-    evaluate,
-    experiment,
-    images,
-    metrics,
-    miniworld,
-    probes,
-    runs,
-    tables,
-)
+from sdslib import evaluate, experiment, metrics, tables
 from sdslib.config import DemoConfig, FinetuneConfig
-from sdslib.runs import open_run
+from sdslib.io import images, runs
+from sdslib.io.runs import open_run
+from sdslib.miniworld import drawing
+from sdslib.show import atlas, demo, explain
 
 
 def cautions(scorer, items):
@@ -157,8 +149,8 @@ def test_changed_weights_are_another_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def one_panel(student):  # noqa: F811
-    miniworld.ensure_world()
-    some = demo.Demo(DemoConfig(), {"untouched": probes.Remembering(student)}, None, "no items")
+    drawing.ensure_world()
+    some = demo.Demo(DemoConfig(), {"untouched": explain.Remembering(student)}, None, "no items")
     question = demo.Question(
         demo.scene_ref(demo.START), ("a red circle", "a blue square"), "a scene"
     )

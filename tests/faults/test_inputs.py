@@ -10,11 +10,11 @@ from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write
 
 from faults.catalog import fault
 from sdslib.benchmarks import coco_order, sugarcrepe, winoground
-from sdslib.checks import VocabularyError
 from sdslib.config import FinetuneConfig, ParameterError, validate
-from sdslib.images import ImageError, open_image
+from sdslib.io.images import ImageError, open_image
+from sdslib.io.model_files import VocabularyError
+from sdslib.io.sources import DataError, check_caption
 from sdslib.pairs import dataset_pairs, load_pairs
-from sdslib.sources import DataError, check_caption
 from sdslib.student import load_student
 
 

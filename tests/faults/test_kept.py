@@ -7,11 +7,12 @@ from finished import finish
 from test_runs import saved
 
 from faults.catalog import fault
-from sdslib import miniworld, publish, sweep
 from sdslib.config import ParameterError, guard
-from sdslib.runs import RunError, RunWarning, list_runs, main
-from sdslib.sources import DataError
-from sdslib.studies import StudyError
+from sdslib.io.runs import RunError, RunWarning, list_runs, main
+from sdslib.io.sources import DataError
+from sdslib.miniworld import drawing
+from sdslib.results import publish, sweep
+from sdslib.results.studies import StudyError
 
 
 def refused(**given):
@@ -83,7 +84,7 @@ def test_a_deleted_folder(tmp_path):
 def test_an_undrawn_world(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError) as caught:
-        miniworld.ensure_world(tmp_path / "file" / "world")
+        drawing.ensure_world(tmp_path / "file" / "world")
     return caught.value
 
 

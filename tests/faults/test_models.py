@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faults.catalog import TESTS, fault
-from sdslib.checks import PASSPORT, VocabularyError, WeightsError
 from sdslib.config import ParameterError, guard
-from sdslib.storage import MANIFEST, seal
+from sdslib.io.model_files import PASSPORT, VocabularyError, WeightsError
+from sdslib.io.storage import MANIFEST, seal
 from sdslib.student import CONFIG, WEIGHTS, load_student
 from sdslib.teacher import load_teacher
 
@@ -362,7 +362,7 @@ def test_a_student_out_of_reach(tmp_path, monkeypatch):
     "and bring no code; leave it out",
 )
 def test_code_from_the_hub():
-    for path in [*TESTS.parent.glob("sdslib/*.py"), *TESTS.parent.glob("notebooks/*.ipynb")]:
+    for path in [*TESTS.parent.glob("sdslib/**/*.py"), *TESTS.parent.glob("notebooks/*.ipynb")]:
         if path.suffix == ".py":
             calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.keyword)]
             assert "trust_remote_code" not in {call.arg for call in calls}, path.name

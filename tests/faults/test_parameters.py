@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from faults.catalog import fault
 from sdslib import config as config_module
 from sdslib.config import FinetuneConfig, ParameterError, guard, project_root, validate
-from sdslib.runs import RunError, find_run, main, open_run
+from sdslib.io.runs import RunError, find_run, main, open_run
 
 
 def refused(**given):
@@ -176,7 +176,7 @@ STOPPED = """
 import os, signal
 from sdslib import experiment
 from sdslib.config import FinetuneConfig
-from sdslib.runs import open_run
+from sdslib.io.runs import open_run
 with open_run(FinetuneConfig(), root={root!r}) as run, experiment.stop_requested() as stop:
     run.append_history({{"step": 3}})
     os.kill(os.getpid(), {number})

@@ -5,7 +5,8 @@ import test_hub as reached
 from test_hub import SD, UNET, made, offline, served  # noqa: F401
 
 from faults.catalog import fault
-from sdslib import hub, student, teacher
+from sdslib import student, teacher
+from sdslib.io import hub
 
 
 def no_teacher(*args):

@@ -12,9 +12,9 @@ from test_runs import full_disk, saved, tensors
 from test_train import SomePairs, config, folders, moved, parties, run, state  # noqa: F401
 
 from faults.catalog import fault
-from sdslib import storage
-from sdslib.runs import LockedError, RunError, RunWarning, find_run, open_run
-from sdslib.storage import StorageError
+from sdslib.io import storage
+from sdslib.io.runs import LockedError, RunError, RunWarning, find_run, open_run
+from sdslib.io.storage import StorageError
 from sdslib.train import Loop, TrainingError
 
 

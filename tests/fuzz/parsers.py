@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from sdslib import checks, runs, sources, storage, tables
+from sdslib import tables
 from sdslib.benchmarks import aro_relation, winoground
-from sdslib.images import ImageError, open_image
+from sdslib.io import model_files, runs, sources, storage
+from sdslib.io.images import ImageError, open_image
 from sdslib.metrics import ScoreError
 from sdslib.pairs import coco_pairs, load_pairs
 
@@ -122,19 +123,19 @@ def checkpoint(data: bytes, folder: Path) -> None:
     """Weights: what passes the check must load."""
     file = folder / "tensors.safetensors"
     file.write_bytes(data)
-    checks.check_safetensors(file)
+    model_files.check_safetensors(file)
     load_file(file)
     (folder / "open_clip_config.json").write_bytes(data)
-    checks.read_config(folder / "open_clip_config.json")
+    model_files.read_config(folder / "open_clip_config.json")
 
 
 def model_config(data: bytes, folder: Path) -> None:
     """A model's JSON config, and its passport."""
     (folder / "config.json").write_bytes(data)
-    (folder / checks.PASSPORT).write_bytes(data)
-    config = checks.read_config(folder / "config.json")
+    (folder / model_files.PASSPORT).write_bytes(data)
+    config = model_files.read_config(folder / "config.json")
     if isinstance(config.get("model_cfg"), dict):
-        checks.check_passport(folder, config)
+        model_files.check_passport(folder, config)
 
 
 def shard(data: bytes, folder: Path) -> None:
@@ -224,8 +225,8 @@ PARSERS = {
         parquet, (sources.DataError, ImageError, tables.TableError, ScoreError), _parquet_seed
     ),
     "run": Parser(run, (), run_files),
-    "checkpoint": Parser(checkpoint, (checks.WeightsError,), _weights_seed),
-    "config": Parser(model_config, (checks.WeightsError,), _config_seed),
+    "checkpoint": Parser(checkpoint, (model_files.WeightsError,), _weights_seed),
+    "config": Parser(model_config, (model_files.WeightsError,), _config_seed),
     "shard": Parser(shard, (sources.DataError, ImageError), _shard_seed),
     "image": Parser(image, (ImageError,), _image_seed),
 }

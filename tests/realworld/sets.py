@@ -19,7 +19,7 @@ from realworld.questions import (
     RELATIONS,
     SUGARCREPE,
 )
-from sdslib import shuffles
+from sdslib.sets import shuffles
 
 HERE = Path(__file__).parent
 PHOTOGRAPHS = HERE / "photographs"

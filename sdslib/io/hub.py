@@ -1,0 +1,429 @@
+"""Models and data sets of the Hub: one commit a process, every file checked against its hash.
+
+What a repository holds is read before anything is fetched. Each way in which the Hub can refuse has
+one message, the same for models and data sets. A request that takes long is told of after
+`WORD_S` seconds and given up after `patience()`; a busy or failing Hub is asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import httpx2
+
+from sdslib.config import project_path
+from sdslib.io.sources import REPO_ID, AccessError, DataError, cache_only, undecoded
+from sdslib.io.storage import file_sha256, write_bytes
+
+if TYPE_CHECKING:
+    import datasets
+    from huggingface_hub import HfApi
+
+OFFLINE = "offline"
+NO_TOKEN = "no-token"
+TERMS = "terms-not-accepted"
+NOT_FOUND = "not-found"
+NO_REVISION = "no-revision"
+BUSY = "busy"
+FAILING = "failing"
+DAMAGED = "damaged"
+AGAIN = (429, 500, 502, 503, 504)  # answers after which it is worth to ask once more
+WAITS = (1.0, 4.0)  # seconds before the second and the third time
+LONGEST_WAIT_S = 20.0
+WORD_S = 5.0
+MODEL_LOCAL = "a folder with the model's files"
+Answer = TypeVar("Answer")
+
+
+class Snapshot(NamedTuple):
+    """A repository at one commit: its files with the SHA-256 of each, or '' where none is told.
+
+    `refused` says why the Hub was not asked or did not answer, where the local cache was read.
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    files: Mapping[str, str]
+    refused: AccessError | None = None
+
+
+def is_repo(source: str) -> bool:
+    """Whether a source can only be a Hub id: `owner/name`, and no folder `owner` is here."""
+    return bool(REPO_ID.match(source)) and not project_path(source).parent.is_dir()
+
+
+def patience() -> float:
+    """Seconds after which a request without an answer is given up: SDS_HUB_PATIENCE, or 60."""
+    try:
+        return max(0.1, float(os.environ.get("SDS_HUB_PATIENCE", "60")))
+    except ValueError:
+        return 60.0
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def look(repo: str, revision: str | None = None, local: str = MODEL_LOCAL) -> Snapshot:
+    """What a model repository holds; nothing is fetched.
+
+    A process sees one commit of a revision: what is loaded is what the run's id was made of.
+    Out of reach, what the local cache holds is given back. AccessError says which of the refusals
+    it was and what to do.
+    """
+    try:
+        info = _asked(repo, lambda: _api().model_info(
+            repo, revision=revision, files_metadata=True, timeout=patience()))  # fmt: skip
+        told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in info.siblings or ()}
+        return Snapshot(repo, revision or "main", str(info.sha), told)
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        refused = refusal(error, repo, "model", local, revision)
+        if refused.reason not in (OFFLINE, NO_TOKEN, TERMS, NOT_FOUND, BUSY, FAILING):
+            raise refused from error
+        found = cached(repo, revision)
+        if found is None:
+            raise refused from error
+        return found._replace(refused=refused)
+
+
+def cached(repo: str, revision: str | None = None) -> Snapshot | None:
+    """What the local cache holds of a model repository, without a network; None if nothing."""
+    folder, revision = _cache_folder(repo), revision or "main"
+    kept = folder / "refs" / revision
+    commit = kept.read_text().strip() if kept.is_file() else revision
+    root = folder / "snapshots" / commit
+    if not re.fullmatch(r"[\w.-]+", commit) or not root.is_dir():
+        return None
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    files = {p.relative_to(root).as_posix(): _sha256_of_name(p.resolve().name) for p in paths}
+    return Snapshot(repo, revision, commit, files)
+
+
+def bring(found: Snapshot, names: Iterable[str]) -> Path:
+    """The folder of the snapshot with these files in it, each one equal to its hash.
+
+    A file in the cache that is not is dropped and fetched once more. AccessError where that does
+    not help, or the Hub is out of reach.
+    """
+    folder = _cache_folder(found.repo) / "snapshots" / found.commit
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            path = _fetch(found, name)
+        if not _whole(path, found.files.get(name, "")):
+            path = _again(found, name, path)
+        folder = path.parents[name.count("/")]
+    if found.refused is None and found.revision != found.commit:
+        _keep_ref(found)
+    return folder
+
+
+def hashes(found: Snapshot, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 by name; of large files as the Hub tells it, so that they need not be fetched."""
+    there = {name: found.files.get(name, "") for name in names}
+    small = [name for name, digest in there.items() if not digest]
+    folder = bring(found, small) if small else Path()
+    return there | {name: file_sha256(folder / name) for name in small}
+
+
+def get_by_hand(repo: str, names: Iterable[str], revision: str | None = None) -> str:
+    """The shell command that brings these files (or patterns) into the cache."""
+    at = f" --revision {revision}" if revision else ""
+    return f"hf download {repo}{at}" + "".join(f" --include '{name}'" for name in names)
+
+
+def _fetch(found: Snapshot, name: str, force: bool = False) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:  # the client itself asks again here, five times
+        with _word(f"{found.repo}/{name}"):
+            return Path(
+                hf_hub_download(
+                    found.repo,
+                    name,
+                    revision=found.commit,
+                    etag_timeout=patience(),
+                    force_download=force,
+                )
+            )
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise refusal(error, found.repo, "model", MODEL_LOCAL, _named(found)) from error
+
+
+def _named(found: Snapshot) -> str | None:
+    return None if found.revision == "main" else found.revision
+
+
+def _again(found: Snapshot, name: str, path: Path) -> Path:
+    """The file fetched anew in place of a damaged one."""
+    blob = path.resolve()
+    if found.refused is not None or _is_offline():
+        raise AccessError(
+            f"{found.repo}: the cached {name} is damaged: it is not what its hash says. Delete "
+            f"{_below_cache(blob)} in the Hub's cache (HF_HOME) and load it again where there is a "
+            "network",
+            DAMAGED,
+        )
+    blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    path = _fetch(found, name, force=True)
+    if _whole(path, found.files.get(name, "")):
+        return path
+    told = _below_cache(path.resolve())
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    raise AccessError(
+        f"{found.repo}: {name} arrived twice with another content than its hash says ({told}); "
+        "look for a proxy, a mirror or a disk that changes files, and run again",
+        DAMAGED,
+    )
+
+
+def _whole(path: Path, sha256: str) -> bool:
+    blob = path.resolve()
+    status = blob.stat()
+    return _is_hashed(blob, sha256, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _is_hashed(blob: Path, sha256: str, size: int, changed: int) -> bool:
+    """Whether a file is what its hash says; read once while size and time stay the same."""
+    wanted = sha256 or _sha256_of_name(blob.name)
+    if wanted:
+        return file_sha256(blob) == wanted
+    if not re.fullmatch("[0-9a-f]{40}", blob.name):
+        return True
+    data = blob.read_bytes()  # git's own name of a small file
+    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest() == blob.name
+
+
+def _sha256_of_name(name: str) -> str:
+    return name if re.fullmatch("[0-9a-f]{64}", name) else ""
+
+
+def _keep_ref(found: Snapshot) -> None:
+    """Say in the cache, in its own form, which commit the revision is: offline reads it there."""
+    kept = _cache_folder(found.repo) / "refs" / found.revision
+    if not kept.is_file() or kept.read_text() != found.commit:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(kept, found.commit.encode())
+
+
+def _cache_folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+
+
+def _below_cache(blob: Path) -> str:
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    return str(blob.relative_to(root)) if blob.is_relative_to(root) else "/".join(blob.parts[-3:])
+
+
+# --- data sets -----------------------------------------------------------------------------------
+
+
+def hub_dataset(
+    repo: str, split: str, config: str | None = None, local: str = "a local folder"
+) -> datasets.Dataset:
+    """Load one split of a Hub data set, images left encoded; asks for access first.
+
+    Where that is refused the local cache is used, with a warning unless there is no network.
+    `local` says, in errors, what to give in its place. Raises `AccessError` with its reason,
+    `DataError` where the split is not there. Never runs code from the Hub; the token is `HF_TOKEN`
+    or that of `hf auth login`.
+    """
+    refused = hub_access(repo, local)
+    import datasets
+
+    try:
+        with cache_only(refused is not None), _word(f"data set {repo}"):
+            found = undecoded(datasets.load_dataset(repo, config, split=split))
+    except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
+        raise refused or _of_loading(reason, repo, split, local) from reason
+    if refused is not None and refused.reason != OFFLINE:
+        told = f"{repo}: read from the local cache, for the Hub refuses it now ({refused.reason})"
+        warnings.warn(told, stacklevel=2)
+    return found
+
+
+def cached_dataset(repo: str) -> bool:
+    """Whether `datasets` has a Hub data set in its local cache, whole or in part; no network."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___").lower()).is_dir()
+
+
+def hub_access(repo: str, local: str = "a local folder") -> AccessError | None:
+    """Ask the Hub whether a data set may be read; None if it may."""
+    try:
+        _asked(f"data set {repo}", lambda: _auth_check(repo))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        return refusal(error, repo, "data set", local)
+    return None
+
+
+def _auth_check(repo: str) -> None:
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = f"{constants.ENDPOINT}/api/datasets/{repo}/auth-check"
+    headers = build_hf_headers(token=get_token() or False)
+    hf_raise_for_status(get_session().get(url, headers=headers, timeout=_timeout()))
+
+
+def _of_loading(error: Exception, repo: str, split: str, local: str) -> DataError:
+    """Access was given and then something failed: the Hub, or the set is not as asked."""
+    if _status(error) is not None or isinstance(error, httpx2.HTTPError):
+        return refusal(error, repo, "data set", local)
+    return DataError(f"{repo}, split {split!r}: {error}")
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def refusal(
+    error: BaseException, repo: str, kind: str, local: str, revision: str | None = None
+) -> AccessError:
+    """What an error of the hub client means and what to do about it; `kind` is model or data set.
+
+    `reason` is offline, no-token, terms-not-accepted, not-found, no-revision, busy, failing or
+    damaged.
+    """
+    if isinstance(error, AccessError):
+        return error
+    from huggingface_hub import constants, get_token
+
+    fault, detail = _cause(error, get_token())
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{repo}"
+    said = {
+        OFFLINE: f"the Hub cannot be reached ({detail}) and the local cache does not hold it. "
+        "Connect, or unset HF_HUB_OFFLINE, and run again",
+        NO_TOKEN: f"reading it needs a token ({detail}). Accept its terms at {page}, make a read "
+        "token at https://huggingface.co/settings/tokens, then set HF_TOKEN or run "
+        "`hf auth login`",
+        TERMS: "your account has not accepted its terms (or awaits approval). Open "
+        f"{page} with the account of your token and accept them",
+        NOT_FOUND: f"there is no such {kind} at {page}, or it is private. Check the spelling; "
+        "for a private one set HF_TOKEN",
+        NO_REVISION: f"it has no revision {revision!r}. {page}/commits/main lists its commits; "
+        "correct it, or leave it out",
+        BUSY: f"the Hub is busy ({detail}). Wait some minutes and run again; with a token "
+        "(HF_TOKEN) it answers more often",
+        FAILING: f"the Hub fails ({detail}). Look at https://status.huggingface.co and run again "
+        "later",
+    }
+    at = f" at revision {revision!r}" if revision and fault != NO_REVISION else ""
+    return AccessError(f"{repo}{at}: {said[fault]}. Without the Hub: give {local}.", fault)
+
+
+def _cause(error: BaseException, token: str | None) -> tuple[str, str]:
+    """The reason, and its detail, by the innermost error that tells one."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.errors import OfflineModeIsEnabled as OfflineModeError
+
+    found = _innermost(error)
+    status, owned = _status(found), "it was refused" if token else "none was found"
+    if isinstance(found, GatedRepoError):
+        return (TERMS, "") if token else (NO_TOKEN, owned)
+    if isinstance(found, RevisionNotFoundError):
+        return NO_REVISION, ""
+    if isinstance(found, RepositoryNotFoundError):
+        return NOT_FOUND, ""
+    if status == 401:
+        return NO_TOKEN, owned
+    if status in AGAIN:
+        times = f"it answered {status}, asked several times"
+        return (BUSY if status in (429, 503) else FAILING), times
+    if isinstance(found, HfHubHTTPError):
+        return FAILING, f"it answered {status}"
+    if isinstance(found, OfflineModeError) or _is_offline():
+        return OFFLINE, "offline mode is on: HF_HUB_OFFLINE=1"
+    if isinstance(found, httpx2.TimeoutException):
+        return OFFLINE, f"no answer within {patience():.0f} s; SDS_HUB_PATIENCE sets how long"
+    return OFFLINE, f"{type(found).__name__}: {' '.join(str(found).split())[:200]}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The hub client wraps what happened into "not in the cache"; unwrap it."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(_innermost(error), "response", None)
+    return getattr(response, "status_code", None)
+
+
+# --- patience ------------------------------------------------------------------------------------
+
+
+def _asked(what: str, call: Callable[[], Answer]) -> Answer:
+    """The answer; a Hub that is busy or fails is asked again, twice."""
+    for wait in WAITS:
+        try:
+            with _word(what):
+                return call()
+        except Exception as error:
+            if _status(error) not in AGAIN:
+                raise
+            time.sleep(min(_retry_after(error) or wait, LONGEST_WAIT_S))
+    with _word(what):
+        return call()
+
+
+def _retry_after(error: BaseException) -> float:
+    headers = getattr(getattr(_innermost(error), "response", None), "headers", {})
+    text = headers.get("retry-after", "")
+    return float(text) if text.isdigit() else 0.0
+
+
+@contextmanager
+def _word(what: str) -> Iterator[None]:
+    """Say on stderr what is waited for, once it has lasted `WORD_S` seconds."""
+    told = f"still waiting for the Hub: {what}"
+    timer = threading.Timer(WORD_S, lambda: print(told, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _timeout() -> httpx2.Timeout:
+    return httpx2.Timeout(patience(), connect=min(10.0, patience()))
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()

@@ -1,0 +1,202 @@
+"""WebDataset shards, here or behind http(s): indexed once, then read at any place.
+
+A shard is an uncompressed tar of KEY.jpg with KEY.txt or KEY.json ("caption"), no dot in KEY.
+Random access keeps the order of training a pure function of the seed, and no shard has to be on
+disk.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import braceexpand
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdslib.config import project_path, project_root
+from sdslib.io import storage
+from sdslib.io.images import ENDINGS
+from sdslib.io.sources import (
+    DataError,
+    caption_at,
+    http_stream,
+    http_tag,
+    read_part,
+    read_range,
+    refuse_pointer,
+)
+
+Row = dict[str, Any]
+LEFT_OUT = b"left out"  # members that belong to no sample: how many, and the first of them
+LAYOUT = 2  # of the index; another one has other columns
+MEMBER_LIMIT = 256 * 2**20
+
+
+def index_shards(pattern: str) -> pa.Table:
+    """All samples of `shards/{000..099}.tar`, `*.tar` or a folder: id, name, captions, shard,
+    offset, size, and the sha256 of the encoded image.
+
+    A folder's name is taken as it stands: only the last name may be a pattern. A remote shard is
+    read through once, without being kept; its index is, under data/cache/shards. Warns of members
+    that belong to no sample. Raises `DataError` for a shard that is absent or cut, a sample without
+    image or caption or with two images, and a member that is a link, leads out of its folder, or
+    is larger than 256 MB.
+    """
+    tables = [_index(shard) for shard in _shards(pattern)]
+    left = [json.loads(table.schema.metadata[LEFT_OUT]) for table in tables]
+    if any(count for count, _ in left):
+        warnings.warn(_left_out(left, pattern), stacklevel=2)
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables])
+
+
+def _left_out(left: Sequence[tuple[int, str]], source: str) -> str:
+    count, example = sum(count for count, _ in left), next(name for _, name in left if name)
+    stem, _, ending = PurePosixPath(example).name.partition(".")
+    return (
+        f"{source}: {count} members are neither image nor caption and are left out, as {example!r} "
+        f"(key {stem!r} ends at the first dot, {ending!r} is no ending that is read)"
+    )
+
+
+def read_sample(row: Row) -> bytes:
+    """The encoded image of one row of the index."""
+    if _is_remote(row["shard"]):
+        return read_range(row["shard"], row["offset"], row["size"])
+    return read_part(row["shard"], row["offset"], row["size"])
+
+
+def _is_remote(shard: str) -> bool:
+    return shard.startswith(("http://", "https://"))
+
+
+def _shards(pattern: str) -> list[str]:
+    if _is_remote(pattern):
+        return list(braceexpand.braceexpand(pattern))
+    path = project_path(pattern)
+    if path.is_dir():
+        return sorted(map(str, path.glob("*.tar")))
+    if path.is_file():
+        return [str(path)]
+    return [shard for name in braceexpand.braceexpand(path.name) for shard in _matching(path, name)]
+
+
+def _matching(path: Path, name: str) -> list[str]:
+    folder = path.parent
+    found = sorted(glob.glob(name, root_dir=folder)) if glob.has_magic(name) else [name]
+    if not found or not (folder / found[0]).is_file():
+        where = "" if folder.is_dir() else f": there is no folder {folder}, taken as it is written"
+        raise DataError(
+            f"no shard {folder / name}{where}; give a folder, shards/{{000..099}}.tar or "
+            "shards/*.tar, only the last name a pattern"
+        )
+    return [str(folder / one) for one in found]
+
+
+def _index(shard: str) -> pa.Table:
+    if not _is_remote(shard):
+        return _table(shard)
+    key = hashlib.sha256(f"{LAYOUT} {shard} {http_tag(shard)}".encode()).hexdigest()[:32]
+    kept = project_root() / "data" / "cache" / "shards" / f"{key}.parquet"
+    if not kept.is_file():
+        buffer = io.BytesIO()
+        pq.write_table(_table(shard), buffer)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_bytes(kept, buffer.getvalue())
+    return storage.read_parquet(kept)
+
+
+def _table(shard: str) -> pa.Table:
+    samples: dict[str, Row] = {}
+    if not _is_remote(shard):
+        refuse_pointer(shard)
+    left, name = list[str](), PurePosixPath(shard).name
+    try:
+        with _stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                _check_member(member, name)
+                if not _add_member(tar, member, samples, name):
+                    left.append(member.name)
+    except (tarfile.ReadError, EOFError) as reason:
+        raise DataError(f"{shard} is not a whole, uncompressed tar file ({reason})") from None
+    if not samples:
+        why = f": {_left_out([(len(left), left[0])], name)}" if left else ""
+        raise DataError(f"{shard}: has no samples{why}")
+    rows = [_sample(key, sample, name) | {"shard": shard} for key, sample in samples.items()]
+    about = {LEFT_OUT: json.dumps([len(left), left[0] if left else ""])}
+    return pa.Table.from_pylist(rows).replace_schema_metadata(about)
+
+
+def _sample(key: str, sample: Row, name: str) -> Row:
+    """One row; the .txt is the caption itself, whatever the .json beside it says."""
+    found = sample.pop("txt", None), sample.pop("json", None)
+    captions = next((one for one in found if one), None)
+    if isinstance(captions, DataError):
+        raise captions
+    if captions is None or "offset" not in sample:
+        what = "caption (.txt or .json)" if "offset" in sample else "image"
+        raise DataError(f"{name}: sample {key!r} has no {what}")
+    return sample | {"captions": captions}
+
+
+@contextmanager
+def _stream(shard: str) -> Iterator[IO[bytes]]:
+    if _is_remote(shard):
+        with http_stream(shard) as stream:
+            yield stream
+    else:
+        with open(shard, "rb") as file:
+            yield file
+
+
+def _check_member(member: tarfile.TarInfo, name: str) -> None:
+    pure = PurePosixPath(member.name)
+    if not member.isreg() or pure.is_absolute() or ".." in pure.parts:
+        raise DataError(f"{name}: member {member.name!r} is a link or leads out of its folder")
+    if member.size > MEMBER_LIMIT:
+        raise DataError(f"{name}: member {member.name!r} has {member.size} bytes; too many")
+
+
+def _add_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
+) -> bool:
+    """Whether the member is an image or a caption of a sample, whose key ends at the first dot."""
+    pure = PurePosixPath(member.name)
+    stem, _, ending = pure.name.partition(".")
+    key, ending, where = str(pure.parent / stem), ending.lower(), f"{name}:{member.name}"
+    file = tar.extractfile(member)
+    if file is None or not stem or (f".{ending}" not in ENDINGS and ending not in ("txt", "json")):
+        return False
+    sample = samples.setdefault(key, {"id": key})
+    if f".{ending}" not in ENDINGS:
+        sample[ending] = _captions(file.read(), ending, where)
+        return True
+    if sample.get("name", where) != where:
+        raise DataError(f"{name}: sample {key!r} has two images, the other is {member.name!r}")
+    content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    sample |= {"name": where, "offset": member.offset_data, "size": member.size, "sha256": content}
+    return True
+
+
+def _captions(data: bytes, ending: str, where: str) -> list[str] | DataError:
+    """The captions, none for a .json that has none; a fault is given back, for it may not count."""
+    try:
+        text = data.decode("utf-8")
+        found: Any = text.strip() if ending == "txt" else json.loads(text).get("caption")
+    except (ValueError, AttributeError, RecursionError) as reason:
+        return DataError(f"{where}: not a caption ({reason})")
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    try:
+        return [caption_at(one, where) for one in listed]
+    except DataError as reason:
+        return reason

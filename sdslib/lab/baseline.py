@@ -1,0 +1,355 @@
+"""Where student and teacher stand, untouched, on every benchmark at hand.
+
+Each set is scored once and kept in a run: `<set>.<model>` holds one row an item. The teacher scores
+a random part of a set, which is then labelled partial. Baselines that see no image stand beside the
+sets whose false captions are written, not found.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from sdslib import benchmarks, evaluate, tables
+from sdslib.benchmarks import Benchmark
+from sdslib.config import BaselineConfig, ModelsConfig
+from sdslib.config import preset as preset_named
+from sdslib.experiment import pick_device, weights_fingerprints
+from sdslib.io.runs import Run, open_run
+from sdslib.io.sources import DataError
+from sdslib.lab import near_ties
+from sdslib.pairs import Pairs, load_pairs
+from sdslib.results import failures
+from sdslib.sets import text_only
+from sdslib.sets.roles import RETRIEVAL, load_set
+from sdslib.student import load_student
+from sdslib.teacher import Teacher, load_teacher
+
+STUDENT, TEACHER = "student", "teacher"
+BLIND = (text_only.LengthScorer.name, text_only.LikelihoodScorer.name)
+MODELS = (STUDENT, TEACHER, *BLIND)
+# The tags by which a set's authors tell its results.
+TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way")
+CORPUS = 50_000  # captions that the text-only baseline learns from, at most
+PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
+ROUNDED = 16  # items that tell, without their labels, what half precision does to a lead
+
+
+def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
+    """The benchmarks of `benchmark`, and a table (set, why) of what is not here.
+
+    "all" is every set of the mini-world, or under another preset every benchmark by its usual name,
+    retrieval included.
+    """
+    found, absent = _load(config)
+    if isinstance(config, BaselineConfig):
+        absent += [
+            {"set": text_only.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]
+        ]
+    return found, pd.DataFrame(absent, columns=["set", "why"])
+
+
+def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
+    whole, mini = config.benchmark == "all", config.in_mini_world
+    known = [f"mini:{name}" for name in benchmarks.MINI] if mini else [*benchmarks.LOADERS]
+    known += ["retrieval:mini:val" if mini else RETRIEVAL]
+    found, absent = [], []
+    for name in known if whole else [config.benchmark]:
+        try:
+            found.append(load_set(name))
+        except DataError as reason:
+            absent.append({"set": name, "why": str(reason)})
+    found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
+    if not found:
+        raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
+    return found, absent
+
+
+def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
+    """The captions that the blind baseline learns from, or why there are none."""
+    try:
+        usual = preset_named("mini" if config.in_mini_world else "paper").train_data
+        return load_pairs(config.corpus or usual), []
+    except DataError as reason:
+        return None, [str(reason)]
+
+
+def contents(sets: Sequence[Benchmark]) -> pd.DataFrame:
+    """One row a set: its kind, how many of its items are here, and where they come from."""
+    rows = [
+        {"set": b.name, "kind": b.kind, "items": len(b.items), "of": b.total, "partial": b.partial,
+         "captions an item": len(b.items[0].captions)}
+        for b in sets
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = iter) -> Run:
+    """Score every benchmark at hand by student, teacher and blind baseline, or give back the run.
+
+    `progress` wraps the list of benchmarks to show how far it is.
+    """
+    sets, _ = _load(config)
+    prints = {b.name: b.fingerprint for b in sets} | weights_fingerprints(config)
+    known, _ = corpus(config)
+    prints |= {"corpus": known.fingerprint} if known else {}
+    run = open_run(config, prints, config.runs)
+    if run.finished:
+        return run
+    with run:
+        use_threads(config)
+        student = load_student(
+            config.clip_model, config.clip_pretrained, pick_device(config.device)
+        )
+        # "crop" is what CLIP's own preprocessing does
+        mode = None if config.image_mode == "crop" else config.image_mode
+        clip = evaluate.clip_scorer(student, config.batch_size, mode=mode)
+        judge = load_judge(config) if config.teacher_items else None
+        readers: list[evaluate.Scorer] = [text_only.LengthScorer()]
+        if known:
+            readers.append(text_only.likelihood_scorer(known.all_captions()[:CORPUS]))
+        for benchmark in progress(sets):
+            # `cautions` tells them of the kept scores
+            with warnings.catch_warnings(action="ignore", category=tables.Caution):
+                run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
+                if judge is not None and benchmark.kind != "retrieval":
+                    part = benchmark.sample(config.teacher_items, config.seed)
+                    found = teacher_scores(judge, part, config)
+                    run.save_scores(f"{benchmark.name}.{TEACHER}", found)
+                for reader in readers if benchmark.kind == "choice" else ():
+                    found = evaluate.score_grids(reader, benchmark)
+                    run.save_scores(f"{benchmark.name}.{reader.name.replace(' ', '-')}", found)
+        run.save_results(results(run, sets))
+        run.finish()
+    return run
+
+
+def use_threads(config: ModelsConfig) -> None:
+    """Compute on as many CPU threads as `threads` says, if it says."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFrame:
+    """The student's score table of a set of any kind; `attrs` says what it cost."""
+    before, start = dict(scorer.counts), time.perf_counter()
+    if benchmark.kind == "classes":
+        table = evaluate.rank_classes(scorer, benchmark.items, benchmark.prompts)
+    elif benchmark.kind == "retrieval":
+        table = evaluate.rank_retrieval(scorer, benchmark.items)
+    else:
+        return evaluate.score_grids(scorer, benchmark)
+    seconds = time.perf_counter() - start
+    counts = {key: value - before[key] for key, value in scorer.counts.items()}
+    table.attrs = {"benchmark": benchmark.name, "scorer": scorer.name, "total": benchmark.total,
+                   "seconds": seconds, "counts": counts}  # fmt: skip
+    return table
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The teacher, its mean error at each t where known, and the same in full precision.
+
+    `full` is set where `teacher` computes in half precision.
+    """
+
+    teacher: Teacher
+    profile: pd.DataFrame | None = None
+    full: Teacher | None = None
+
+
+def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
+    """The teacher and its mean error at each t in the mini-world.
+
+    The means come from `items` of the validation split, by which nothing is scored; without one (a
+    real set has none here) the teacher's plain errors decide.
+    """
+    place = (config.teacher, config.teacher_revision, pick_device(config.device))
+    teacher = load_teacher(*place, config.precision, variant=config.variant)
+    full = None if config.precision == "fp32" else load_teacher(*place, variant=config.variant)
+    if full is not None:  # precision is the UNet's; one VAE and one text encoder serve both
+        teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
+    if not config.in_mini_world:
+        return Judge(teacher, None, full)
+    known = benchmarks.mini("winoground", "val").sample(items, config.seed)
+    scorer = evaluate.diffusion_scorer(
+        full or teacher, 32, config.seed, empty=False, batch_size=128
+    )
+    profile = evaluate.error_profile(evaluate.error_table(scorer, known.items))
+    return Judge(teacher, profile, full)
+
+
+def teacher_scores(
+    judge: Judge,
+    benchmark: Benchmark,
+    config: ModelsConfig,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> pd.DataFrame:
+    """The teacher's score table; an item stops drawing once its decision is settled.
+
+    Near ties of half precision are decided again in full (see `recheck`). `progress(items, total)`
+    wraps the iterator over items.
+    """
+    items = benchmark.items
+    low = _stopping(judge.teacher, judge, config)
+    scorer: evaluate.Scorer = low
+    if judge.full is not None:
+        full, known = _stopping(judge.full, judge, config), items[:ROUNDED]
+        scorer = near_ties.RecheckedScorer(
+            low, full, near_ties.rounding(low, full, known, judge.profile)
+        )
+    found = evaluate.score_grids(
+        scorer, benchmark, progress=lambda some: progress(some, len(items))
+    )
+    found.attrs["counts"] = dict(scorer.counts)  # with what the rounding took
+    return found
+
+
+def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> evaluate.DiffusionScorer:
+    return evaluate.sequential_diffusion_scorer(
+        teacher,
+        getattr(config, "draws", 32),
+        config.seed,
+        profile=judge.profile,
+        batch_size=128,
+        mode=getattr(config, "image_mode", "crop"),
+    )
+
+
+def rule_of(table: pd.DataFrame) -> str:
+    """The rule that decides: the teacher's errors relative to their means where it has them."""
+    return "relative" if any(c.startswith("relative.") for c in table.columns) else ""
+
+
+# --- what the notebook shows ---------------------------------------------------------------------
+
+
+def scored(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
+    """(set, model) -> score table of everything the run keeps."""
+    pairs = (name.rpartition(".") for name in run.score_names())
+    found = {(s, m.replace("-", " ")): run.scores(f"{s}.{m}") for s, _, m in pairs}
+    return dict(sorted(found.items(), key=lambda pair: _place(*pair[0])))
+
+
+def _place(name: str, model: str) -> tuple[int, str, int]:
+    """Winoground first, then as the loaders are listed, retrieval and others last."""
+    known = [*benchmarks.LOADERS]
+    bare = name.removeprefix("mini-")
+    place = next((n for n, other in enumerate(known) if bare.startswith(other)), len(known))
+    return place, name, MODELS.index(model)
+
+
+def results(run: Run, sets: Sequence[Benchmark]) -> pd.DataFrame:
+    """`tables.tabulate` of every set and model, with columns set and model in front."""
+    known, rows = {b.name: b for b in sets}, []
+    for (name, model), table in scored(run).items():
+        tags = [t for t in TOLD if t in table]
+        found = tables.tabulate(known[name], table, rule=rule_of(table), by=tags)
+        rows.append(found.assign(set=name, model=model))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["set", "model", *(c for c in found if c not in ("set", "model"))]]
+
+
+def overview(run: Run) -> pd.DataFrame:
+    """One row a set, model and metric: all items, and macro averages as the authors take them."""
+    table = run.results()
+    averages = table["label"].str.startswith(("macro", "micro")) & table["n"].gt(0)
+    table = table[averages | table["label"].eq("all") | table["tag"].eq("way")]
+    table = table.drop(columns=["tag"]).rename(columns={"label": "over"})
+    return table.astype({"ties": "Int64"}).round(4).reset_index(drop=True)
+
+
+def cautions(run: Run) -> pd.DataFrame:
+    """One row a set and model that needs a word before its figures are read; often none.
+
+    What sees no image cannot tell captions of one length apart: that is no fault.
+    """
+    rows = [
+        {"set": name, "model": model, "caution": text}
+        for (name, model), table in scored(run).items() if model not in BLIND
+        for text in tables.cautions(table)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["set", "model", "caution"])
+
+
+def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
+    """The rows of one set (Winoground by default, or the first) for `figures.scores_by_tag`."""
+    table = run.results()
+    names = list(dict.fromkeys(table["set"]))
+    name = name or next((n for n in names if n.endswith("winoground")), names[0])
+    return table[(table["set"] == name) & ~table["label"].str.startswith(("macro", "micro"))]
+
+
+def by_set(run: Run) -> pd.DataFrame:
+    """All items of every set by its first metric, for `figures.scores_by_set`."""
+    table = run.results()
+    table = table[table["label"].eq("all")]
+    first = table.groupby("set", sort=False)["metric"].transform("first")
+    teacher = table["model"].eq(TEACHER) & table["metric"].eq("accuracy")
+    return table[table["metric"].eq(first) | teacher].reset_index(drop=True)
+
+
+def agreements(run: Run) -> dict[str, pd.DataFrame]:
+    """Set -> counts of items by whether student and teacher are right, on the teacher's items."""
+    return {name: failures.agreement(*both) for name, both in _paired(run)}
+
+
+def agreement_table(run: Run) -> pd.DataFrame:
+    """One row a set: shares of items that both, one or none gets right, and Cohen's kappa."""
+    rows = []
+    for name, counts in agreements(run).items():
+        n, c = int(counts.to_numpy().sum()), counts / counts.to_numpy().sum()
+        rows.append({
+            "set": name, "n": n, "both right": c.iloc[0, 0], "student alone": c.iloc[0, 1],
+            "teacher alone": c.iloc[1, 0], "none": c.iloc[1, 1], "kappa": failures.kappa(counts),
+        })  # fmt: skip
+    return pd.DataFrame(rows).round(3)
+
+
+def _paired(run: Run) -> Iterator[tuple[str, tuple]]:
+    """(set, (student right [N], teacher right [N])) on the items that both scored."""
+    found = scored(run)
+    for (name, model), table in found.items():
+        if model == TEACHER:
+            student = found[name, STUDENT].set_index("id").loc[table["id"]].reset_index()
+            yield name, (first_metric(student), first_metric(table, rule_of(table)))
+
+
+def first_metric(table: pd.DataFrame, rule: str = "") -> pd.Series:
+    """Right or wrong by a set's first metric: text, accuracy or top1."""
+    return next(iter(tables.outcomes(table, rule).values()))
+
+
+def costs(run: Run) -> pd.DataFrame:
+    """What each score table cost: forward passes of each kind, UNet evaluations and ms an item."""
+    rows = []
+    for (name, model), table in scored(run).items():
+        if model in BLIND:
+            continue
+        counts, n = table.attrs["counts"], len(table)
+        rows.append({
+            "set": name, "model": model, "items": n, "images": counts["images"],
+            "captions": counts["captions"],
+            "UNet evaluations": counts.get("unet_evaluations", 0),
+            "UNet an item": counts.get("unet_evaluations", 0) / n,
+            "ms an item": 1000 * table.attrs["seconds"] / n,
+        })  # fmt: skip
+    return pd.DataFrame(rows).round(1)
+
+
+def human_label(config: ModelsConfig) -> str:
+    """What to call the line of people's scores, which were measured on the real Winoground."""
+    return "human, real set" if config.in_mini_world else "human"
+
+
+def note(config: ModelsConfig) -> str:
+    """What a figure of these numbers has to say about where they come from."""
+    return config.label

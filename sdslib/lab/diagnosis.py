@@ -1,0 +1,535 @@
+"""Why a student composes or not: what it encodes, what h_w carries, what moves it, which t tell.
+
+Scenes of the mini-world's train and validation splits alone. A world is N scenes shown with a
+caption each; beside the validation world stand its changes, row by row: the three swaps, and the
+same scenes drawn and worded anew. D embedding, C,H,W latent, M columns of a probe's target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import random
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from sdslib import losses, metrics
+from sdslib.arms.negatives import swapped_caption
+from sdslib.bridge import ridge_start
+from sdslib.config import FinetuneConfig, ParameterError, derive_seed, mini, override
+from sdslib.evaluate import clip_scorer, shared_draws
+from sdslib.experiment import LatentCache, embed_pairs, start_bridge
+from sdslib.io.runs import Run, RunError, find_run
+from sdslib.io.state import unpack_state
+from sdslib.io.storage import StorageError
+from sdslib.miniworld import drawing
+from sdslib.miniworld.drawing import Scene
+from sdslib.pairs import Batch, Pairs, batches, load_pairs
+from sdslib.results import formatting
+from sdslib.results.studies import config_of
+from sdslib.student import TRAINABLE, Student, load_student, set_trainable
+from sdslib.teacher import Teacher, load_teacher
+from sdslib.train import Parties, draw_noise, step_losses
+
+SWAPS = ("Object", "Relation", "Both")
+HELD, AGAIN = "", "drawn anew"  # the validation world itself, and its scenes once more
+CHOSEN, DRAWS, BINS = 48, 8, 8  # pairs a swap and draws a choice; parts of the range of t
+BATCH = 64  # pairs whose gradient is taken, and on which t are compared
+COLORS, SHAPES = list(drawing.COLORS), list(drawing.SHAPES)
+
+
+# --- scenes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """N scenes of two things, and which of the ten forms captions each of them."""
+
+    scenes: tuple[Scene, ...]
+    forms: tuple[int, ...]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """One caption a scene: it says what stands where."""
+        both = zip(self.scenes, self.forms, strict=True)
+        return [drawing.relation_captions(scene)[form] for scene, form in both]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The same as image-caption pairs, the images in memory."""
+        images = [io.BytesIO() for _ in self.scenes]
+        for scene, image in zip(self.scenes, images, strict=True):
+            drawing.draw(scene).save(image, format="PNG")
+        names = [str(n) for n in range(len(images))]
+        columns = {"id": names, "name": names, "captions": [[c] for c in self.captions]}
+        return Pairs(pa.table(columns), lambda row: images[int(row["id"])].getvalue(), "diagnosis")
+
+
+def world(split: Literal["train", "val"], count: int, seed: int) -> World:
+    """The first `count` drawn scenes of two shapes and two colors whose swaps are allowed too."""
+    drawn = drawing.scenes(split, f"diagnosis {seed}")
+    return _worded(tuple(itertools.islice(filter(_swappable, drawn), count)), seed, f"form {split}")
+
+
+def changes(held: World, seed: int) -> dict[str, World]:
+    """The world and its changes, row by row: see the module's first lines.
+
+    A swap keeps places, background and form of the caption; drawn anew, they alone change.
+    """
+    found = {HELD: held}
+    for kind in SWAPS:
+        found[kind] = World(tuple(drawing.swapped(s, kind) for s in held.scenes), held.forms)
+    anew = [replace(s, place=derive_seed(seed, "anew", s.place)) for s in held.scenes]
+    return found | {AGAIN: _worded(tuple(anew), seed, "form anew")}
+
+
+def _worded(scenes: tuple[Scene, ...], seed: int, purpose: str) -> World:
+    rng, count = random.Random(derive_seed(seed, purpose)), len(drawing.RELATIONS["h"])
+    return World(scenes, tuple(rng.randrange(count) for _ in scenes))
+
+
+def _swappable(scene: Scene) -> bool:
+    a, b = scene.things
+    crossed = {(a.color, b.shape), (b.color, a.shape)}
+    return a.shape != b.shape and a.color != b.color and not crossed & drawing.HELD_OUT
+
+
+# --- what the towers encode ----------------------------------------------------------------------
+
+Columns = tuple[int, ...]
+Options = Callable[[Scene, str], list[Columns]]
+
+
+def _present(names: Sequence[int], count: int) -> list[Columns]:
+    true = tuple(sorted(names))
+    return [true, *(pair for pair in itertools.combinations(range(count), 2) if pair != true)]
+
+
+def _colors(scene: Scene) -> list[int]:
+    return [COLORS.index(thing.color) for thing in scene.things]
+
+
+def _shapes(scene: Scene) -> list[int]:
+    return [SHAPES.index(thing.shape) for thing in scene.things]
+
+
+def _bound(scene: Scene) -> list[Columns]:
+    (c, d), (s, r), n = _colors(scene), _shapes(scene), len(SHAPES)
+    return [(c * n + s, d * n + r), (c * n + r, d * n + s)]
+
+
+def _named(caption: str) -> list[int]:
+    return [COLORS.index(word) for word in caption.split() if word in COLORS]
+
+
+def _turn(way: bool) -> list[Columns]:
+    return [(int(way),), (int(not way),)]
+
+
+# What a probe is asked: the columns of its target, and of (scene, caption) those that are true,
+# then all that could be mistaken for them; guessing is right once in so many. The last two are of
+# the caption's words: of images a control.
+QUESTIONS: dict[str, tuple[int, Options]] = {
+    "which two colors": (8, lambda s, c: _present(_colors(s), 8)),
+    "which two shapes": (6, lambda s, c: _present(_shapes(s), 6)),
+    "beside or above": (2, lambda s, c: _turn(s.axis == "v")),
+    "which color has which shape": (48, lambda s, c: _bound(s)),
+    "color of the left or upper": (8, lambda s, c: [(n,) for n in _colors(s)]),
+    "shape of the left or upper": (6, lambda s, c: [(n,) for n in _shapes(s)]),
+    "color named first": (8, lambda s, c: [(n,) for n in _named(c)]),
+    "left or upper named first": (2, lambda s, c: _turn(_named(c) == _colors(s))),
+}
+
+
+def embed(student: Student, shown: World) -> dict[str, Tensor]:
+    """Unit embeddings [N, D] of a world by tower; the image tower's pooled output too."""
+    every, scorer = range(len(shown.scenes)), clip_scorer(student)
+    text, row = scorer.embed_texts(shown.captions)
+    return {
+        "image, pooled": embed_pairs(student, shown.pairs, every, pooled=True),
+        "image": embed_pairs(student, shown.pairs, every, pooled=False),
+        "caption": torch.from_numpy(text[row]).float(),
+    }
+
+
+def fit_probe(emb: Tensor, targets: Sequence[Columns], width: int, seed: int) -> nn.Linear:
+    """Ridge regression of the targets' columns on embeddings [N, D]; see `bridge.ridge_start`."""
+    wanted = torch.zeros(len(emb), width)
+    for row, columns in zip(wanted, targets, strict=True):
+        row[list(columns)] = 1
+    state = ridge_start(emb, wanted, seed=derive_seed(seed, "probe")).state
+    probe = nn.Linear(emb.shape[1], width)
+    probe.load_state_dict({name.removeprefix("linear."): value for name, value in state.items()})
+    return probe.requires_grad_(False)
+
+
+def answers(scores: Tensor, options: Sequence[Sequence[Columns]]) -> np.ndarray:
+    """Whether the first option's columns have the largest sum of scores [N, M]: bool [N]."""
+    found = []
+    for row, (true, *others) in zip(scores, options, strict=True):
+        values = [float(row[list(columns)].sum()) for columns in (true, *others)]
+        found.append(values[0] > max(values[1:]))
+    return np.array(found)
+
+
+def probe_table(
+    fitted: Mapping[str, Tensor], seen: Mapping[str, Tensor], fit: World, held: World, seed: int
+) -> pd.DataFrame:
+    """Linear probes fitted in one world and asked in another: rows read from, question.
+
+    fitted, seen: embeddings of the two worlds by tower. A last reading is of captions by the
+    probe of the images, each less its mean: whether both towers say it in the same direction.
+    """
+    read = {tower: (fitted[tower], seen[tower]) for tower in fitted}
+    if {"image", "caption"} <= fitted.keys():
+        image, caption = fitted["image"].mean(0), fitted["caption"].mean(0)
+        read["caption by image"] = (fitted["image"] - image, seen["caption"] - caption)
+    rows = []
+    for name, (width, choose) in QUESTIONS.items():
+        known, options = (
+            [choose(*pair) for pair in zip(w.scenes, w.captions, strict=True)] for w in (fit, held)
+        )
+        for tower, (before, after) in read.items():
+            probe = fit_probe(before, [true for true, *_ in known], width, seed)
+            right = metrics.wilson(answers(probe(after), options))
+            row = {"read from": tower, "question": name, **vars(right)}
+            rows.append(row | {"chance": 1 / len(options[0])})
+    return pd.DataFrame(rows)
+
+
+def swap_table(
+    fitted: Mapping[str, Tensor],
+    fit: World,
+    seen: Mapping[str, Mapping[str, Tensor]],
+    worlds: Mapping[str, World],
+    seed: int,
+) -> pd.DataFrame:
+    """How far a swap moves an embedding, and whether linear probes tell the two apart.
+
+    seen: embeddings by world and tower. Mean cosines of a scene with its swap, with itself drawn
+    anew, and with another scene. `mean` is the share of pairs of which the probe of the left or
+    upper thing's color and shape says rightly which is which (chance 1/2), with its interval;
+    `binding` that of the probe of which color has which shape, where the swap changes that.
+    """
+    rows = []
+    for tower, kind in itertools.product(fitted, SWAPS):
+        own, swapped = seen[HELD][tower], seen[kind][tower]
+        right = {}
+        for name, (width, true) in {"place": (14, _first), "binding": (48, _truly_bound)}.items():
+            probe = fit_probe(fitted[tower], [true(s) for s in fit.scenes], width, seed)
+            ways = ([true(scene) for scene in worlds[name].scenes] for name in (HELD, kind))
+            right[name] = answers(probe(own) - probe(swapped), list(zip(*ways, strict=True)))
+        row = {"read from": tower, "swap": kind, "cosine with swap": _cosine(own, swapped)}
+        row |= {AGAIN: _cosine(own, seen[AGAIN][tower]), "another": _cosine(own, own.roll(1, 0))}
+        row |= vars(metrics.wilson(right["place"]))
+        rows.append(row | {"binding": np.nan if kind == "Relation" else right["binding"].mean()})
+    return pd.DataFrame(rows)
+
+
+def _first(scene: Scene) -> Columns:
+    return (_colors(scene)[0], len(COLORS) + _shapes(scene)[0])
+
+
+def _truly_bound(scene: Scene) -> Columns:
+    return tuple(sorted(_bound(scene)[0]))
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(one, other, dim=-1).mean())
+
+
+# --- what h_w carries ----------------------------------------------------------------------------
+
+
+def r2(true: Tensor, predicted: Tensor, center: Tensor | float = 0.0) -> float:
+    """Share of the squares of `true` about `center` that `predicted` explains, pooled."""
+    left, total = (true - predicted).double().square().sum(), (true - center).double().square()
+    return float(1 - left / total.sum())
+
+
+def reconstruction(mapped: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> pd.DataFrame:
+    """R² of latents [N, C, H, W] by world that h_w gives, against the VAE's: rows of, r2.
+
+    Of the validation world, of each channel, and of the difference to each of its changes.
+    """
+    z, z_hat = true[HELD], mapped[HELD]
+    rows = [("latent", r2(z, z_hat, z.mean(0)))]
+    for n in range(z.shape[1]):
+        rows.append((f"channel {n}", r2(z[:, n], z_hat[:, n], z[:, n].mean(0))))
+    for name in (*SWAPS, AGAIN):
+        rows.append((f"difference: {name}", r2(z - true[name], z_hat - mapped[name])))
+    return pd.DataFrame(rows, columns=["of", "r2"])
+
+
+@torch.no_grad()
+def errors(teacher: Teacher, z: Tensor, captions: Sequence[str], t: Tensor, eps: Tensor) -> Tensor:
+    """Mean squared eps errors [N] of latents [N, C, H, W], 128 at a time."""
+    found = []
+    for n in range(0, len(z), 128):
+        rows = slice(n, n + 128)
+        text, abar = teacher.embed_texts(captions[rows]), teacher.alpha_bar[t[rows]]
+        draw = (z[rows], text, t[rows], eps[rows], abar)
+        found.append(losses.denoising_loss(teacher.predict_noise, *draw, reduction="mean"))
+    return torch.cat(found)
+
+
+def choices(
+    teacher: Teacher, latents: Mapping[str, Tensor], worlds: Mapping[str, World], seed: int
+) -> pd.DataFrame:
+    """Whether the teacher tells a caption from its swap, of both images: rows swap.
+
+    `mean` is the share of `CHOSEN` pairs with both images right (the text score, chance 1/4),
+    `images` that of single images (chance 1/2). `DRAWS` shared draws, `caption_log_likelihoods`.
+    """
+    draws = shared_draws(teacher.latent_shape, DRAWS, derive_seed(seed, "choice"))
+    rows = []
+    for kind in SWAPS:
+        right = []
+        for own, other in ((HELD, kind), (kind, HELD)):
+            z = latents[own][:CHOSEN]
+            said = [*worlds[own].captions[: len(z)], *worlds[other].captions[: len(z)]]
+            t, eps = (x.repeat_interleave(len(said), 0) for x in (draws.t, draws.eps))
+            z_all = z.repeat(2 * len(draws.t), 1, 1, 1)
+            found = errors(teacher, z_all, said * len(draws.t), t, eps)
+            cube = found.reshape(len(draws.t), 2, len(z)).permute(2, 1, 0)
+            likely = losses.caption_log_likelihoods(cube, z[0].numel())
+            right.append((likely[:, 0] > likely[:, 1]).numpy())
+        row = {"swap": kind, **vars(metrics.wilson(right[0] & right[1]))}
+        rows.append(row | {"images": float(np.mean(right))})
+    return pd.DataFrame(rows)
+
+
+# --- where the gradient goes, and which t tell ---------------------------------------------------
+
+
+def gradients(
+    parties: Parties, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
+) -> pd.DataFrame:
+    """Norms of the gradients of L_CLIP and of sds_weight * L_SDS by part and kind of parameter.
+
+    Parts are the image tower, the text tower and the bridge; kind `all` is the whole of one.
+    Cosines of the second gradient: with L_CLIP's, and with itself under the captions swapped and
+    under those of other images, at the same t and eps: 1 where the captions make no difference.
+    """
+    swaps = [swapped_caption(c, derive_seed(config.seed, "swap", n))
+             for n, c in enumerate(batch.captions)]  # fmt: skip
+    terms = step_losses(parties, batch, t, eps, config)
+    for name, captions in (("swapped", swaps), ("shuffled", batch.others)):
+        false = step_losses(parties, replace(batch, captions=tuple(captions)), t, eps, config)
+        terms[name] = false["sds"]
+    named = {n: p for n, p in parties.student.model.named_parameters() if p.requires_grad}
+    if parties.bridge is not None:
+        named |= {f"bridge.{n}": p for n, p in parties.bridge.named_parameters()}
+    parts: dict[tuple[str, str], list[int]] = {}
+    for n, name in enumerate(named):
+        for kind in ("all", _kind(name)):
+            parts.setdefault((_part(name), kind), []).append(n)
+    found = {name: _gradient(values, list(named.values())) for name, values in terms.items()}
+    rows = []
+    for (part, kind), places in parts.items():
+        own = {name: torch.cat([grads[n] for n in places]) for name, grads in found.items()}
+        row: dict[str, object] = {"part": part, "kind": kind, "parameters": len(own["sds"])}
+        row |= {
+            "clip": float(own["clip"].norm()),
+            "sds": config.sds_weight * own["sds"].norm().item(),
+        }
+        for name in ("clip", "swapped", "shuffled"):
+            norms = float(own["sds"].norm() * own[name].norm())
+            row[f"cosine with {name}"] = float(own["sds"] @ own[name]) / (norms or np.nan)
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["part", "kind"], ignore_index=True)
+
+
+def _gradient(values: Tensor, params: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradient of the values' mean, flat, in float64; zeros where there is none."""
+    found = torch.autograd.grad(
+        values.mean(), params, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return [grad.double().flatten() for grad in found]
+
+
+def _part(name: str) -> str:
+    if name.startswith("bridge."):
+        return "bridge"
+    return "image tower" if name.startswith("visual.") else "text tower"
+
+
+def _kind(name: str) -> str:
+    sets = {kind: TRAINABLE[kind] for kind in ("layernorm", "attention", "projection")}
+    sets["MLP"] = (r"\.mlp\.",)
+    found = (k for k, patterns in sets.items() if any(re.search(p, name) for p in patterns))
+    return next(found, "weight and bias" if name.startswith("bridge.") else "embedding")
+
+
+def choice_by_t(
+    teacher: Teacher, z: Tensor, worlds: Mapping[str, World], config: FinetuneConfig, seed: int
+) -> pd.DataFrame:
+    """How often one draw tells a caption from its swap on the image's own latent, by part of t.
+
+    z [N, C, H, W] are the latents of `worlds`' first world. Each pair has one eps, for all parts
+    and captions; its t are spread evenly over a part. Rows swap and part of t; `lead` is the mean
+    of the swap's error less the caption's, by the caption's mean error.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "by t"))
+    eps = torch.randn(z.shape, generator=generator)
+    edges = np.linspace(config.t_min, config.t_max + 1, BINS + 1)
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        t = torch.from_numpy(low + (high - low) * (np.arange(len(z)) + 0.5) / len(z)).long()
+        found = {
+            name: errors(teacher, z, worlds[name].captions[: len(z)], t, eps).numpy()
+            for name in (HELD, *SWAPS)
+        }
+        for kind in SWAPS:
+            lead = found[kind] - found[HELD]
+            row = {"swap": kind, "t from": int(np.ceil(low)), "to": int(np.ceil(high)) - 1}
+            row |= vars(metrics.wilson(lead > 0))
+            rows.append(row | {"lead": float(lead.mean() / found[HELD].mean())})
+    return pd.DataFrame(rows)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def student_of(run: Run) -> Student:
+    """The student of a run's weights; of a run that is not finished, of its newest checkpoint.
+
+    RunError where there is neither.
+    """
+    if run.weights.is_dir():
+        return load_student(f"local-dir:{run.weights}", None)
+    config, found = config_of(run), run.latest_checkpoint()
+    if found is None:
+        raise RunError(f"{run.name} has neither weights nor a checkpoint; run it again to go on")
+    student = load_student(config.clip_model, config.clip_pretrained)
+    chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
+    unpack_state(found.tensors, {"student": nn.ParameterList([value for _, value in chosen])})
+    return student.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all students are diagnosed on; `true` holds the VAE's latents of `worlds`, by name."""
+
+    config: FinetuneConfig
+    teacher: Teacher
+    pairs: Pairs
+    cache: LatentCache
+    fit: World
+    worlds: dict[str, World]
+    true: dict[str, Tensor]
+
+
+def ground(config: FinetuneConfig, scenes: int) -> Ground:
+    """`scenes` of the train split for fitting, a fifth as many of the validation split to ask."""
+    drawing.ensure_world()
+    pairs = load_pairs(config.train_data)
+    teacher = load_teacher(config.teacher, config.teacher_revision, variant=config.variant)
+    held = world("val", max(CHOSEN, scenes // 5), config.seed)
+    worlds = changes(held, config.seed)
+    true = {name: _latents(teacher, shown) for name, shown in worlds.items()}
+    cache, fit = LatentCache(teacher, pairs), world("train", scenes, config.seed)
+    return Ground(config, teacher, pairs, cache, fit, worlds, true)
+
+
+def _latents(teacher: Teacher, shown: World) -> Tensor:
+    return LatentCache(teacher, shown.pairs)(range(len(shown.scenes)))
+
+
+def of_teacher(on: Ground) -> dict[str, pd.DataFrame]:
+    """The tables that no student is needed for: what the latent holds, what the teacher tells."""
+    seed, held = on.config.seed, on.worlds[HELD]
+    known = {"VAE latent": _latents(on.teacher, on.fit).flatten(1)}
+    asked = {"VAE latent": on.true[HELD].flatten(1)}
+    trained = changes(world("train", BATCH, seed), seed)
+    z = _latents(on.teacher, trained[HELD])
+    return {
+        "linear probes of the latent": probe_table(known, asked, on.fit, held, seed),
+        "the choice on the latent": choices(on.teacher, on.true, on.worlds, seed),
+        "the choice by t": choice_by_t(on.teacher, z, trained, on.config, seed),
+    }
+
+
+def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
+    """One student's tables; its bridge is started anew, and all its parameters may move."""
+    config, seed = on.config, on.config.seed
+    bridge = start_bridge(config, student, on.cache, on.pairs)
+    fitted = embed(student, on.fit)
+    seen = {name: embed(student, shown) for name, shown in on.worlds.items()}
+    with torch.no_grad():
+        mapped = {name: bridge(towers["image"]) for name, towers in seen.items()}
+    trained = [value for _, value in set_trainable(student, config.trainable)]
+    parties = Parties(student, trained, on.teacher, bridge, swapped_caption, on.cache)
+    draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
+    batch = next(batches(on.pairs, student.transform, config.batch_size, seed, range(1)))
+    return {
+        "linear probes": probe_table(fitted, seen[HELD], on.fit, on.worlds[HELD], seed),
+        "swaps": swap_table(fitted, on.fit, seen, on.worlds, seed),
+        "R2 of h_w": reconstruction(mapped, on.true),
+        "the choice on h_w": choices(on.teacher, mapped, on.worlds, seed),
+        "gradients": gradients(parties, batch, *draws, config),
+    }
+
+
+def told(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it: shares in words, a column for each tower or swap."""
+    if "mean" not in table:
+        return table.round(4)
+    right = [
+        formatting.share(*row)
+        for row in zip(table["mean"], table["low"], table["high"], strict=True)
+    ]
+    words = table.drop(columns=["mean", "low", "high", "n"]).assign(right=right).round(4)
+    for row, column in (("question", "read from"), ("t from", "swap")):
+        if row in words:
+            values = [c for c in ("right", "lead") if c in words]
+            keys = [c for c in words if c not in (column, *values)]
+            return words.set_index([*keys, column])[values].unstack(column, sort=False)
+    return words
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Say in numbers what the untouched student and those of runs encode, and what moves them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sdslib.lab.diagnosis", description=main.__doc__
+    )
+    parser.add_argument("run", nargs="*", help="id, name or folder of a run")
+    parser.add_argument("--runs", help="the folder of runs (default: reports/runs)")
+    parser.add_argument("--scenes", type=int, default=2048, help="scenes that probes are fitted to")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(words)
+    if options.scenes < 10:
+        parser.error(f"--scenes is 10 or more, got {options.scenes}: a probe is fitted to them")
+    try:
+        config = override(mini(), trainable="all", batch_size=BATCH, seed=options.seed)
+        found = [find_run(key, options.runs) for key in options.run]
+        students = {"untouched": load_student(config.clip_model, None)}
+        students |= {run.name: student_of(run) for run in found}
+    except (ParameterError, RunError, StorageError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    on = ground(config, options.scenes)
+    _print("teacher", of_teacher(on))
+    for name, student in students.items():
+        _print(name, of_student(on, student))
+    return 0
+
+
+def _print(name: str, tables: Mapping[str, pd.DataFrame]) -> None:
+    for title, table in tables.items():
+        print(f"\n{name}: {title}\n\n{told(table).to_string()}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""What a run would cost, measured on the real architectures with random weights and pictures.
+
+Nothing is downloaded and no run is opened: student and teacher are built from their public configs,
+the real loop takes a few steps, and time and memory of the whole run are told from them.
+`python -m sdslib.lab.dry_run -p preset paper` does it from a shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sdslib import experiment
+from sdslib.arms.negatives import swapped_caption
+from sdslib.bridge import Bridge, random_start
+from sdslib.config import FinetuneConfig, ParameterError, derive_seed, validate
+from sdslib.io.sources import DataError
+from sdslib.miniworld import drawing
+from sdslib.pairs import Pairs, load_pairs
+from sdslib.student import random_student, set_trainable
+from sdslib.teacher import random_teacher
+from sdslib.train import TERMS, Loop, Parties, TrainingError, seen_pairs
+
+COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017
+STEPS = 2  # that are timed at each size, after one that is not
+WHOLE_STEP_S = 60.0  # a whole batch is tried where a step of it should take less
+ROOM = 0.95  # of a device's memory that a run may take
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Some steps at one size: pairs a step, the median seconds of one, and the peak of memory."""
+
+    pairs: int
+    seconds: float
+    memory: int
+    evaluations: float  # of the UNet a step, each one latent
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was measured, and what follows for the whole run."""
+
+    config: FinetuneConfig
+    parameters: dict[str, int]
+    trials: tuple[Trial, ...]
+    steps: int  # of the whole run
+    device: str
+    device_memory: int
+    failed: str | None = None  # why the whole batch was not to be had
+
+    @property
+    def pairs(self) -> int:
+        """Pairs a step and process of the run itself."""
+        return self.config.batch_size // self.config.processes
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the run needs at its peak: measured, or on the line through two trials."""
+        return int(max(self._at(lambda trial: trial.memory), self.trials[-1].memory))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds a step, measured or on that line."""
+        return self._at(lambda trial: trial.seconds)
+
+    @property
+    def hours(self) -> float:
+        """Of all steps; what comes before and after them, as scoring, is not in it."""
+        return self.seconds * self.steps / 3600
+
+    @property
+    def evaluations(self) -> int:
+        """UNet evaluations of the whole run, in all processes; each is of one latent."""
+        last = self.trials[-1]
+        seen = seen_pairs(self.config.model_copy(update={"batch_size": last.pairs}))
+        return round(last.evaluations / seen * seen_pairs(self.config) * self.steps)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has the memory."""
+        return self.failed is None and self.memory <= ROOM * self.device_memory
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last trial was of the run's own size."""
+        return self.trials[-1].pairs == self.pairs
+
+    def _at(self, value: Callable[[Trial], float]) -> float:
+        last = self.trials[-1]
+        if self.whole or len(self.trials) == 1:
+            return value(last) * self.pairs / last.pairs if not self.whole else value(last)
+        before = self.trials[-2]
+        slope = (value(last) - value(before)) / (last.pairs - before.pairs)
+        return value(last) + max(0.0, slope) * (self.pairs - last.pairs)
+
+    def table(self) -> pd.DataFrame:
+        """Rows what, value, how: counted, measured, or told from what was measured."""
+        told = "measured" if self.whole else f"told from {self.trials[-1].pairs} pairs a step"
+        rows = [(f"parameters, {k}", _millions(v), "counted") for k, v in self.parameters.items()]
+        rows += [
+            ("device", self.device, f"memory {_gigabytes(self.device_memory)}"),
+            ("pairs a step and process", str(self.pairs), "batch_size / processes"),
+            ("peak of memory", _gigabytes(self.memory), told),
+            ("fits", "yes" if self.fits else "no", self.failed or self._advice()),
+            ("seconds a step", f"{self.seconds:.3g}", told),
+            ("steps of the run", f"{self.steps:,}", "counted"),
+            ("UNet evaluations of the run", f"{self.evaluations:,}", "counted"),
+            ("hours of the run's steps", f"{self.hours:.3g}", "seconds a step × steps"),
+        ]
+        return pd.DataFrame(rows, columns=["what", "value", "how"])
+
+    def _advice(self) -> str:
+        if self.fits:
+            return f"at most {ROOM:.0%} of the device's memory"
+        return "lower micro_batch or batch_size, set checkpointing, or take more processes"
+
+
+def rehearse(config: FinetuneConfig) -> Rehearsal:
+    """Build the parties of `config` with random weights, try steps of growing size, and tell.
+
+    The whole batch is tried where memory and `WHOLE_STEP_S` should allow it. WeightsError where an
+    architecture is not known here and the Hub is out of reach; ParameterError where nobody can say
+    how many pairs there are.
+    """
+    steps, device = _steps(config), experiment.pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    parties = random_parties(config, device)
+    made = Rehearsal(config, _parameters(parties), (), steps, *_device(device))
+    least = max(round(1 / config.sds_share), config.choice_draws * (config.arm == "teacher-choice"))
+    trials: list[Trial] = []
+    for size in sorted({min(least, made.pairs), min(2 * least, made.pairs), made.pairs}):
+        made = replace(made, trials=tuple(trials))
+        if len(trials) == 2 and not (made.fits and made.seconds <= WHOLE_STEP_S):
+            break
+        try:
+            trials.append(attempt(config, parties, size))
+        except TrainingError as error:
+            made = replace(made, failed=str(error).split(";")[0])
+            if not trials:
+                raise
+            break
+    return replace(made, trials=tuple(trials))
+
+
+def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = STEPS) -> Trial:
+    """Take `steps` steps of `size` pairs, and one before them that is not timed."""
+    settings = config.model_copy(
+        update={
+            "batch_size": size,
+            "steps": steps + 1,
+            "epochs": None,
+            "train_pairs": None,
+            "eval_every": 0,
+            "num_workers": 0,
+            "tracker": None,
+        }
+    )
+    device, count = parties.trained[0].device, _counted(parties)
+    pictures = cast(Pairs, Pictures(size * (steps + 1)))  # as much of one as the loop asks for
+    gc.collect()
+    _reset_peak(device)
+    seconds = [step.seconds for step in Loop(settings, parties, pictures)]
+    memory = _peak(device)
+    return Trial(size, statistics.median(seconds[1:]), memory, count() / (steps + 1))
+
+
+def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
+    """Who takes part, at full size, with weights drawn from the run's seed."""
+    seed = derive_seed(config.seed, "rehearsal")
+    student = random_student(config.clip_model, device, seed)
+    chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
+    trained = [value for _, value in chosen]
+    if "sds" not in TERMS[config.arm]:
+        return Parties(student, trained, negative=swapped_caption)
+    teacher = random_teacher(
+        config.teacher,
+        config.teacher_revision,
+        device,
+        config.precision,
+        seed,
+        config.checkpointing,
+    )
+    shape = teacher.latent_shape
+    width = student.pooled_width if config.bridge_input == "pooled" else student.width
+    bridge = Bridge(width, shape)
+    bridge.load_state_dict(random_start(width, shape, seed))
+
+    def latents(index: Tensor) -> Tensor:
+        return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
+
+    needs = config.arm != "teacher-choice"
+    own = bridge.to(device) if needs else None
+    return Parties(student, trained, teacher, own, swapped_caption, latents)
+
+
+class Pictures:
+    """Random pictures with captions of four words that differ, in the form that training reads."""
+
+    source = "random pictures"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image(self, index: int) -> Image.Image:
+        """Noise of 640×480, as large as COCO's."""
+        rng = np.random.default_rng(derive_seed(0, "rehearsal picture", index))
+        return Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Of the mini-world's words, which every tokenizer here can write."""
+        colors, shapes = ["red", "blue"], drawing.SHAPES[:2]
+        first, second = colors[index % 2], colors[(index + 1) % 2]
+        return (f"a {first} {shapes[index // 2 % 2]} left of a {second} square",)
+
+
+def end_if_dry(config: FinetuneConfig) -> None:
+    """In a notebook: where `dry_run` is asked for, show what the run would cost and end there.
+
+    papermill and nbclient take SystemExit 0 for a good end: no later cell runs, the status is 0.
+    """
+    if config.dry_run:
+        from IPython.display import display
+
+        display(rehearse(config).table())
+        raise SystemExit(0)
+
+
+def _steps(config: FinetuneConfig) -> int:
+    if config.steps:
+        return config.steps
+    pairs = config.train_pairs
+    if pairs is None:
+        try:
+            pairs = len(load_pairs(config.train_data))
+        except DataError as error:
+            if "train2017" not in config.train_data:
+                raise ParameterError(
+                    [f"a dry run needs steps or train_pairs where the pairs are absent ({error})"]
+                ) from error
+            pairs = COCO_TRAIN2017
+    return (config.epochs or 1) * (pairs // config.batch_size)
+
+
+def _parameters(parties: Parties) -> dict[str, int]:
+    def count(module: nn.Module | None) -> int:
+        return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+    found = {"student": count(parties.student)}
+    found["of them trained"] = sum(p.numel() for p in parties.trained)
+    if parties.bridge is not None:
+        found["h_w, trained"] = count(parties.bridge)
+    if parties.teacher is not None:
+        for name, part in (("UNet", "unet"), ("VAE", "vae"), ("text encoder", "text_encoder")):
+            found[name] = count(getattr(parties.teacher, part))
+    return found
+
+
+def _counted(parties: Parties) -> Callable[[], int]:
+    """How many latents the UNet has been asked about since this call."""
+    if parties.teacher is None:
+        return lambda: 0
+    seen: list[int] = []
+    hook = parties.teacher.unet.register_forward_pre_hook(
+        lambda module, args: seen.append(len(args[0]))
+    )
+
+    def total() -> int:
+        hook.remove()
+        return sum(seen)
+
+    return total
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def _device(device: torch.device) -> tuple[str, int]:
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return found.name, found.total_memory
+    return str(device), psutil.virtual_memory().total
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux forgets the peak when asked; elsewhere it is of the process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes at the peak since `_reset_peak`: of the GPU, or of this whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.4g} M"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Say what a run would cost; the status is 1 where it does not fit the device's memory."""
+    parser = argparse.ArgumentParser(prog="python -m sdslib.lab.dry_run", description=main.__doc__)
+    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
+    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
+    options = parser.parse_args(words)
+    values: dict[str, Any] = {name: experiment.literal(text) for name, text in options.given}
+    begun = time.perf_counter()
+    try:
+        found = rehearse(validate(FinetuneConfig, values))
+    except (ParameterError, ValueError, TrainingError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(found.table().to_string(index=False))
+    print(f"(rehearsed in {time.perf_counter() - begun:.0f} s)")
+    return 0 if found.fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

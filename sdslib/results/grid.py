@@ -1,0 +1,281 @@
+"""The cells of a grid over a notebook's parameters: checked first, and named by their runs' ids.
+
+Two cells that leave the same run are one cell. Nothing here starts a run, and torch is loaded in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdslib.config import (
+    MODELS,
+    Config,
+    FinetuneConfig,
+    ParameterError,
+    project_root,
+    shown_path,
+    suggest,
+    validate,
+)
+from sdslib.io import storage
+from sdslib.io.runs import Run, RunError, code_digests, identify
+
+_OURS = ("run", "runs")  # the sweep says where runs are kept, their parameters name them
+
+
+class PlanError(RuntimeError):
+    """The runs of a grid cannot be named; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the notebook: the parameters given to papermill, checked as its guard does.
+
+    `ids` are the runs that the cell leaves, its own first; empty where only the notebook knows.
+    `count` says how many cells of the grid are this run.
+    """
+
+    notebook: Path
+    given: Mapping[str, Any]
+    config: Config
+    ids: tuple[str, ...] = ()
+    count: int = 1
+
+    @cached_property
+    def key(self) -> str:
+        """What two cells share that are the same run."""
+        return self.ids[0] if self.ids else identify(self.config, {})["id"]
+
+    def runs(self, root: Path) -> list[Run | None]:
+        """The runs that the cell leaves, as far as they are there; its own first."""
+        if self.ids:
+            return [_run_of(root, name) for name in self.ids]
+        params, code = self.config.identity(), code_digests(self.config.code)
+        for folder in sorted(root.glob("*/identity.json"), key=lambda p: -p.stat().st_mtime):
+            try:
+                identity = Run(folder.parent).identity
+            except (RunError, storage.StorageError):
+                continue  # damaged; `runs verify` names it
+            if identity["params"] == params and identity["code"] == code:
+                return [Run(folder.parent)]
+        return [None]
+
+    def pair(self, root: Path) -> tuple[Run, Run] | None:
+        """The cell's run and its L_CLIP-only control (the run itself where it is one).
+
+        None unless both are finished: a control never stands for a run that failed.
+        """
+        runs = self.runs(root)
+        done = [run for run in runs if run and run.finished]
+        return (done[0], done[-1]) if len(done) == len(runs) else None
+
+    def unfinished(self, root: Path) -> set[str]:
+        """The ids (or the key) of the runs that are still to do."""
+        runs = self.runs(root)
+        return {
+            name
+            for name, run in zip(self.ids or (self.key,), runs, strict=True)
+            if run is None or not run.finished
+        }
+
+    def known_done(self, root: Path) -> bool:
+        """Whether no process is needed; a notebook whose runs it alone can name is asked again."""
+        return bool(self.ids) and not self.unfinished(root)
+
+
+def _run_of(root: Path, name: str) -> Run | None:
+    folder = next((p for p in root.glob(f"*-{name}") if (p / "identity.json").is_file()), None)
+    return Run(folder) if folder else None
+
+
+def combine(
+    values: Mapping[str, Sequence[Any]],
+    seeds: int | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The product of the values and the seeds 0…`seeds`-1, the seeds running fastest.
+
+    Raises ParameterError for an empty grid and for a parameter that is given twice.
+    """
+    axes = {name: list(found) for name, found in values.items()}
+    problems = [f"--grid {name}= has no value; write {name}=A,B" for name in axes if not axes[name]]
+    if seeds is not None:
+        problems += ["seed stands in --grid and in --seeds; leave one out"] * ("seed" in axes)
+        axes["seed"] = list(range(seeds))
+    problems += [f"{name} is given twice; leave one out" for name in axes if name in (fixed or {})]
+    if not axes:
+        problems.append("the grid is empty; give --grid name=A,B or --seeds N")
+    if problems:
+        raise ParameterError(problems)
+    cells = itertools.product(*axes.values())
+    return [dict(fixed or {}) | dict(zip(axes, cell, strict=True)) for cell in cells]
+
+
+def literal(text: str) -> Any:
+    """A value as papermill reads it from a command line: True, None, a number, or else text."""
+    known = {"True": True, "False": False, "None": None}
+    if text in known:
+        return known[text]
+    for kind in (int, float):
+        try:
+            found = kind(text)
+        except ValueError:
+            continue
+        return text if _is_too_large(found, text) else found
+    return text
+
+
+def _is_too_large(value: Any, text: str) -> bool:
+    """Whether digits are no number that can be held, as those of the revision 12e4567."""
+    return isinstance(value, float) and math.isinf(value) and any(c.isdigit() for c in text)
+
+
+def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
+    """The Config of the notebook's guard cell, and the literals of its parameters cell."""
+    try:
+        cells = json.loads(notebook.read_bytes())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+    except FileNotFoundError as error:
+        there = [p.name for p in (project_root() / "notebooks").glob("*.ipynb")]
+        close = suggest(notebook.name, there)
+        hint = f"; did you mean 'notebooks/{close}'?" if close else ""
+        raise ParameterError([f"notebook {shown_path(notebook)!r} does not exist{hint}"]) from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ParameterError([f"{shown_path(notebook)!r} is no notebook"]) from error
+    names = [name for cell in code if (name := _guarded_by("".join(cell["source"])))]
+    if not names or names[0] not in MODELS:
+        problem = f"notebook {shown_path(notebook)!r} has no guard cell; see CONTRIBUTING.md"
+        raise ParameterError([problem])
+    tagged = [c for c in code if "parameters" in c.get("metadata", {}).get("tags", [])]
+    return MODELS[names[0]], _literals("".join(tagged[0]["source"]) if tagged else "")
+
+
+def _literals(source: str) -> dict[str, Any]:
+    """What a parameters cell assigns; papermill injects over it."""
+    return {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+
+
+def _guarded_by(source: str) -> str | None:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a cell of magics
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("guard", "config.guard"):
+            names = [ast.literal_eval(word) for word in node.args[1:2]]
+            return str(names[0]) if names else "finetune"
+    return None
+
+
+def check(
+    notebook: str | Path, cells: Sequence[Mapping[str, Any]], runs: str | None = None
+) -> list[Cell]:
+    """The cells, each checked as the notebook's guard will; nothing heavy is loaded.
+
+    Raises ParameterError with every problem of every cell.
+    """
+    path = Path(notebook)
+    path = path if path.is_file() or path.is_absolute() else project_root() / path
+    cls, written = read_notebook(path)
+    found, problems = list[Cell](), dict[str, None]()
+    if not cells:
+        problems["the grid is empty; give it at least one cell"] = None
+    for given in cells:
+        problems |= {f"{n} is the sweep's own; use --runs DIR": None for n in _OURS if n in given}
+        try:
+            config = validate(cls, written | dict(given) | {"runs": runs})
+            found.append(Cell(path.resolve(), dict(given), config))
+        except ParameterError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ParameterError(problems)
+    return found
+
+
+def plan(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the ids of their runs; those that are one run become one cell.
+
+    Raises ParameterError where the data do not allow the parameters.
+    """
+    found: dict[str, Cell] = {}
+    ids = run_ids([cell.config for cell in cells])
+    for cell in (replace(c, ids=tuple(i)) for c, i in zip(cells, ids, strict=True)):
+        there = found.get(cell.key)
+        found[cell.key] = replace(there, count=there.count + 1) if there else cell
+    return list(found.values())
+
+
+def run_ids(configs: Sequence[Config]) -> list[list[str]]:
+    """For each config the ids of the runs that its notebook leaves; empty where it alone can tell.
+
+    They depend on the data, whose rooms load torch: a process of its own finds them, unless torch
+    is here already. Raises ParameterError where the data do not allow the parameters.
+    """
+    if "sdslib.experiment" in sys.modules:
+        return _run_ids(configs)
+    asked = [[type(c).__name__, c.model_dump(mode="json")] for c in configs]
+    done = subprocess.run(
+        [sys.executable, "-c", "from sdslib import cells; cells._answer()"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise PlanError(f"the runs of this grid cannot be named: {reason}") from error
+    if isinstance(answer, dict):
+        raise ParameterError([answer["problem"]])
+    return list(answer)
+
+
+def _answer() -> None:
+    """Read what `run_ids` asks on stdin; print the ids, or the problem, as the last line."""
+    kinds = {cls.__name__: cls for cls in MODELS.values()}
+    configs = [kinds[name](**values) for name, values in json.load(sys.stdin)]
+    try:
+        answer: Any = _run_ids(configs)
+    except ParameterError as error:
+        answer = {"problem": "; ".join(error.problems)}
+    print(json.dumps(answer))
+
+
+def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
+    from sdslib import experiment
+    from sdslib.io.sources import DataError
+    from sdslib.sets import roles
+
+    data: dict[tuple, dict[str, str]] = {}
+
+    def name(config: FinetuneConfig) -> str:
+        wanted = roles.named_data(config)
+        if wanted not in data:
+            data[wanted] = experiment.load_data(config).fingerprints()
+        return str(identify(config, data[wanted] | experiment.weights_fingerprints(config))["id"])
+
+    found = list[list[str]]()
+    for config in configs:
+        if not isinstance(config, FinetuneConfig):
+            found.append([])
+            continue
+        try:
+            found.append(list(dict.fromkeys([name(config), name(experiment.control(config))])))
+        except DataError as error:
+            raise ParameterError([str(error)]) from error
+    return found

@@ -1,0 +1,182 @@
+"""One image and any captions, taken apart: margins, words that decide, hardest re-orderings.
+
+A scorer is one of `evaluate`'s; `Remembering` is CLIP's, made for the same picture and nearly the
+same captions over and over. K captions, D embedding, W words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sdslib import metrics
+from sdslib.benchmarks import Benchmark, Item
+from sdslib.config import derive_seed
+from sdslib.evaluate import ClipScorer, DiffusionScorer, Scorer, error_table, score_grids
+from sdslib.io.images import ImageRef
+from sdslib.student import Student
+
+WORDS = 80  # of a caption that are taken apart; CLIP reads 75 tokens
+REORDERINGS = 160  # of one caption that are scored
+ALL_ORDERS = 5  # words up to which every order is scored
+_KEPT = 20_000  # caption embeddings kept in memory, 4 kB each
+
+
+class Remembering(ClipScorer):
+    """`evaluate.clip_scorer` that keeps every image and caption it ever embedded.
+
+    A caption is known by its token ids, so that two which read the same tie exactly.
+    """
+
+    def __init__(self, student: Student, batch_size: int = 64) -> None:
+        super().__init__(student, batch_size, 1, None)
+        self._images: dict[str, np.ndarray] = {}
+        self._texts: dict[bytes, np.ndarray] = {}
+
+    def embed_images(self, refs: Sequence[ImageRef]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit embeddings [R, D] of the distinct images, and the row [N] of each."""
+        new = {ref.key: ref for ref in refs if ref.key not in self._images}
+        if new:
+            emb, row = super().embed_images(list(new.values()))
+            self._images |= dict(zip(new, emb[row], strict=True))
+        return _rows(self._images, [ref.key for ref in refs])
+
+    def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit embeddings [R, D] of the distinct token rows, and the row [N] of each."""
+        keys = [row.tobytes() for row in self.student.tokenize(list(captions)).cpu().numpy()]
+        if len(self._texts) > _KEPT:
+            self._texts.clear()
+        both = zip(keys, captions, strict=True)
+        new = {key: caption for key, caption in both if key not in self._texts}
+        if new:
+            emb, row = super().embed_texts(list(new.values()))
+            self._texts |= dict(zip(new, emb[row], strict=True))
+        return _rows(self._texts, keys)
+
+
+def _rows(known: Mapping, keys: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    return np.stack([known[key] for key in distinct]), np.array([distinct[key] for key in keys])
+
+
+def score(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> np.ndarray:
+    """Scores [K], higher is better; the teacher's are relative to its mean errors if it has them.
+
+    Raises `checks.VocabularyError` for a word outside a closed vocabulary and `images.ImageError`.
+    """
+    (found,) = scorer([Item("0", (ref,), tuple(captions))])
+    return found.grids.get("relative", found.grids[""])[0]
+
+
+def margins(scores: np.ndarray) -> np.ndarray:
+    """By how much each of the scores [K] leads the best other one; not a number if it is alone."""
+    if len(scores) < 2:
+        return np.full(len(scores), np.nan)
+    return metrics.choice_margin(np.tile(scores, (len(scores), 1)), np.arange(len(scores)))
+
+
+def score_table(
+    scorers: Mapping[str, Scorer], ref: ImageRef, captions: Sequence[str]
+) -> pd.DataFrame:
+    """One row a model and caption: model, caption, score, margin (to the best other caption)."""
+    parts = []
+    for name, scorer in scorers.items():
+        found = score(scorer, ref, captions)
+        rows = {"model": name, "caption": list(captions), "score": found}
+        parts.append(pd.DataFrame(rows | {"margin": margins(found)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def leave_one_out(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
+    """What every word is worth: the caption's score less its score without that word.
+
+    The first 80 words are tried, more than CLIP reads.
+    One row a word: `caption` (its number), `place`, `word`, `change`, and `decides`, whether the
+    caption would win without the word where it loses, or lose where it wins.
+    """
+    rows = [
+        {"caption": k, "place": n, "word": word, "without": " ".join([*words[:n], *words[n + 1 :]])}
+        for k, words in enumerate(caption.split() for caption in captions)
+        for n, word in enumerate(words[:WORDS])
+    ]
+    table = pd.DataFrame(rows)
+    found = score(scorer, ref, [*captions, *table["without"]])
+    whole, without = found[: len(captions)], found[len(captions) :]
+    number = table["caption"].to_numpy()
+    margin, change = margins(whole)[number], whole[number] - without
+    decides = (len(captions) > 1) & ((margin > 0) != (margin - change > 0))
+    return table.drop(columns="without").assign(change=change, decides=decides)
+
+
+def reorderings(caption: str, limit: int = REORDERINGS, seed: int = 0) -> list[str]:
+    """Other orders of the caption's words, the caption itself not among them.
+
+    Up to five words in every order; of longer captions, two runs of one to three words exchanged,
+    which swaps words and names and keeps most of the grammar. At most `limit`, drawn by the seed,
+    and none beyond the first 80 words, which every order keeps after them.
+    """
+    words, rest = caption.split()[:WORDS], caption.split()[WORDS:]
+    rng = np.random.default_rng(derive_seed(seed, "re-orderings"))
+    if len(words) <= ALL_ORDERS:
+        orders = [" ".join(order) for order in itertools.permutations(words)]
+    else:
+        orders = [" ".join(order) for order in _exchanged(words)]
+    found = [text for text in dict.fromkeys(orders) if text != " ".join(words)]
+    drawn = [found[n] for n in sorted(rng.permutation(len(found))[:limit])]
+    return [" ".join([text, *rest]) for text in drawn]
+
+
+def _exchanged(words: Sequence[str]) -> Iterator[list[str]]:
+    """The words with two runs of one to three of them exchanged, in every way."""
+    for n in (1, 2, 3):
+        for i in range(len(words) - n):
+            for j in range(i + n, len(words) - n + 1):
+                yield [*words[:i], *words[j : j + n], *words[i + n : j], *words[i : i + n],
+                       *words[j + n :]]  # fmt: skip
+
+
+def hardest(
+    scorer: Scorer, ref: ImageRef, captions: Sequence[str], count: int = 3, seed: int = 0
+) -> pd.DataFrame:
+    """The `count` re-orderings of each caption that score highest, highest first.
+
+    One row each: `caption` (its number), `text`, `score`, `lead` (the caption's score less its).
+    """
+    orders = [reorderings(caption, seed=seed) for caption in captions]
+    found = score(scorer, ref, [*captions, *itertools.chain(*orders)])
+    whole, rest = found[: len(captions)], iter(found[len(captions) :])
+    rows = [
+        {"caption": k, "text": text, "score": value, "lead": whole[k] - value}
+        for k, texts in enumerate(orders)
+        for text, value in zip(texts, itertools.islice(rest, len(texts)), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["caption", "text", "score", "lead"])
+    table = table.sort_values(["caption", "score"], ascending=[True, False], kind="stable")
+    return table.groupby("caption").head(count).reset_index(drop=True)
+
+
+def cut_off(student: Student, captions: Sequence[str]) -> list[str]:
+    """The captions that do not fit into the student's context: their last word changes nothing."""
+    shorter = [" ".join(caption.split()[:-1]) for caption in captions]
+    same = (student.tokenize(list(captions)) == student.tokenize(shorter)).all(dim=1)
+    return [caption for caption, cut in zip(captions, same.tolist(), strict=True) if cut]
+
+
+def draw_errors(scorer: DiffusionScorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
+    """The teacher's denoising error of every draw: columns t and 0...K-1, one row a draw."""
+    item = Item("0", (ref,), tuple(captions))
+    table = error_table(scorer, [item])
+    table = table[table["caption"] >= 0]
+    return table.pivot_table("error", ["draw", "t"], "caption").reset_index("t")
+
+
+def grid(
+    scorers: Mapping[str, Scorer], refs: Sequence[ImageRef], captions: Sequence[str], name: str
+) -> tuple[Benchmark, dict[str, pd.DataFrame]]:
+    """Two images and two captions as a set of one item, and every model's score table of it."""
+    item = Item(name, tuple(refs), tuple(captions))
+    own = Benchmark("own", "grid", (item,), 1, "made by hand")
+    return own, {model: score_grids(scorer, own) for model, scorer in scorers.items()}

@@ -1,0 +1,136 @@
+"""Pieces of self-contained HTML: escaped text, pictures with alternative text, grids as heat maps.
+
+Nothing here refers to a resource outside the page, so it reads the same offline, through nbconvert,
+and in a screen reader.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL = 160  # pixels of the longer side
+_FULL = (0, 114, 178)  # Okabe and Ito's blue
+
+
+def text(value: object) -> str:
+    """The value as text of a page: nothing in it can be markup or end an attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
+    """An `<img>` that holds the picture itself, shrunk to `side` pixels, with its description.
+
+    Small pictures are kept exactly (PNG), larger ones as JPEG.
+    """
+    small = image.copy()
+    small.thumbnail((side, side))
+    data, kind = io.BytesIO(), "png" if max(image.size) <= side else "jpeg"
+    options = {"optimize": True} if kind == "png" else {"quality": 82}
+    small.convert("RGB").save(data, format=kind, **options)
+    coded = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/{kind};base64,{coded}" alt="{text(alt)}">'
+
+
+def number(value: float, sign: bool = False) -> str:
+    """A score or a lead in few characters; a lead that would round to zero keeps its power."""
+    mark = "+" if sign else ""
+    tiny = value != 0 and abs(value) < 5e-5
+    shown = f"{value:{mark}.1e}" if tiny else f"{value:{mark}.4f}"
+    return shown.replace("-", "\u2212")
+
+
+def shade(values: Sequence[float] | np.ndarray) -> list[str]:
+    """A background for each value, from white (the lowest) to a blue on which black is legible."""
+    array = np.asarray(values, dtype=float)
+    spread = array.max() - array.min()
+    depth = (array - array.min()) / spread * 0.85 if spread > 0 else np.zeros(len(array))
+    colors = [tuple(round(255 + (full - 255) * d) for full in _FULL) for d in depth]
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors]
+
+
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page around a body; `script` runs at its end."""
+    code = f"<script>{script}</script>" if script else ""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>'
+        f"<body>{body}{code}</body></html>\n"
+    )
+
+
+def asset(name: str) -> str:
+    """A style or script that lies beside the rooms."""
+    return files("sdslib.show").joinpath("templates", name).read_text("utf-8")
+
+
+def is_live() -> bool:
+    """Whether a person's notebook front end runs this cell.
+
+    papermill and nbconvert run cells too, but forbid input; a widget they show would stay empty.
+    """
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+
+
+HOW_TO_GET_LIVE = (
+    '<p class="saved"><small>Saved view: open this notebook in JupyterLab (<code>make lab</code>) '
+    "and run it to get the live controls.</small></p>"
+)
+
+
+_LIVE_OR_TWIN = (
+    "<style>.jp-OutputArea:has(.{0}) > .jp-OutputArea-child:has(#twin-{0}),"
+    " .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {{ display: none; }}</style>"
+)
+
+
+class Live:
+    """A widget and its static twin: two outputs of one cell, of which a reader sees one.
+
+    The twin hides beside the living widget. Where that has no kernel to live in (a saved notebook
+    opened again, nbconvert, a viewer without widgets) it shows, and hides JupyterLab's "model not
+    found", which would stand in the widget's place.
+    """
+
+    def __init__(self, widget: Any, markup: str) -> None:
+        self.widget, self.markup = widget, markup
+
+    def bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The MIME bundles of the widget, and of the twin."""
+        name = f"live-{self.widget.model_id}"
+        self.widget.add_class("live-view")  # what `atlas.css` shows the focus by
+        self.widget.add_class(name)
+        style = _LIVE_OR_TWIN.format(name)
+        twin = f'<div id="twin-{name}">{style}{self.markup}{HOW_TO_GET_LIVE}</div>'
+        live = self.widget._repr_mimebundle_() | {"text/html": "", "text/plain": "live controls"}
+        return live, {"text/html": twin, "text/plain": "the live controls as a page"}
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import publish_display_data
+
+        for bundle in self.bundles():
+            publish_display_data(bundle)
+
+
+def live_or_saved(
+    widget: Callable[[], Any], markup: Callable[[], str], saved: str | None = None
+) -> Any:
+    """What a cell shows: a live widget where somebody sits at the notebook, else its static twin.
+
+    `saved` stands beside the live widget instead of the twin where that is large.
+    """
+    from IPython.display import HTML
+
+    if is_live():
+        return Live(widget(), markup() if saved is None else saved)
+    return HTML(markup() + HOW_TO_GET_LIVE)

@@ -1,0 +1,180 @@
+"""Probes of one image and any captions: each checked against the definition, word by word."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_evaluate import CAPTIONS, noise
+
+from sdslib import evaluate
+from sdslib.benchmarks import Item
+from sdslib.io.model_files import VocabularyError
+from sdslib.show import explain
+from sdslib.show.explain import Remembering, reorderings
+from sdslib.student import load_student
+from sdslib.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}", None)
+
+
+@pytest.fixture
+def scorer(student):
+    return Remembering(student)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return load_teacher(str(tiny.save_teacher(tmp_path_factory.mktemp("teacher"))))
+
+
+def test_scores_are_those_of_the_clip_scorer(student, scorer):
+    items = [Item("0", (noise(0), noise(1)), CAPTIONS[:3]), Item("1", (noise(1),), CAPTIONS[2:])]
+    pairs = zip(scorer(items), evaluate.clip_scorer(student)(items), strict=True)
+    for mine, theirs in pairs:
+        np.testing.assert_allclose(mine.grids[""], theirs.grids[""], atol=1e-6)
+        assert mine.notes == theirs.notes
+
+
+def test_what_was_embedded_once_is_not_embedded_again(scorer):
+    first = explain.score(scorer, noise(0), CAPTIONS)
+    counts = dict(scorer.counts)
+    assert counts == {"images": 1, "captions": 6}
+    assert (explain.score(scorer, noise(0), CAPTIONS[::-1]) == first[::-1]).all()
+    assert scorer.counts == counts
+    explain.score(scorer, noise(1), [*CAPTIONS, "a green circle"])
+    assert scorer.counts == {"images": 2, "captions": 7}
+
+
+def test_captions_that_read_the_same_tie_exactly_even_when_asked_one_by_one(scorer):
+    alone = [explain.score(scorer, noise(0), [c])[0] for c in (CAPTIONS[0], CAPTIONS[0].upper())]
+    assert alone[0] == alone[1]
+
+
+def test_memory_is_bounded(scorer, monkeypatch):
+    monkeypatch.setattr(explain, "_KEPT", 3)
+    before = explain.score(scorer, noise(0), CAPTIONS)
+    np.testing.assert_allclose(explain.score(scorer, noise(0), CAPTIONS[:2]), before[:2], atol=1e-6)
+    assert len(scorer._texts) == 2
+
+
+def test_a_word_outside_the_vocabulary_is_named(scorer):
+    with pytest.raises(VocabularyError, match="'zebra'"):
+        explain.score(scorer, noise(0), ["a red zebra"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([3, 1, 2], [1, -2, -1]), ([2, 2, 0], [0, 0, -2]), ([5, 9], [-4, 4])],
+)
+def test_a_margin_is_the_lead_over_the_best_other_caption(scores, expected):
+    assert explain.margins(np.array(scores, dtype=float)).tolist() == expected
+
+
+def test_a_caption_alone_has_no_margin():
+    assert np.isnan(explain.margins(np.array([0.3]))).all()
+
+
+def test_the_score_table_has_one_row_a_model_and_caption(student, scorer):
+    table = explain.score_table({"a": scorer, "b": scorer}, noise(0), CAPTIONS[:3])
+    assert table["model"].tolist() == ["a"] * 3 + ["b"] * 3
+    assert table["caption"].tolist() == [*CAPTIONS[:3]] * 2
+    own = table[table["model"] == "a"].set_index("caption")
+    best = own["score"].idxmax()
+    assert own["margin"].gt(0).sum() == 1
+    assert own["margin"][best] == own["score"][best] - own["score"].drop(best).max()
+
+
+def test_a_words_worth_is_the_score_less_the_score_without_it(scorer):
+    captions = ["a red circle", "square", CAPTIONS[1]]
+    table = explain.leave_one_out(scorer, noise(0), captions)
+    whole = explain.score(scorer, noise(0), captions)
+    assert table["word"].tolist() == " ".join(captions).split()
+    for row in table.itertuples():
+        words = captions[row.caption].split()
+        assert words.pop(row.place) == row.word
+        without = explain.score(scorer, noise(0), [" ".join(words)])[0]
+        assert row.change == pytest.approx(whole[row.caption] - without, abs=1e-6)
+        others = np.delete(whole, row.caption).max()
+        assert row.decides == ((whole[row.caption] > others) != (without > others))
+    assert table["decides"].any()
+
+
+def test_no_word_of_a_caption_alone_decides(scorer):
+    assert not explain.leave_one_out(scorer, noise(0), CAPTIONS[:1])["decides"].any()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["a", "red", "circle", "left", "of"]), min_size=1, max_size=12))
+def test_a_reordering_is_another_order_of_the_same_words(words):
+    caption = " ".join(words)
+    found = reorderings(caption)
+    assert caption not in found
+    assert len(set(found)) == len(found) <= explain.REORDERINGS
+    assert all(sorted(text.split()) == sorted(words) for text in found)
+
+
+def test_of_a_very_long_caption_the_beginning_is_reordered_and_taken_apart(scorer):
+    words = [f"w{n}" for n in range(1000)]
+    found = reorderings(" ".join(words))
+    assert len(set(found)) == explain.REORDERINGS
+    for text in found:
+        assert text.split()[explain.WORDS :] == words[explain.WORDS :]
+        assert sorted(text.split()) == sorted(words)
+    long = " ".join(["red"] * 500)
+    assert len(explain.leave_one_out(scorer, noise(0), [long])) == explain.WORDS
+
+
+def test_a_short_caption_has_every_order_and_one_word_has_none():
+    assert len(reorderings("red circle above blue square")) == 5 * 4 * 3 * 2 - 1
+    assert sorted(reorderings("a a red")) == ["a red a", "red a a"]
+    assert reorderings("circle") == reorderings("a a") == []
+
+
+def test_a_long_caption_has_its_names_exchanged_and_its_words():
+    found = reorderings("a red circle left of a blue square")
+    assert "a blue square left of a red circle" in found  # two runs of two words
+    assert "a blue circle left of a red square" in found
+    assert "a red square left of a blue circle" in found
+
+
+def test_too_many_reorderings_are_drawn_by_the_seed():
+    long = " ".join(f"w{n}" for n in range(20))
+    assert reorderings(long) == reorderings(long)
+    assert reorderings(long) != reorderings(long, seed=1)
+    assert len(reorderings(long)) == explain.REORDERINGS
+
+
+def test_the_hardest_reorderings_come_first_and_none_is_harder(scorer):
+    captions = [CAPTIONS[0], "a red circle", "square"]
+    table = explain.hardest(scorer, noise(0), captions, count=4)
+    whole = explain.score(scorer, noise(0), captions)
+    assert table["caption"].tolist() == [0] * 4 + [1] * 4
+    for k, part in table.groupby("caption"):
+        every = np.sort(explain.score(scorer, noise(0), reorderings(captions[k])))[::-1]
+        np.testing.assert_allclose(part["score"], every[:4], atol=1e-6)
+        np.testing.assert_allclose(part["lead"], whole[k] - part["score"], atol=1e-12)
+
+
+def test_captions_longer_than_the_context_are_told(student):
+    fits, long = " ".join(["red"] * 14), " ".join(["red"] * 15)
+    assert explain.cut_off(student, [fits, long, "a red circle"]) == [long]
+
+
+def test_the_teachers_draws_have_the_mean_that_is_its_score(teacher):
+    scorer = evaluate.diffusion_scorer(teacher, 4, empty=False)
+    errors = explain.draw_errors(scorer, noise(0), CAPTIONS[:2])
+    assert len(errors) == 4
+    found = explain.score(scorer, noise(0), CAPTIONS[:2])
+    np.testing.assert_allclose(-errors[[0, 1]].mean().to_numpy(), found, atol=1e-9)
+
+
+def test_a_pair_of_images_and_captions_is_scored_as_a_set_of_one_item(student, scorer):
+    own, tables = explain.grid({"a": scorer}, (noise(0), noise(1)), CAPTIONS[:2], "mine")
+    expected = evaluate.score_grids(evaluate.clip_scorer(student), own)
+    cells = ["s_0_0", "s_0_1", "s_1_0", "s_1_1"]
+    np.testing.assert_allclose(tables["a"][cells], expected[cells], atol=1e-6)
+    assert tables["a"]["id"].tolist() == ["mine"]

@@ -1,0 +1,254 @@
+"""From score files, runs or the untouched student to an atlas, its figures and its page."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tiny
+from test_atlas import TAGS, benchmark
+from test_failures import GRIDS, score_table
+
+from sdslib.config import FailuresConfig, FinetuneConfig, ParameterError
+from sdslib.io import runs
+from sdslib.io.sources import AccessError
+from sdslib.lab import baseline
+from sdslib.show import failure_study
+from sdslib.show.figures import Picture
+from sdslib.tables import TableError
+
+# Winoground's own way to write a grid: c<caption>_i<image>
+AUTHORS = {"s_0_0": "c0_i0", "s_0_1": "c1_i0", "s_1_0": "c0_i1", "s_1_1": "c1_i1"}
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(failure_study, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(failure_study.miniworld, "ensure_world", lambda: None)
+    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: benchmark())
+
+
+def csv(folder, name="scores", grids=GRIDS, **tags):
+    table = score_table(grids, **tags).drop(columns=["n_images", "n_captions", "answer"])
+    table.rename(columns=AUTHORS).to_csv(folder / f"{name}.csv", index=False)
+    return str(folder / f"{name}.csv")
+
+
+def test_a_score_file_alone_gives_the_whole_atlas(tmp_path):
+    study = failure_study.collect(FailuresConfig(scores=csv(tmp_path)))
+    drawn = failure_study.draw(study)
+    failure_study.save(study, drawn)
+    page = (study.run.path / "atlas" / "atlas.html").read_text()
+    assert page.count("<article") == 6
+    assert "HF_TOKEN" in page
+    assert study.run.finished
+    made = {name for name, figure in drawn.items() if isinstance(figure, Picture)}
+    assert made == {"scores", "modes", "choices", "calibration"}
+    written = {p.name for p in (study.run.path / "atlas").glob("*.svg")}
+    assert written == {f"{name}.svg" for name in made}
+    shares = failure_study.scores(study).query("label == 'all'").set_index("metric")["accuracy"]
+    assert shares.to_dict() == {"text": round(2 / 6, 4), "image": 0.5, "group": round(1 / 6, 4)}
+
+
+def test_two_score_files_show_what_changes(tmp_path):
+    files = csv(tmp_path, "before", **TAGS), csv(tmp_path, "after", GRIDS[::-1], **TAGS)
+    study = failure_study.collect(FailuresConfig(scores=", ".join(files), teacher_items=0))
+    drawn = failure_study.draw(study)
+    assert isinstance(drawn["margins"], Picture)
+    assert isinstance(drawn["flips"], Picture)
+    assert "2 gained" in drawn["margins"].alt
+
+
+@pytest.mark.parametrize(
+    ("tags", "pictures"),
+    [
+        pytest.param(TAGS, 12, id="same ids and tags"),
+        pytest.param({}, 0, id="same ids, no tags"),
+        pytest.param(TAGS | {"collapsed_tag": ["Both"] * 6}, 0, id="same ids, other tags"),
+    ],
+)
+def test_pictures_stand_only_beside_scores_of_their_own_set(tmp_path, tags, pictures):
+    config = FailuresConfig(scores=csv(tmp_path, **tags), teacher_items=0)
+    page = failure_study.html(failure_study.collect(config).atlas)
+    assert page.count("<img ") == pictures
+
+
+def test_a_set_out_of_reach_is_named_on_the_page(tmp_path, monkeypatch):
+    def refuse(source):
+        raise AccessError("facebook/winoground: the terms are not accepted", "terms-not-accepted")
+
+    monkeypatch.setattr(failure_study, "load_benchmark", refuse)
+    config = FailuresConfig(scores=csv(tmp_path), benchmark="winoground")
+    assert "the terms are not accepted" in failure_study.html(failure_study.collect(config).atlas)
+    with pytest.raises(AccessError):
+        failure_study.collect(FailuresConfig(benchmark="winoground"))
+
+
+def test_fewer_items_are_drawn_at_random_and_alike_from_every_table(tmp_path):
+    files = csv(tmp_path, "before"), csv(tmp_path, "after", GRIDS[::-1])
+    found = [
+        failure_study.collect(FailuresConfig(scores=",".join(files), eval_items=3, seed=seed)).atlas
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    for atlas in found:
+        before, after = (table["id"].tolist() for table in atlas.tables.values())
+        assert before == after
+        assert len(before) == 3
+    assert found[0].ids == found[1].ids
+    assert len({tuple(atlas.ids) for atlas in found}) > 1
+
+
+def finished_run(name, scores, folder, **params):
+    config = FinetuneConfig(run=name, runs=str(folder), **params)
+    run = runs.open_run(config, {}, folder)
+    with run:
+        run.save_scores("untouched-mini-winoground", score_table(**TAGS))
+        run.save_scores("mini-winoground", scores)
+        run.finish()
+    return run
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    folder = tmp_path / "runs"
+    return [
+        finished_run("plain", score_table([(2, 1, 0, 3)] * 6, **TAGS), folder, arm="clip-only"),
+        finished_run("taught", score_table(GRIDS[::-1], **TAGS), folder),
+    ]
+
+
+def test_runs_bring_the_untouched_student_the_control_and_the_taught_one(two_runs):
+    names = ", ".join(run.name for run in two_runs)
+    study = failure_study.collect(FailuresConfig(runs=names, teacher_items=0))
+    assert list(study.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    assert failure_study.html(study.atlas).count("<img ") == 12
+
+
+def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, tmp_path):
+    finished_run("other", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
+    finished_run("newest", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    unfinished = runs.open_run(FinetuneConfig(run="cut", sds_weight=0.7), {}, tmp_path / "runs")
+    unfinished.interrupt()
+    study = failure_study.collect(FailuresConfig(teacher_items=0))
+    assert list(study.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    control = study.atlas.tables["L_CLIP only"]
+    assert (control["s_1_1"] == 3).all()  # the run `plain`, whose seed is that of `newest`
+
+
+def test_a_control_that_finished_after_its_run_does_not_hide_it(tmp_path):
+    """As `02_finetune` leaves them; a control without a run of its setting stands alone."""
+    for name, given in (("sds", {}), ("control", {"arm": "clip-only"})):
+        finished_run(name, score_table(**TAGS), tmp_path / "runs", **given)
+    ask = FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0)
+    assert list(failure_study.collect(ask).atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    finished_run("lonely", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
+    assert list(failure_study.collect(ask).atlas.tables) == ["untouched", "L_CLIP only"]
+
+
+@pytest.mark.parametrize("other", [{"steps": 9}, {"lr": 0.5}, {"batch_size": 8}, {"seed": 4}])
+def test_a_newer_run_of_another_setting_is_no_control(two_runs, tmp_path, other):
+    newer = score_table([(9, 1, 0, 8)] * 6, **TAGS)
+    finished_run("newer", newer, tmp_path / "runs", arm="clip-only", **other)
+    finished_run("last", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    study = failure_study.collect(FailuresConfig(teacher_items=0))
+    assert (study.atlas.tables["L_CLIP only"]["s_1_1"] == 3).all()  # the run `plain`
+
+
+@pytest.mark.parametrize(
+    "other", [{"warmup": 3}, {"weight_decay": 0.1}, {"grad_clip": 0.5}, {"interpolation": 0.5}]
+)
+def test_a_newer_run_with_other_parameters_is_no_control(two_runs, tmp_path, other):
+    """05 and 06 took it, and showed its scores as those of L_CLIP alone."""
+    finished_run("late", score_table(**TAGS), tmp_path / "runs", arm="clip-only", **other)
+    finished_run("newest", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    chosen = failure_study.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert chosen["L_CLIP only"].path == two_runs[0].path
+    finished_run("alone", score_table(**TAGS), tmp_path / "runs", **other)
+    chosen = failure_study.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert chosen["L_CLIP only"].name.startswith("late-")
+
+
+@pytest.mark.parametrize("other", [{"clip_model": "local-dir:other"}, {"benchmark": "winoground"}])
+def test_a_newer_run_of_another_student_or_set_is_not_taken(two_runs, tmp_path, other):
+    finished_run("elsewhere", score_table(**TAGS), tmp_path / "runs", **other)
+    chosen = failure_study.chosen(FailuresConfig(runs=str(tmp_path / "runs")))
+    assert {label: run.path for label, run in chosen.items()} == {
+        "L_CLIP only": two_runs[0].path,
+        "sds": two_runs[1].path,
+    }
+
+
+def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
+    by_folder = failure_study.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
+    assert list(by_folder.atlas.tables) == ["untouched", "sds"]
+    monkeypatch.setattr(failure_study, "RUNS", tmp_path / "elsewhere")
+    whole = failure_study.collect(FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0))
+    assert list(whole.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    assert whole.run.path.parent == tmp_path / "runs"
+    with pytest.raises(runs.RunError, match="no run"):
+        failure_study.collect(FailuresConfig(runs=str(tmp_path / "missing"), teacher_items=0))
+
+
+def test_runs_of_other_items_are_refused(two_runs, tmp_path):
+    odd = score_table(**TAGS).assign(id=[str(n) for n in range(10, 16)])
+    run = finished_run("odd", odd, tmp_path / "runs", sds_weight=0.25)
+    with pytest.raises(TableError, match="other items"):
+        failure_study.collect(FailuresConfig(runs=run.name, teacher_items=0))
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
+    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: words)
+    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: replace(words))
+    student = f"local-dir:{tiny.save_student(tmp_path / 'student')}"
+    return {"clip_model": student, "teacher": str(tiny.save_teacher(tmp_path / "teacher"))}
+
+
+def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(models):
+    config = FailuresConfig(teacher_items=4, draws=4, **models)
+    study = failure_study.collect(config)
+    assert list(study.atlas.tables) == ["untouched", "teacher"]
+    assert len(study.atlas.tables["teacher"]) == 4
+    assert study.atlas.rules == {"untouched": "", "teacher": "relative"}
+    drawn = failure_study.draw(study)
+    assert isinstance(drawn["agreement"], Picture)
+    failure_study.save(study, drawn)
+
+
+def test_a_finished_study_is_read_and_not_computed_again(models, monkeypatch):
+    config = FailuresConfig(teacher_items=4, draws=4, **models)
+    first = failure_study.collect(config)
+    failure_study.save(first, {})
+
+    def refuse(*args):
+        raise AssertionError("loaded a model again")
+
+    monkeypatch.setattr(failure_study, "load_student", refuse)
+    monkeypatch.setattr(baseline, "load_teacher", refuse)
+    second = failure_study.collect(config)
+    assert second.run.path == first.run.path
+    for name, table in first.atlas.tables.items():
+        pd.testing.assert_frame_equal(second.atlas.tables[name], table)
+    assert failure_study.save(second, {}).endswith("atlas/atlas.html")
+
+
+def test_a_saved_notebook_holds_the_page(tmp_path):
+    study = failure_study.collect(FailuresConfig(scores=csv(tmp_path)))
+    shown = failure_study.show(study).data
+    assert shown.startswith(failure_study.html(study.atlas))
+    assert "JupyterLab" in shown
+
+
+def test_somebody_at_the_notebook_gets_the_widget(tmp_path, monkeypatch):
+    study = failure_study.collect(FailuresConfig(scores=csv(tmp_path)))
+    monkeypatch.setattr(failure_study.page, "is_live", lambda: True)
+    live, twin = failure_study.show(study).bundles()
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert f"{study.run.shown_path}/atlas/atlas.html" in twin["text/html"]
+
+
+def test_a_set_without_grids_is_refused_by_name(monkeypatch):
+    choices = replace(benchmark(), name="aro-relation", kind="choice")
+    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: choices)
+    with pytest.raises(ParameterError, match="'aro-relation' has no grids of two images and two"):
+        failure_study.collect(FailuresConfig(benchmark="aro-relation"))
