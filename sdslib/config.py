@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,9 @@ from pydantic import (
     model_validator,
 )
 
+# Part of every run's id: raise it whenever equal parameters, data and weights come to give other
+# numbers, so that no run of before is taken for one of after. tests/test_recipe.py holds to it.
+RECIPE = 1
 Arm = Literal[
     "sds",
     "clip-only",
@@ -251,20 +254,6 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
-    # The modules whose code decides this notebook's numbers; `runs` hashes them into the run id.
-    code: ClassVar[tuple[str, ...]] = (
-        "losses",
-        "metrics",
-        "student",
-        "teacher",
-        "bridge",
-        "pairs",
-        "benchmarks",
-        "train",
-        "evaluate",
-        "experiment",
-    )
-
     preset: Literal["mini", "paper"] = "mini"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
@@ -424,8 +413,6 @@ def preset(name: str) -> FinetuneConfig:
 class MiniworldConfig(Config):
     """`00_miniworld`: show the world, or train its two models again."""
 
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "miniworld", "minimodels")
-
     rebuild: bool = False
     scale: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the recipe's training steps
     folder: Source | None = None
@@ -436,8 +423,6 @@ class MiniworldConfig(Config):
 
 class BaselineConfig(ModelsConfig):
     """`01_baseline`: where CLIP and the diffusion score stand."""
-
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "blind", "baseline")
 
     benchmark: Source = "all"
     corpus: Source | None = None  # captions for the blind baseline; None: the preset's train_data
@@ -483,8 +468,6 @@ class AblateTrainableConfig(SweepConfig):
 
 class FailuresConfig(ModelsConfig):
     """`05_winoground_failures`: from `runs` or bare `scores` (a CSV), each a list with commas."""
-
-    code: ClassVar[tuple[str, ...]] = (*Config.code, "failures", "page", "atlas", "casebook")
 
     runs: str | None = None
     scores: str | None = None

@@ -35,7 +35,7 @@ from tiny import WORDS, save_student, save_teacher
 from sdslib import experiment
 from sdslib import student as student_room
 from sdslib.config import FinetuneConfig, override
-from sdslib.io.runs import Run, RunWarning, find_run, identify
+from sdslib.io.runs import Run, RunWarning, code_hash, find_run
 from sdslib.train import Loop
 
 LIMIT_MB, ENOUGH = 1.0, 5000  # of growth in 1,000 steps; steps below which nothing is concluded
@@ -252,7 +252,7 @@ def kills(config: FinetuneConfig, root: Path, rounds: int, seed: int = 0) -> Tal
     """`rounds` kills; each finished run is compared, and the last one is let finish."""
     tally, rng = Tally(), random.Random(seed)
     Path(str(config.runs)).mkdir()
-    identify(config, {})  # the code as it is now, for all processes: an edit would be another run
+    code_hash()  # the code as it is now, for all processes: an edit would be remarked
     start = time.monotonic()
     complete(config, tally)
     length, reference = time.monotonic() - start, folder_of(config)

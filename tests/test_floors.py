@@ -1,16 +1,19 @@
-"""The house keeps its floors: who may import whom, and which room is the door to which library.
+"""The house keeps its order: who may import whom, and which room is the door to which library.
 
-The floors are read from the docstring of `sdslib`, the imports from the syntax trees of the rooms.
-Imports under `if TYPE_CHECKING:` do not run and do not count.
+The places (the method at the top of `sdslib`, and its wings) are read from the package's docstring,
+the imports from the syntax trees of the rooms. Imports under `if TYPE_CHECKING:` do not run and do
+not count.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -29,44 +32,55 @@ ROOMS = sorted(
 )
 WINGS = sorted(p.parent.name for p in HOUSE.glob("*/__init__.py"))
 
-# Library -> the rooms that may import it. `minimodels` builds models, so it knows their makers.
+# Each place may import what stands before it; at `experiment` the method meets the wings.
+ORDER = (
+    *("config", "io", "method", "miniworld", "arms", "sets"),
+    *("experiment", "results", "lab", "show"),
+)
+UP_FOR_NOW = {
+    "benchmarks": {"sets.shuffles"},
+    "experiment": {"show.figures"},
+    "results.ablations": {"show.figures"},
+    "results.publish": {"show.figures"},
+}
+LEVEL = {place: level for level, place in enumerate(ORDER)}
+
+# Library -> the rooms that may import it. The mini-world builds models, so it knows their makers.
 DOORS = {
-    "open_clip": {"student", "minimodels"},
+    "open_clip": {"student", "miniworld.models"},
     "peft": {"student"},
-    "diffusers": {"teacher", "minimodels"},
-    "transformers": {"teacher", "minimodels", "miniworld"},
-    "tokenizers": {"miniworld"},
-    "datasets": {"sources", "hub"},
-    "huggingface_hub": {"hub", "modelcard"},
-    "httpx2": {"sources", "hub", "modelcard"},
-    "fpdf": {"document"},
-    "nltk": {"blind"},
+    "diffusers": {"teacher", "miniworld.models"},
+    "transformers": {"teacher", "miniworld.models", "miniworld.drawing"},
+    "tokenizers": {"miniworld.drawing"},
+    "datasets": {"io.sources", "io.hub"},
+    "huggingface_hub": {"io.hub", "show.modelcard"},
+    "httpx2": {"io.sources", "io.hub", "show.modelcard"},
+    "fpdf": {"show.document"},
+    "nltk": {"sets.text_only"},
     "accelerate": {"train"},
-    "statsmodels": {"metrics", "failures"},
+    "statsmodels": {"metrics", "results.failures"},
     "scipy": {"metrics", "tables", "evaluate"},
-    "matplotlib": {"figures"},
-    "seaborn": {"figures"},
-    "ipywidgets": {"demo", "atlas"},
-    "papermill": {"sweep"},
-    "ray": {"sweep"},
-    "pydantic": {"config", "sources", "pairs", "benchmarks", "shuffles", "overlap"},
-    "spacy": {"shuffles"},
-    "safetensors": {"checks", "runs", "bridge", "student", "minimodels"},
+    "matplotlib": {"show.figures"},
+    "seaborn": {"show.figures"},
+    "ipywidgets": {"show.demo", "show.atlas"},
+    "papermill": {"results.sweep"},
+    "ray": {"results.sweep"},
+    "pydantic": {"config", "io.sources", "pairs", "benchmarks", "sets.shuffles", "sets.overlap"},
+    "spacy": {"sets.shuffles"},
+    "safetensors": {"io.model_files", "io.runs", "bridge", "student", "miniworld.models"},
 }
 # Installed by whoever needs it, as its language model is; the room says so when it is missing.
 OPTIONAL = {"spacy"}
-LIGHT = ["config", "runs", "metrics", "images", "sources", "storage", "miniworld", "figures"]
+LIGHT = [
+    *("config", "metrics", "io.runs", "io.images", "io.sources", "io.storage"),
+    *("miniworld.drawing", "show.figures"),
+]
 
 
-def floors(doc: str) -> dict[str, float]:
-    """Room -> floor, as the map in the package's docstring has it."""
-    found: dict[str, float] = {}
-    for line in doc.splitlines():
-        if heading := re.match(r"floor ([\d.]+), ", line):
-            floor = float(heading[1])
-        elif room := re.match(r" {4}(\w+) {2,}\S", line):
-            found[room[1]] = floor
-    return found
+def place(room: str) -> str:
+    """The wing of a room; `method` for those at the top, `config` and `experiment` themselves."""
+    wing, dot, _ = room.rpartition(".")
+    return wing if dot else room if room in LEVEL else "method"
 
 
 def _is_type_checking(node: ast.stmt) -> bool:
@@ -98,12 +112,12 @@ def _imports_by_name(call: ast.Call) -> bool:
 
 
 def tree(room: str) -> ast.Module:
-    return ast.parse((HOUSE / f"{room}.py").read_text())
+    return ast.parse((HOUSE / f"{room.replace('.', '/')}.py").read_text())
 
 
 def neighbors(module: ast.Module) -> set[str]:
-    parts = (name.split(".") for name in imports(module))
-    return {p[1] for p in parts if p[0] == "sdslib" and len(p) > 1 and p[1] in ROOMS}
+    names = {name.removeprefix("sdslib.") for name in imports(module)}
+    return {room for room in ROOMS if room in names}
 
 
 def libraries(module: ast.Module) -> set[str]:
@@ -111,21 +125,49 @@ def libraries(module: ast.Module) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"sdslib"}
 
 
-def too_high(room: str, module: ast.Module, floor: dict[str, float]) -> set[str]:
-    return {other for other in neighbors(module) if floor.get(other, 99) >= floor.get(room, 99)}
+def too_high(room: str, module: ast.Module) -> set[str]:
+    """The rooms of a place further up that the module imports; within a place it may import any."""
+    own = LEVEL[place(room)]
+    return {other for other in neighbors(module) if LEVEL[place(other)] > own}
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Chains of rooms that end where they began."""
+    try:
+        tuple(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        return [error.args[1]]
+    return []
 
 
 def wrong_doors(room: str, module: ast.Module) -> set[str]:
     return {name for name in libraries(module) if room not in DOORS.get(name, {room})}
 
 
-def test_the_map_names_every_room_and_no_other():
-    assert floors(sdslib.__doc__).keys() == set(ROOMS)
+def test_the_map_names_every_place_and_no_other():
+    named = re.findall(r"^ {4}(\w+) {2,}\S", sdslib.__doc__, re.M)
+    method = {room for room in ROOMS if "." not in room}
+    assert sorted(named) == sorted(method | set(WINGS))
+    assert set(WINGS) | {"config", "method", "experiment"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_says_what_is_inside_and_who_may_import_it(wing):
+    module = importlib.import_module(f"sdslib.{wing}")
+    assert "import" in module.__doc__
+    inside = {room.rpartition(".")[2] for room in ROOMS if room.startswith(f"{wing}.")}
+    named = set(re.findall(r"^ {4}(\w+) {2,}\S", module.__doc__, re.M))
+    assert named == inside
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_from_lower_floors(room):
-    assert not too_high(room, tree(room), floors(sdslib.__doc__))
+def test_a_room_imports_nothing_from_places_further_up(room):
+    assert not too_high(room, tree(room)) - UP_FOR_NOW.get(room, set())
+
+
+def test_no_rooms_import_one_another_in_a_circle():
+    assert not circles({room: neighbors(tree(room)) for room in ROOMS})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -171,12 +213,14 @@ def test_light_rooms_do_not_load_torch():
     ],
 )
 def test_an_import_from_above_is_seen_wherever_it_hides(source):
-    assert too_high("losses", ast.parse(source), floors(sdslib.__doc__)) == {"train"}
+    assert too_high("io.runs", ast.parse(source)) == {"train"}
 
 
-def test_rooms_of_one_floor_do_not_know_each_other():
-    assert too_high("train", ast.parse("import sdslib.evaluate"), floors(sdslib.__doc__))
-    assert not too_high("train", ast.parse("import sdslib.losses"), floors(sdslib.__doc__))
+def test_a_wing_does_not_know_the_wings_above_it():
+    source = ast.parse("from sdslib.show import figures")
+    assert too_high("results.publish", source) == {"show.figures"}
+    assert not too_high("show.report", source)
+    assert not too_high("show.report", ast.parse("import sdslib.train"))
 
 
 def test_an_import_for_types_alone_does_not_count():

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from sdslib.io.runs import (
     Run,
     RunError,
     RunWarning,
-    code_digests,
     find_run,
     identify,
     list_runs,
@@ -179,42 +177,52 @@ def test_a_name_that_is_taken_tells_what_differs(tmp_path):
     )
 
 
-def test_the_id_follows_the_code_and_not_its_comments(tmp_path):
-    def digests(**sources):
-        for name, text in sources.items():
-            (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        return code_digests(["train"], tmp_path)
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A library of one's own, whose code `digest` writes and hashes."""
+    monkeypatch.setattr(runs, "project_root", lambda: tmp_path)
 
-    helper = "X = 1\n"
-    before = digests(
-        train="from sdslib.helper import X\nfrom sdslib import runs\nY = X + 1\n",
-        helper=helper,
-        runs="Z = 1\n",
-    )
-    assert set(before) == {"train", "helper", "derive_seed"}
-    dressed = (
-        '"""Docs."""\nfrom sdslib.helper import X  # why\nfrom sdslib import runs\n\nY = (X+1)\n'
-    )
-    assert digests(train=dressed, runs="Z = 2\n") == before
-    changed = digests(helper="X = 2\n")
-    assert changed["helper"] != before["helper"]
-    assert changed["train"] == before["train"]
+    def digest(text, name="train.py"):
+        path = tmp_path / "sdslib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        runs.code_hash.cache_clear()
+        return runs.code_hash()
+
+    yield digest
+    runs.code_hash.cache_clear()
 
 
-def test_no_docstring_at_any_depth_moves_the_id(tmp_path):
-    def digest(text):
-        (tmp_path / "train.py").write_text(text)
-        return code_digests(["train"], tmp_path)["train"]
-
+def test_the_codes_hash_follows_the_code_and_not_its_comments_or_docstrings(house):
     form = "{0}class A:\n    {0}\n    X = 1\n    def f(self):\n        {0}\n        return 'a'\n"
-    bare = digest(form.format("").replace("        \n", "").replace("    \n", ""))
-    assert digest(form.format('"""Docs."""\n').replace("\n\n", "\n")) == bare
-    assert digest(form.format('"""Other words."""\n').replace("\n\n", "\n")) == bare
-    assert digest(form.format("").replace("'a'", "'b'")) != bare  # a text that is returned counts
+    bare = house(form.format("").replace("        \n", "").replace("    \n", ""))
+    assert house(form.format('"""Docs."""\n').replace("\n\n", "\n")) == bare
+    assert house(form.format("# why\n")) == bare
+    assert house(form.format("").replace("'a'", "'b'")) != bare  # a text that is returned counts
 
 
-def test_the_id_covers_every_room_that_computes():
-    assert {"losses", "bridge", "train", "evaluate", "metrics"} <= set(identify(mini(), {})["code"])
+def test_the_codes_hash_leaves_out_what_reads_a_finished_run(house):
+    assert house("X = 1\n", "io/a.py") != house("X = 2\n", "io/a.py")
+    assert house("X = 1\n", "show/a.py") == house("X = 2\n", "show/a.py")
+
+
+def test_the_id_follows_the_recipe_and_not_the_code(tmp_path, monkeypatch):
+    before = identify(config(), DATA)["id"]
+    monkeypatch.setattr(runs, "code_hash", lambda: "another")
+    assert identify(config(), DATA)["id"] == before
+    monkeypatch.setattr(runs, "RECIPE", runs.RECIPE + 1)
+    assert identify(config(), DATA)["id"] != before
+
+
+def test_a_run_of_another_code_is_given_back_with_a_remark(tmp_path, monkeypatch):
+    with open_run(config(), DATA, tmp_path) as run:
+        run.finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_run(config(), DATA, tmp_path)
+    monkeypatch.setattr(runs, "code_hash", lambda: "another")
+    with pytest.warns(RunWarning, match="another state of the code, under the same recipe"):
+        assert open_run(config(), DATA, tmp_path).finished
 
 
 def test_two_presets_with_equal_values_are_one_run():

@@ -53,7 +53,7 @@ def test_a_run_without_its_control_is_named(runs):
         studies.paired(runs[:1])
 
 
-def test_a_control_is_found_by_parameters_and_data_and_of_several_by_code(tmp_path):
+def test_a_control_is_found_by_parameters_and_data_and_of_several_by_recipe(tmp_path):
     taught, plain = (finish(tmp_path, arm, items=4) for arm in ("sds", "clip-only"))
     for other in ({"warmup": 3}, {"lr": 0.5}, {"data": {"pairs": "zz"}}):
         finish(tmp_path, "clip-only", items=4, **other)
@@ -62,7 +62,7 @@ def test_a_control_is_found_by_parameters_and_data_and_of_several_by_code(tmp_pa
     assert studies.Controls([]).of(taught) is None
     assert studies.Controls([]).of(plain) is plain
     newer = Run(shutil.copytree(plain.path, tmp_path / "newer"))
-    newer.keep("identity.json", json.dumps(plain.identity | {"code": {}}).encode())
+    newer.keep("identity.json", json.dumps(plain.identity | {"recipe": 0}).encode())
     assert studies.Controls([newer, *among]).of(taught).path == plain.path
     assert studies.Controls([newer]).of(taught) is newer
 

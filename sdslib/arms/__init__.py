@@ -1,4 +1,6 @@
-"""What stands in the place of L_SDS, or beside L_CLIP: controls and extensions of the paper's arm.
+"""What stands in the place of L_SDS, or beside L_CLIP: controls, and extensions of the paper's arm.
 
-Imports the method and `io`; `experiment` and whatever stands above it may import it.
+    negatives  false captions of the words of a true one
+
+Imports the method and `io`; `sets`, `experiment` and what stands above may import it.
 """

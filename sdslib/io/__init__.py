@@ -1,4 +1,16 @@
-"""What touches disk, network and other processes: files, images, shards, the Hub, runs, launching.
+"""Disk, network and other processes: what everything else stands on.
 
-Imports `config` alone of the library; every other wing and the method may import it.
+    images       pictures read safely, or an error that says why not
+    sources      rows from files, checked against a schema
+    shards       samples of WebDataset tar files, here or behind http
+    hub          models and data sets of the Hub: one commit, hashes checked, refusals told apart
+    model_files  what a caption and a folder of weights must satisfy before a model sees them
+    storage      files that survive a kill, tables read with care, and the lock of a folder
+    state        modules and optimizers as flat named tensors
+    runs         a run's folder: parameters, status, history, scores, weights
+    progress     how far a long job is
+    distributed  several processes that train one model: parts of a batch, gathered, averaged
+    launch       one run in several processes of this machine, and its news
+
+Imports `config` alone of the library; whatever stands above may import it.
 """

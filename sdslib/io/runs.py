@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdslib.config import (
+    RECIPE,
     Config,
-    derive_seed,
     path_problem,
     project_path,
     project_root,
@@ -52,9 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "LockedError", "Run", "RunError", "find_run", "list_runs", "open_run"]
 
-# Rooms that decide no number of a run: knobs (their values are in the id), records, pictures, and
-# the drawing of the mini-world (its files are in the data fingerprints).
-_NOT_COMPUTING = frozenset(["config", "runs", "storage", "figures", "progress", "miniworld"])
+_AFTER_THE_RUN = ("lab/", "results/", "show/")  # wings that read what a run has left
 _PACKAGES = (
     "accelerate",
     "datasets",
@@ -75,7 +73,7 @@ _PACKAGES = (
     "torchvision",
     "transformers",
 )
-_DECIDES_BITS = ("python", "packages", "threads", "device")
+_DECIDES_BITS = ("python", "packages", "threads", "device", "code")
 _STATUS_EVERY_S = 1.0
 _REMEDY = "take it from a copy, or delete the run's folder and run again"
 _NOWHERE = "a run cannot be kept in {}: {}; name a folder that can be written with runs"
@@ -119,15 +117,22 @@ def open_run(
     folder = _folder_of(root, config, identity)
     _make(folder)
     if (folder / "status.json").exists() and Run(folder).finished:
-        return Run(folder)
+        return _as_it_is(Run(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RunError(_NOWHERE.format(shown_path(folder), "it is read-only"))
     storage.acquire(folder)
     run = Run(folder, writable=True)
     if run.finished:  # while we waited for the lock
         storage.release(folder)
-        return Run(folder)
+        return _as_it_is(Run(folder))
     run._begin(config, identity)
+    return run
+
+
+def _as_it_is(run: Run) -> Run:
+    if run.environment.get("code", code_hash()) != code_hash():
+        text = f"{run.name} was computed by another state of the code, under the same recipe"
+        warnings.warn(f"{text}: its figures stand as they are", RunWarning, stacklevel=3)
     return run
 
 
@@ -169,7 +174,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The hash of the parameters that matter, the data, and the code that computes."""
+        """The hash of the parameters that matter, the data, the weights and the recipe."""
         return str(self._read("identity.json", "id")["id"])
 
     @property
@@ -184,8 +189,8 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the id is a hash of: params, data and code, by content."""
-        return self._read("identity.json", "id", "params", "data", "code")
+        """What the id is a hash of: params, data by content, and recipe."""
+        return self._read("identity.json", "id", "params", "data")
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -195,8 +200,9 @@ class Run:
     def origin(self) -> dict[str, Any]:
         """Where this run's weights come from, for their passport: parameters, data, environment."""
         identity = self.identity
-        facts = {key: identity[key] for key in ("id", "params", "data", "code")}
-        return facts | {"environment": self.environment}
+        return {k: v for k, v in identity.items() if k != "model"} | {
+            "environment": self.environment
+        }
 
     @property
     def finished(self) -> bool:
@@ -565,7 +571,7 @@ def _adopt(folder: Path) -> None:
 
 
 def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same: parameters that matter, data, and code, and the id of these.
+    """What makes two runs the same: parameters that matter, data, recipe, and the id of these.
 
     The fingerprint of a party that the arm never reads (`teacher` of `clip-only`) is left out.
     """
@@ -577,48 +583,34 @@ def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
         "model": type(config).__name__,
         "params": kept,
         "data": data,
-        "code": _loaded_code(config.code),
+        "recipe": RECIPE,
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return {"id": hashlib.sha256(text.encode()).hexdigest()[:10]} | identity
 
 
-def code_digests(modules: Iterable[str], folder: Path | None = None) -> dict[str, str]:
-    """A hash of each module that computes, and of what it imports from the library.
-
-    Comments, docstrings and layout do not count: the code is hashed as `ast.unparse` prints it.
-    """
-    folder = folder or Path(__file__).parent
-    entries = list(modules)
-    named, digests = set(entries), {"derive_seed": _derive_seed_digest()}
-    while entries:
-        module = entries.pop()
-        path = folder / f"{module}.py"
-        if module in digests or not path.is_file():
-            continue
-        tree = ast.parse(path.read_text("utf-8"))
-        digests[module] = _digest(tree)
-        imported = _library_imports(tree)
-        entries += [m for m in imported if m in named or m not in _NOT_COMPUTING]
-    return dict(sorted(digests.items()))
-
-
 @cache
-def _loaded_code(modules: tuple[str, ...]) -> dict[str, str]:
-    """The code as it was when this process first asked, which is nearest to what it runs."""
-    return code_digests(modules)
+def code_hash() -> str:
+    """A hash of the library's code when this process first asked, which is nearest to what it runs.
+
+    Comments, docstrings and layout do not count: the code is hashed as `ast.unparse` prints it. It
+    is recorded with a run, and is no part of its id: a message that is reworded makes no new run.
+    """
+    house, digest = project_root() / "sdslib", hashlib.sha256()
+    for path in sorted(house.rglob("*.py")):
+        name = path.relative_to(house).as_posix()
+        if not name.startswith(_AFTER_THE_RUN):
+            digest.update(f"{name}\n{_plain_code(path.read_text('utf-8'))}\n".encode())
+    return digest.hexdigest()[:16]
 
 
-def _derive_seed_digest() -> str:
-    return str(derive_seed(0, "pinned", 1))
-
-
-def _digest(tree: ast.Module) -> str:
+def _plain_code(text: str) -> str:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_text(body[0]):
             node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return ast.unparse(tree)
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -626,16 +618,9 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _library_imports(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "sdslib":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sdslib."):
-            found.add(str(node.module).split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("sdslib.")}
-    return found
+def recipe_of(identity: Mapping[str, Any]) -> Any:
+    """What made the run's numbers: its recipe, or for a run of before there was one its code."""
+    return identity.get("recipe", identity.get("code"))
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -646,6 +631,7 @@ def environment(config: Config) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _versions(),
         "git": _git(),
+        "code": code_hash(),
         "device": _device(config.device),
         "threads": torch.get_num_threads() if torch is not None else config.threads,
         "cpus": os.cpu_count(),
@@ -676,7 +662,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _git() -> dict[str, Any] | None:
-    """The commit when this process first asked, as for `_loaded_code`."""
+    """The commit when this process first asked, as for `code_hash`."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(project_root()), *words]
@@ -845,12 +831,13 @@ def _refuse_other(root: Path, name: str, identity: dict[str, Any]) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    for part, prefix in (("params", ""), ("data", "data "), ("code", "code of ")):
+    for part, prefix in (("params", ""), ("data", "data ")):
         for key in sorted(old[part].keys() | new[part].keys()):
             before, after = old[part].get(key), new[part].get(key)
             if before != after:
-                detail = " has changed" if part == "code" else f" was {before!r}, now {after!r}"
-                yield f"{prefix}{key}{detail}"
+                yield f"{prefix}{key} was {before!r}, now {after!r}"
+    if old.get("recipe") != new["recipe"]:
+        yield f"recipe was {old.get('recipe', 'not told')}, now {new['recipe']}"
 
 
 def _run_folders(root: Path) -> list[Path]:

@@ -1,4 +1,13 @@
-"""Many runs together: sweeps, which runs belong together, ablations, published studies.
+"""Many runs together.
 
-Imports `experiment` and what is below it; `lab` and `show` may import it.
+    studies     finished runs by setting and seed: means, paired differences, by tag
+    cases       which finished runs belong together, and their controls
+    grid        a grid over a notebook's parameters: checked, and named by the ids of its runs
+    sweep       many runs of one notebook, each a papermill process, here or on Ray
+    ablations   which runs an ablation needs, and its tables and figures
+    publish     what stands behind a published figure; its tables, rebuilt and retrained
+    failures    which inequality of an item failed, by how much, and what flipped
+    formatting  tables of results as people read them
+
+Imports `experiment` and what stands before it; `lab` and `show` may import it.
 """

@@ -20,6 +20,7 @@ from typing import Any
 
 from sdslib.config import (
     MODELS,
+    RECIPE,
     Config,
     FinetuneConfig,
     ParameterError,
@@ -29,7 +30,7 @@ from sdslib.config import (
     validate,
 )
 from sdslib.io import storage
-from sdslib.io.runs import Run, RunError, code_digests, identify
+from sdslib.io.runs import Run, RunError, identify
 
 _OURS = ("run", "runs")  # the sweep says where runs are kept, their parameters name them
 
@@ -61,13 +62,13 @@ class Cell:
         """The runs that the cell leaves, as far as they are there; its own first."""
         if self.ids:
             return [_run_of(root, name) for name in self.ids]
-        params, code = self.config.identity(), code_digests(self.config.code)
+        params = self.config.identity()
         for folder in sorted(root.glob("*/identity.json"), key=lambda p: -p.stat().st_mtime):
             try:
                 identity = Run(folder.parent).identity
             except (RunError, storage.StorageError):
                 continue  # damaged; `runs verify` names it
-            if identity["params"] == params and identity["code"] == code:
+            if identity["params"] == params and identity.get("recipe") == RECIPE:
                 return [Run(folder.parent)]
         return [None]
 

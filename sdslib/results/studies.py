@@ -19,7 +19,7 @@ import pandas as pd
 
 from sdslib import metrics, tables
 from sdslib.config import FinetuneConfig, set_name
-from sdslib.io.runs import Run
+from sdslib.io.runs import Run, recipe_of
 
 UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
 Pair = tuple[Run, Run]
@@ -65,7 +65,7 @@ def config_of(run: Run) -> FinetuneConfig:
 class Controls:
     """Finds a run's control among others: the same parameters and data, with L_CLIP alone.
 
-    Of several the one of the same code, then the newest. A run with L_CLIP alone is its own.
+    Of several the one of the same recipe, then the newest. A run with L_CLIP alone is its own.
     """
 
     def __init__(self, among: Iterable[Run]) -> None:
@@ -80,9 +80,10 @@ class Controls:
             return run
         own = run.identity
         same = [r for r in self._known.get(_control_key(run), ()) if _same_data(r, own["data"])]
-        code = {r.path: r.identity["code"] == own["code"] for r in same} if len(same) > 1 else {}
+        made = recipe_of(own)
+        alike = {r.path: recipe_of(r.identity) == made for r in same} if len(same) > 1 else {}
         newest = sorted(same, key=lambda r: str(r.status()["updated"])) if len(same) > 1 else same
-        return max(newest[::-1], key=lambda r: code.get(r.path, True), default=None)
+        return max(newest[::-1], key=lambda r: alike.get(r.path, True), default=None)
 
 
 def _control_key(run: Run) -> str:

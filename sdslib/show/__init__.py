@@ -1,4 +1,15 @@
-"""For a reader: figures, the atlas, the demo, the report, the model card, with their templates.
+"""For a reader, with the templates beside them.
+
+    figures        a table in, a figure out
+    live_plot      training as it goes: curves that grow
+    page           pieces of HTML that refer to nothing outside the page
+    document       text, tables and figures in order, as one HTML page and as a PDF
+    atlas          every item of a set with what each model does to it, as a page and as a widget
+    failure_study  from score files or runs to the atlas of their failures
+    explain        one image and any captions: margins, words that decide, hardest re-orderings
+    demo           any picture against any captions, as a page and as a widget
+    report         from finished runs to the page and the PDF that are handed on
+    modelcard      the card beside a run's weights, and the push to the Hub
 
 Imports everything else of the library; nothing else imports it.
 """

@@ -198,14 +198,14 @@ def test_no_checkpoint_that_is_whole(tmp_path):
 
 @fault(
     46,
-    "going on with other parameters, data or code",
+    "going on with other parameters, data or recipe",
     "run 'mine' exists with other parameters (lr was 0.001, now 0.5; data pairs was 'aa', now "
-    "'zz'; code of losses has changed); choose another name",
+    "'zz'; recipe was 0, now 1); choose another name",
 )
 def test_going_on_with_something_else(tmp_path):
     first = open_run(run_config(run="mine"), {"pairs": "aa"}, tmp_path)
     identity = storage.read_json(first.path / "identity.json")
-    identity["code"]["losses"] = "another"
+    identity["recipe"] = 0
     first.keep("identity.json", storage.json_bytes(identity))
     with pytest.raises(RunError) as caught:
         open_run(run_config(run="mine", lr=0.5), {"pairs": "zz"}, tmp_path)

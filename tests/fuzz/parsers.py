@@ -108,7 +108,7 @@ def run_files() -> dict[str, bytes]:
     """The JSON files of a run that died."""
     status = {"state": "running", "pid": 2**22 - 3, "host": "h", "started": 0.0, "step": 3}
     documents = {
-        "identity.json": {"id": "0", "params": {}, "data": {}, "code": {}},
+        "identity.json": {"id": "0", "params": {}, "data": {}},
         "params.json": {"arm": "sds", "seed": 0},
         "env.json": {"device": "cpu", "threads": 1, "python": "3.11"},
         "status.json": status | {"updated": "then", "message": "running at step 3"},
