@@ -63,6 +63,8 @@ DOORS = {
     "matplotlib": {"show.figures"},
     "seaborn": {"show.figures"},
     "ipywidgets": {"show.demo", "show.atlas"},
+    "jinja2": {"show.page"},
+    "markupsafe": {"show.page"},
     "papermill": {"results.sweep"},
     "ray": {"results.sweep"},
     "pydantic": {"config", "io.sources", "pairs", "benchmarks", "sets.shuffles", "sets.overlap"},

@@ -2,7 +2,7 @@
 
     figures        a table in, a figure out
     live_plot      training as it goes: curves that grow
-    page           pieces of HTML that refer to nothing outside the page
+    page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
     document       text, tables and figures in order, as one HTML page and as a PDF
     atlas          every item of a set with what each model does to it, as a page and as a widget
     failure_study  from score files or runs to the atlas of their failures

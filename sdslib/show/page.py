@@ -1,13 +1,13 @@
-"""Pieces of self-contained HTML: escaped text, pictures with alternative text, grids as heat maps.
+"""The door to the templates: a view is `render`ed from `templates/NAME.html.j2`, escaped.
 
-Nothing here refers to a resource outside the page, so it reads the same offline, through nbconvert,
-and in a screen reader.
+What is Markup already stays so, all other text is escaped, and a value that a template asks for and
+nobody gives is an error. No view refers to a resource outside the page, so it reads the same
+offline, through nbconvert, and in a screen reader.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -15,19 +15,26 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image
 
 THUMBNAIL = 160  # pixels of the longer side
 _FULL = (0, 114, 178)  # Okabe and Ito's blue
 
 
-def text(value: object) -> str:
-    """The value as text of a page: nothing in it can be markup or end an attribute."""
-    return html.escape(str(value), quote=True)
+def render(view: str, /, **values: Any) -> Markup:
+    """The template `view`.html.j2 with these values in it."""
+    return Markup(_VIEWS.get_template(f"{view}.html.j2").render(values))
 
 
-def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
-    """An `<img>` that holds the picture itself, shrunk to `side` pixels, with its description.
+def asset(name: str) -> Markup:
+    """A style or script that lies beside the templates; in a template `asset("atlas.css")`."""
+    return Markup(files("sdslib.show").joinpath("templates", name).read_text("utf-8"))
+
+
+def data_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
+    """The picture itself as an address, shrunk to `side` pixels; in a template `image | data_uri`.
 
     Small pictures are kept exactly (PNG), larger ones as JPEG.
     """
@@ -36,12 +43,14 @@ def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
     data, kind = io.BytesIO(), "png" if max(image.size) <= side else "jpeg"
     options = {"optimize": True} if kind == "png" else {"quality": 82}
     small.convert("RGB").save(data, format=kind, **options)
-    coded = base64.b64encode(data.getvalue()).decode()
-    return f'<img src="data:image/{kind};base64,{coded}" alt="{text(alt)}">'
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def number(value: float, sign: bool = False) -> str:
-    """A score or a lead in few characters; a lead that would round to zero keeps its power."""
+    """A score or a lead in few characters; a lead that would round to zero keeps its power.
+
+    In a template `value | number`, as `shade` is `values | shade`.
+    """
     mark = "+" if sign else ""
     tiny = value != 0 and abs(value) < 5e-5
     shown = f"{value:{mark}.1e}" if tiny else f"{value:{mark}.4f}"
@@ -57,19 +66,31 @@ def shade(values: Sequence[float] | np.ndarray) -> list[str]:
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors]
 
 
+_VIEWS = Environment(
+    loader=PackageLoader("sdslib.show"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_VIEWS.filters |= {"data_uri": data_uri, "number": number, "shade": shade}
+_VIEWS.globals |= {"asset": asset}
+
+
+def text(value: object) -> str:
+    """The value as text of a page: nothing in it can be markup or end an attribute."""
+    return str(escape(str(value)))
+
+
+def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
+    """An `<img>` that holds the picture itself, with its description."""
+    return f'<img src="{data_uri(image, side)}" alt="{text(alt)}">'
+
+
 def document(title: str, body: str, style: str = "", script: str = "") -> str:
     """A whole page around a body; `script` runs at its end."""
     code = f"<script>{script}</script>" if script else ""
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>'
-        f"<body>{body}{code}</body></html>\n"
-    )
-
-
-def asset(name: str) -> str:
-    """A style or script that lies beside the rooms."""
-    return files("sdslib.show").joinpath("templates", name).read_text("utf-8")
+    return render("page", title=title, body=Markup(body + code), style=Markup(style))
 
 
 def is_live() -> bool:
@@ -80,18 +101,6 @@ def is_live() -> bool:
     module = sys.modules.get("IPython")
     shell = module.get_ipython() if module is not None else None
     return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
-
-
-HOW_TO_GET_LIVE = (
-    '<p class="saved"><small>Saved view: open this notebook in JupyterLab (<code>make lab</code>) '
-    "and run it to get the live controls.</small></p>"
-)
-
-
-_LIVE_OR_TWIN = (
-    "<style>.jp-OutputArea:has(.{0}) > .jp-OutputArea-child:has(#twin-{0}),"
-    " .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {{ display: none; }}</style>"
-)
 
 
 class Live:
@@ -110,8 +119,7 @@ class Live:
         name = f"live-{self.widget.model_id}"
         self.widget.add_class("live-view")  # what `atlas.css` shows the focus by
         self.widget.add_class(name)
-        style = _LIVE_OR_TWIN.format(name)
-        twin = f'<div id="twin-{name}">{style}{self.markup}{HOW_TO_GET_LIVE}</div>'
+        twin = str(render("live", name=name, view=Markup(self.markup)))
         live = self.widget._repr_mimebundle_() | {"text/html": "", "text/plain": "live controls"}
         return live, {"text/html": twin, "text/plain": "the live controls as a page"}
 
@@ -133,4 +141,4 @@ def live_or_saved(
 
     if is_live():
         return Live(widget(), markup() if saved is None else saved)
-    return HTML(markup() + HOW_TO_GET_LIVE)
+    return HTML(render("live", name="", view=Markup(markup())))
