@@ -12,10 +12,10 @@ from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid
 from benchmarks import errors
 from benchmarks.harness import Row, paired
 from sdslib import evaluate, tables
-from sdslib.benchmarks import MINI, Benchmark, load_benchmark, retrieval
+from sdslib.benchmarks import Benchmark, load_benchmark, retrieval
 from sdslib.config import BaselineConfig
 from sdslib.lab import baseline, near_ties
-from sdslib.miniworld import models
+from sdslib.miniworld import models, sets
 from sdslib.pairs import load_pairs
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
@@ -202,10 +202,10 @@ def _agree(scores: list, grids: list, captions: list[int]) -> None:
 
 def encodes() -> list[Row]:
     """Images and captions that went through the student, over the distinct ones of every set."""
-    model, sets = student(), [load_benchmark(f"mini:{name}") for name in MINI]
-    sets.append(retrieval(load_pairs("mini:val")))
+    model, found = student(), [load_benchmark(name) for name in sets.SETS]
+    found.append(retrieval(load_pairs("mini:val")))
     passed = distinct = 0
-    for one in sets:
+    for one in found:
         scorer = evaluate.clip_scorer(model)
         evaluate.score_grids(scorer, one)
         passed += sum(scorer.counts.values())
@@ -213,7 +213,7 @@ def encodes() -> list[Row]:
         distinct += _distinct_captions(model, one)
     return [
         Row("G8", "encodes / distinct images and captions", passed / distinct, 1, 1, least=True,
-            note=f"{passed} encodes over {len(sets)} sets, counted")
+            note=f"{passed} encodes over {len(found)} sets, counted")
     ]  # fmt: skip
 
 

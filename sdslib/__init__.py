@@ -19,9 +19,9 @@ Everything else is in a wing, whose own page says what is inside. From the groun
 may import what stands before it and nothing behind:
 
     io          disk, network and other processes
-    miniworld   the embedded default: a drawn world and two small models
     arms        what stands in the place of L_SDS, or beside L_CLIP
     sets        the sets beside Winoground, and which of them a run needs
+    miniworld   the embedded default: a drawn world and two small models
     results     many runs together: sweeps, controls, ablations, published studies
     lab         studies of models as they are, and what a run needs and would cost
     show        figures, atlas, demo, report, model card

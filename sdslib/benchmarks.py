@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, Field
 
-from sdslib.config import derive_seed, project_path, project_root
+from sdslib.config import derive_seed, project_path
 from sdslib.io import storage
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ENDINGS, Box, ImageRef
@@ -40,11 +40,11 @@ from sdslib.io.sources import (
     refuse_pointer,
     unique_ids,
 )
+from sdslib.io.worlds import world_of
 from sdslib.sets.shuffles import (
     SHUFFLES,
     Tagger,
     freeze,
-    lexicon_tagger,
     read_frozen,
     spacy_tagger,
 )
@@ -604,51 +604,6 @@ def retrieval(pairs: HasPairs, captions: int = 5) -> Benchmark:
 
 # --- by name -------------------------------------------------------------------------------------
 
-MINI_PROMPTS = {
-    "color": ("the {} shape", "the {} object"),
-    "shape": ("a {}", "a photo of a {}", "a picture of a {}", "the {}"),
-}
-MINI = ("winoground", "aro-relation", "aro-attribution", "coco-order", "sugarcrepe",
-        "zeroshot-color", "zeroshot-shape")  # fmt: skip
-
-
-def mini(name: str, split: str = "test", root: Path | None = None) -> Benchmark:
-    """One of the mini-world's sets (`MINI`), read by the loader of the real one.
-
-    Only Winoground has a split "val" beside "test". Raises `DataError` if the world is not drawn.
-    """
-    name = name.replace("_", "-")
-    world = root or project_root() / "data" / "mini" / "world"
-    if not world.is_dir():
-        raise DataError(
-            "the mini-world is not drawn yet; run notebooks/00_miniworld.ipynb or make miniworld"
-        )
-    if name not in MINI:
-        raise DataError(f"no mini set {name!r}; there are {', '.join(MINI)}")
-    if split != "test" and (name != "winoground" or split != "val"):
-        raise DataError(f"the mini set {name} has no split {split!r}")
-    return replace(_mini(name, split, world), name=f"mini-{name}")
-
-
-def _mini(name: str, split: str, world: Path) -> Benchmark:
-    aro = world / "aro"
-    if name == "winoground":
-        return winoground(str(world / "winoground" / f"{split}.parquet"), split, None)
-    if name == "coco-order":
-        return coco_order(aro / "coco_order.json", tagger=mini_tagger(world), total=None)
-    if name == "sugarcrepe":
-        return sugarcrepe(world / "sugarcrepe", aro / "images", None)
-    if name.startswith("zeroshot-"):
-        task = name.removeprefix("zeroshot-")
-        return zero_shot(world / "zeroshot" / task, templates=MINI_PROMPTS[task])
-    return aro_relation(aro, None) if name == "aro-relation" else aro_attribution(aro, None)
-
-
-def mini_tagger(world: Path) -> Tagger:
-    """The mini-world's nouns and adjectives, read off the folders of its zero-shot sets."""
-    names = {t: sorted(p.name for p in (world / "zeroshot" / t).iterdir()) for t in MINI_PROMPTS}
-    return lexicon_tagger(names["shape"], [*names["color"], "small", "large"])
-
 
 def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchmark:
     """A benchmark by name: `mini:winoground`, `mini:winoground:val`, `winoground`, `cifar10`, or
@@ -659,9 +614,8 @@ def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchma
     for an unknown name, with those that there are.
     """
     name, _, rest = source.partition(":")
-    if name == "mini":
-        inner, _, split = rest.partition(":")
-        return mini(inner, split or "test")
+    if world := world_of(name):
+        return world.benchmark(source)
     if name in HUB_CLASSES:
         folder = f"data/{name}"
         source = rest or (folder if project_path(folder).is_dir() else name)

@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
-from sdslib.config import derive_seed, project_path, project_root
+from sdslib.config import derive_seed, project_path
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ImageRef, alike
 from sdslib.io.shards import index_shards, read_sample
@@ -48,6 +48,7 @@ from sdslib.io.sources import (
     refuse_pointer,
     undecoded,
 )
+from sdslib.io.worlds import world_of
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Row = dict[str, Any]
@@ -198,8 +199,8 @@ def some(pairs: Pairs, limit: int | None, source: str) -> Pairs:
 
 
 def _open(source: str) -> Pairs:
-    if source == "mini" or source.startswith("mini:"):
-        return _mini_pairs(source.partition(":")[2] or "train")
+    if world := world_of(source.partition(":")[0]):
+        return world.pairs(source)
     if "::" in source:
         annotations, images = (project_path(part) for part in source.split("::", 1))
         if annotations.suffix == ".jsonl":
@@ -226,15 +227,6 @@ def _shard_pairs(source: str) -> Pairs:
     place: dict[str, int] = {}
     first = [place.setdefault(one, row) for row, one in enumerate(table["sha256"].to_pylist())]
     return Pairs(_joined(table.drop_columns("sha256"), first, source), read_sample, source)
-
-
-def _mini_pairs(split: str) -> Pairs:
-    root = project_root() / "data" / "mini" / "world" / "coco"
-    if not root.is_dir():
-        raise DataError(
-            "the mini-world is not drawn yet; run notebooks/00_miniworld.ipynb or make miniworld"
-        )
-    return coco_pairs(root / "annotations" / f"captions_{split}.json", root / split)
 
 
 # --- COCO ----------------------------------------------------------------------------------------

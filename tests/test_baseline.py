@@ -75,7 +75,7 @@ def config(tmp_path):
 def run(config, monkeypatch):
     sets = [choices(), grids(), classes(), pairs()]
     monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
-    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
+    monkeypatch.setattr(baseline, "load_set", lambda source: grids())
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     return baseline.measure(config)
 
@@ -86,7 +86,7 @@ def test_equal_captions_are_a_row_to_read_and_no_warning(config, monkeypatch, re
     sets = [replace(odd, items=(same, *odd.items[1:]))]
     monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
-    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: grids())
+    monkeypatch.setattr(baseline, "load_set", lambda source: grids())
     told = baseline.cautions(baseline.measure(config))
     assert not [w for w in recwarn if "ties" in str(w.message) or "constant" in str(w.message)]
     row = told.set_index("model").loc["student"]

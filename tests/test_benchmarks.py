@@ -21,7 +21,6 @@ from sdslib.benchmarks import (
     coco_order,
     flickr_order,
     load_benchmark,
-    mini,
     retrieval,
     sugarcrepe,
     winoground,
@@ -30,6 +29,7 @@ from sdslib.benchmarks import (
 from sdslib.config import derive_seed
 from sdslib.io.images import ImageError, ImageRef
 from sdslib.io.sources import AccessError, DataError
+from sdslib.miniworld import sets
 from sdslib.sets.shuffles import (
     SHUFFLES,
     Tagger,
@@ -762,19 +762,22 @@ def test_frozen_negatives_are_the_cleaned_shuffles_of_the_raw_captions(tmp_path)
     assert read_frozen(alone, {"v": "a square", "y": CAPTION})["y"] == found["y"]
 
 
-def test_an_unknown_benchmark_is_answered_with_those_there_are(tmp_path):
+def test_an_unknown_benchmark_is_answered_with_those_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "project_root", lambda: tmp_path)
     with pytest.raises(DataError, match="no benchmark 'winogrond'; there are winoground, aro-rel"):
         load_benchmark("winogrond")
     with pytest.raises(DataError, match=r"run notebooks/00_miniworld.ipynb or make miniworld"):
-        mini("winoground", root=tmp_path / "none")
+        load_benchmark("mini:winoground")
+    (tmp_path / "data" / "mini" / "world").mkdir(parents=True)
     with pytest.raises(DataError, match="no mini set 'aro'; there are winoground, aro-relation"):
-        mini("aro", root=tmp_path)
+        load_benchmark("mini:aro")
     with pytest.raises(DataError, match="the mini set sugarcrepe has no split 'val'"):
-        mini("sugarcrepe", "val", tmp_path)
+        load_benchmark("mini:sugarcrepe:val")
 
 
-def test_the_mini_sets_go_through_the_loaders_of_the_real_ones(tmp_path, aro, labelled, crepe):
-    world = tmp_path / "world"
+def test_the_mini_sets_go_through_the_loaders_of_the_real_ones(tmp_path, aro, crepe, monkeypatch):
+    monkeypatch.setattr(sets, "project_root", lambda: tmp_path / "world")
+    world = tmp_path / "world" / "data" / "mini" / "world"
     shutil.copytree(aro, world / "aro", ignore=lambda *_: {"world", "test", "val2017", "data"})
     order = [{"image": "images/0.png", "caption": ["a small red circle near a cross"]}]
     write(world / "aro" / "coco_order.json", order)
@@ -787,8 +790,8 @@ def test_the_mini_sets_go_through_the_loaders_of_the_real_ones(tmp_path, aro, la
         for name in names:
             (world / "zeroshot" / task / name).mkdir(parents=True)
             (world / "zeroshot" / task / name / "0.png").write_bytes(png(picture(1)))
-    found = {name: mini(name, root=world) for name in benchmarks.MINI if name != "winoground"}
-    found["winoground"] = mini("winoground", "val", world)
+    found = {n: load_benchmark(f"mini:{n}") for n in sets.NAMES if n != "winoground"}
+    found["winoground"] = load_benchmark("mini:winoground:val")
     assert {name: len(b.items) for name, b in found.items()} == {
         "aro-relation": 3,
         "aro-attribution": 3,

@@ -34,7 +34,7 @@ WINGS = sorted(p.parent.name for p in HOUSE.glob("*/__init__.py"))
 
 # Each place may import what stands before it; at `experiment` the method meets the wings.
 ORDER = (
-    *("config", "io", "method", "miniworld", "arms", "sets"),
+    *("config", "io", "method", "arms", "sets", "miniworld"),
     *("experiment", "results", "lab", "show"),
 )
 UP_FOR_NOW = {

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sdslib import benchmarks, experiment, tables
+from sdslib import experiment, tables
+from sdslib.benchmarks import load_benchmark
 from sdslib.config import MiniworldConfig, project_root
 from sdslib.miniworld import drawing, models
 from sdslib.miniworld.models import Recipe, cosine_lr, draw_t, error_weights
@@ -47,7 +48,7 @@ def test_the_student_names_colors_and_shapes(student):
 
 
 def test_the_student_does_not_know_relations(student):
-    scores = experiment.score(student, benchmarks.mini("winoground", "val"))
+    scores = experiment.score(student, load_benchmark("mini:winoground:val"))
     relation = scores[scores["collapsed_tag"] == "Relation"]
     assert experiment.shares(relation)["text"] <= 0.25
 
@@ -147,7 +148,7 @@ def test_cosine_warms_up_and_ends_near_zero():
 
 def test_spread_takes_as_many_of_each_tag_as_can_be():
     drawing.ensure_world()
-    chosen = models.spread(benchmarks.mini("winoground", "val").items, 30)
+    chosen = models.spread(load_benchmark("mini:winoground:val").items, 30)
     tags = [item.tags["collapsed_tag"] for item in chosen]
     assert {tag: tags.count(tag) for tag in set(tags)} == {"Object": 10, "Relation": 10, "Both": 10}
 
@@ -157,7 +158,7 @@ def test_who_knows_compares_student_and_teacher_on_the_same_items(student, teach
     assert set(table["model"]) == {"student", "teacher"}
     whole = table[(table["tag"] == "all") & (table["metric"] == "text")]
     assert set(whole["n"]) == {6}
-    assert tables.is_grid(experiment.score(student, benchmarks.mini("winoground", "val"), 4))
+    assert tables.is_grid(experiment.score(student, load_benchmark("mini:winoground:val"), 4))
 
 
 def test_contents_and_examples_show_what_was_drawn():

@@ -312,7 +312,7 @@ def test_an_unknown_source_says_what_would_do():
 
 
 def test_an_absent_mini_world_says_how_to_draw_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "project_root", lambda: tmp_path)
+    monkeypatch.setattr("sdslib.miniworld.sets.project_root", lambda: tmp_path)
     with pytest.raises(DataError, match="make miniworld"):
         load_pairs("mini:val")
     write_coco(tmp_path / "data" / "mini" / "world" / "coco", name="val")

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from sdslib.config import ARMS_WITH_NEGATIVES, FinetuneConfig, ParameterError, is_mini
-from sdslib.miniworld import drawing
+from sdslib.io.worlds import exchanged_words
 from sdslib.pairs import load_pairs
 
 Negative = Callable[[str, int], str]  # (caption, seed) -> a caption of the same words
@@ -29,7 +29,7 @@ def swapped_caption(caption: str, seed: int) -> str:
     words = caption.split()
     places = {
         kind: [i for i, word in enumerate(words) if word in known]
-        for kind, known in (("color", drawing.COLORS), ("shape", drawing.SHAPES))
+        for kind, known in exchanged_words().items()
     }
     able = [kind for kind, at in places.items() if len({words[i] for i in at}) == 2]
     if not able:

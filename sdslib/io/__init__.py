@@ -2,6 +2,7 @@
 
     images       pictures read safely, or an error that says why not
     sources      rows from files, checked against a schema
+    worlds       what a world of its own brings, as `mini`: sets, pairs, words
     shards       samples of WebDataset tar files, here or behind http
     hub          models and data sets of the Hub: one commit, hashes checked, refusals told apart
     model_files  what a caption and a folder of weights must satisfy before a model sees them

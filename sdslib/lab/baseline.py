@@ -22,6 +22,7 @@ from sdslib.config import preset as preset_named
 from sdslib.experiment import pick_device, weights_fingerprints
 from sdslib.io.runs import Run, open_run
 from sdslib.io.sources import DataError
+from sdslib.io.worlds import world_of
 from sdslib.lab import near_ties
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import failures
@@ -55,11 +56,9 @@ def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
 
 
 def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
-    whole, mini = config.benchmark == "all", config.in_mini_world
-    known = [f"mini:{name}" for name in benchmarks.MINI] if mini else [*benchmarks.LOADERS]
-    known += ["retrieval:mini:val" if mini else RETRIEVAL]
-    found, absent = [], []
-    for name in known if whole else [config.benchmark]:
+    world, found, absent = world_of(config.preset), [], []
+    known = [*world.SETS, world.PAIRS] if world else [*benchmarks.LOADERS, RETRIEVAL]
+    for name in known if config.benchmark == "all" else [config.benchmark]:
         try:
             found.append(load_set(name))
         except DataError as reason:
@@ -177,9 +176,10 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     full = None if config.precision == "fp32" else load_teacher(*place, variant=config.variant)
     if full is not None:  # precision is the UNet's; one VAE and one text encoder serve both
         teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
-    if not config.in_mini_world:
+    world = world_of(config.preset if config.benchmark == "all" else config.benchmark)
+    if world is None:
         return Judge(teacher, None, full)
-    known = benchmarks.mini("winoground", "val").sample(items, config.seed)
+    known = load_set(world.VALIDATION).sample(items, config.seed)
     scorer = evaluate.diffusion_scorer(
         full or teacher, 32, config.seed, empty=False, batch_size=128
     )

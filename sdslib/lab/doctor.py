@@ -19,12 +19,13 @@ import torch
 
 from sdslib import benchmarks, experiment, student, teacher
 from sdslib.arms import negatives
-from sdslib.benchmarks import LOADERS, MINI
+from sdslib.benchmarks import LOADERS
 from sdslib.config import FinetuneConfig, ParameterError, project_path, project_root, validate
 from sdslib.io.hub import hub_access, is_repo
 from sdslib.io.model_files import WeightsError
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
+from sdslib.io.worlds import world_of
 from sdslib.lab.dry_run import random_parties
 from sdslib.train import Parties
 
@@ -69,8 +70,8 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
     needed = config.benchmark.partition(":")[0]
     yield _benchmark("benchmark", config.benchmark)
     yield from _costs(config, absent)
-    others = [f"mini:{n}" for n in MINI] if config.preset == "mini" else [*LOADERS]
-    for other in others:
+    world = world_of(config.preset)
+    for other in world.SETS if world else LOADERS:
         if other not in (needed, config.benchmark):
             found = _benchmark(f"benchmark {other}", other, "of 01_baseline")
             yield found._replace(state="optional") if found.state == "missing" else found

@@ -27,12 +27,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdslib import benchmarks, evaluate
+from sdslib import evaluate
 from sdslib.config import MiniworldConfig, derive_seed, project_path, project_root
 from sdslib.io.state import pack_state, unpack_state
 from sdslib.io.storage import file_sha256, write_json
 from sdslib.losses import add_noise
 from sdslib.miniworld import drawing
+from sdslib.miniworld.sets import benchmark
 from sdslib.pairs import load_pairs
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
@@ -594,7 +595,7 @@ def examples(kind: str, count: int) -> tuple[list[Image.Image], list[str]]:
     if kind == "coco":
         pairs = load_pairs("mini")
         return [pairs.image(i) for i in range(count)], [pairs.captions(i)[0] for i in range(count)]
-    items = spread(benchmarks.mini("winoground", "test").items, count)
+    items = spread(benchmark("mini:winoground:test").items, count)
     images = [ref.load() for item in items for ref in item.images]
     return images, [caption for item in items for caption in item.captions]
 
@@ -604,16 +605,16 @@ def contents(world: Path) -> pd.DataFrame:
     rows = [{"set": f"COCO-shaped pairs, {split}", "items": len(load_pairs(source))}
             for split, source in (("train", "mini"), ("val", "mini:val"))]  # fmt: skip
     for name, split in MINI_SETS:
-        benchmark = benchmarks.mini(name, split)
-        labels = sorted({item.tags.get("collapsed_tag", "") for item in benchmark.items} - {""})
+        found = benchmark(f"mini:{name}:{split}")
+        labels = sorted({item.tags.get("collapsed_tag", "") for item in found.items} - {""})
         label = f"{name}, {split}" + (f" ({', '.join(labels)})" if labels else "")
-        rows.append({"set": label, "items": len(benchmark.items)})
+        rows.append({"set": label, "items": len(found.items)})
     return pd.DataFrame(rows)
 
 
 def samples(teacher: Teacher, seed: int) -> tuple[list[Image.Image], list[str]]:
     """Pictures that the teacher draws for captions of validation items."""
-    items = spread(benchmarks.mini("winoground", "val").items, 6)
+    items = spread(benchmark("mini:winoground:val").items, 6)
     captions = [caption for item in items for caption in item.captions]
     return teacher.sample(captions, 50, 3.0, seed), captions
 
@@ -622,9 +623,9 @@ def naming(student: Student) -> pd.DataFrame:
     """Zero-shot accuracy of the student on the labelled single-object images."""
     rows = []
     for task in ("color", "shape"):
-        benchmark = benchmarks.mini(f"zeroshot-{task}")
-        scores = evaluate.score_grids(evaluate.clip_scorer(student), benchmark)
-        rows.append(evaluate.tabulate(benchmark, scores, by=()).assign(task=task))
+        named = benchmark(f"mini:zeroshot-{task}")
+        scores = evaluate.score_grids(evaluate.clip_scorer(student), named)
+        rows.append(evaluate.tabulate(named, scores, by=()).assign(task=task))
     found = pd.concat(rows, ignore_index=True)
     return found[["task", "metric", "n", "accuracy", "low", "high", "chance"]]
 
@@ -637,9 +638,9 @@ def who_knows(
     The teacher's errors are divided by their mean at each t (the relative rule); the means come
     from validation items that are not scored.
     """
-    whole = benchmarks.mini("winoground", split)
+    whole = benchmark(f"mini:winoground:{split}")
     chosen = spread(whole.items, items)
-    rest = [i for i in benchmarks.mini("winoground", "val").items if i not in chosen]
+    rest = [i for i in benchmark("mini:winoground:val").items if i not in chosen]
     errors = evaluate.error_table(evaluate.diffusion_scorer(teacher, draws), rest[-24:])
     scorers: dict[str, tuple[evaluate.Scorer, str]] = {
         "student": (evaluate.clip_scorer(student), ""),

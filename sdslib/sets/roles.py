@@ -16,10 +16,10 @@ import numpy as np
 from sdslib import benchmarks
 from sdslib.arms.negatives import check as check_negatives
 from sdslib.benchmarks import Benchmark
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, is_mini, project_path
+from sdslib.config import FinetuneConfig, ParameterError, derive_seed, project_path
 from sdslib.io.hub import cached_dataset
 from sdslib.io.sources import DataError
-from sdslib.miniworld import drawing
+from sdslib.io.worlds import ensure, world_of
 from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sets import overlap
 from sdslib.sets.overlap import Shared
@@ -32,8 +32,6 @@ MOST_HELD_OUT, FEWEST_HELD_OUT = 500, 10  # pairs; a tenth of all between these
 RETRIEVAL = "retrieval"
 COCO_VAL = "data/coco/annotations/captions_val2017.json::data/coco/val2017"
 MOST_LR = 0.1  # a hundred times the learning rate of the mini-world
-MINI_VALIDATION = "mini:winoground:val"
-MINI_KEEP = ("mini:zeroshot-color", "mini:zeroshot-shape", "retrieval:mini:val")
 KEEP = (*benchmarks.HUB_CLASSES, "zeroshot", RETRIEVAL)
 
 
@@ -81,8 +79,7 @@ def load_set(source: str) -> Benchmark:
     PAIRS is any source of pairs, COCO's val2017 by default. A folder of ImageNet with one folder a
     WordNet id gets the classes' names. The mini-world is drawn where it is asked for.
     """
-    if is_mini(source):
-        drawing.ensure_world()
+    ensure(source)
     name, _, rest = source.partition(":")
     if name == RETRIEVAL:
         return benchmarks.retrieval(load_pairs(rest or COCO_VAL))
@@ -96,8 +93,7 @@ def load_data(config: FinetuneConfig) -> Data:
 
     Raises ParameterError where the sets do not allow the parameters, and `DataError`.
     """
-    if is_mini(config.train_data):
-        drawing.ensure_world()
+    ensure(config.train_data)
     check_negatives(config)
     whole = load_set(config.benchmark)
     pairs, shared = _apart(config, whole)
@@ -168,8 +164,8 @@ def _validation(config: FinetuneConfig) -> str | None:
     """What `validation` asks for; None is what can be held out, if enough can."""
     if config.validation is not None:
         return config.validation
-    drawn = is_mini(config.benchmark) and config.benchmark != MINI_VALIDATION
-    return MINI_VALIDATION if drawn else None
+    world = world_of(config.benchmark)
+    return world.VALIDATION if world and config.benchmark != world.VALIDATION else None
 
 
 def _validated(config: FinetuneConfig, pairs: Pairs) -> tuple[Pairs, Benchmark | None]:
@@ -204,7 +200,8 @@ def _kept(config: FinetuneConfig, taken: set[str]) -> Iterator[tuple[str, Benchm
     """The sets of `keep` by name; a name that is taken already gets a number."""
     if config.keep == NONE:
         return
-    sources = _listed(config.keep) or [*(MINI_KEEP if is_mini(config.benchmark) else _at_hand())]
+    world = world_of(config.benchmark)
+    sources = _listed(config.keep) or [*(world.KEEP if world else _at_hand())]
     for source in sources:
         if source == config.benchmark:
             continue

@@ -424,7 +424,7 @@ def test_an_image_that_breaks_while_training(tmp_path):
     "the mini-world is not drawn yet; run notebooks/00_miniworld.ipynb or make miniworld",
 )
 def test_a_mini_world_that_is_not_drawn(monkeypatch, tmp_path):
-    monkeypatch.setattr("sdslib.pairs.project_root", lambda: tmp_path)
+    monkeypatch.setattr("sdslib.miniworld.sets.project_root", lambda: tmp_path)
     return refused(load_pairs, "mini")
 
 
