@@ -23,8 +23,7 @@ AUTHORS = {"s_0_0": "c0_i0", "s_0_1": "c1_i0", "s_1_0": "c0_i1", "s_1_1": "c1_i1
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(failure_study, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(failure_study.miniworld, "ensure_world", lambda: None)
-    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: benchmark())
+    monkeypatch.setattr(failure_study, "load_set", lambda source: benchmark())
 
 
 def csv(folder, name="scores", grids=GRIDS, **tags):
@@ -76,7 +75,7 @@ def test_a_set_out_of_reach_is_named_on_the_page(tmp_path, monkeypatch):
     def refuse(source):
         raise AccessError("facebook/winoground: the terms are not accepted", "terms-not-accepted")
 
-    monkeypatch.setattr(failure_study, "load_benchmark", refuse)
+    monkeypatch.setattr(failure_study, "load_set", refuse)
     config = FailuresConfig(scores=csv(tmp_path), benchmark="winoground")
     assert "the terms are not accepted" in failure_study.html(failure_study.collect(config).atlas)
     with pytest.raises(AccessError):
@@ -198,8 +197,8 @@ def test_runs_of_other_items_are_refused(two_runs, tmp_path):
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
-    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: words)
-    monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: replace(words))
+    monkeypatch.setattr(failure_study, "load_set", lambda source: words)
+    monkeypatch.setattr(baseline, "load_set", lambda source: words)
     student = f"local-dir:{tiny.save_student(tmp_path / 'student')}"
     return {"clip_model": student, "teacher": str(tiny.save_teacher(tmp_path / "teacher"))}
 
@@ -249,6 +248,6 @@ def test_somebody_at_the_notebook_gets_the_widget(tmp_path, monkeypatch):
 
 def test_a_set_without_grids_is_refused_by_name(monkeypatch):
     choices = replace(benchmark(), name="aro-relation", kind="choice")
-    monkeypatch.setattr(failure_study, "load_benchmark", lambda source: choices)
+    monkeypatch.setattr(failure_study, "load_set", lambda source: choices)
     with pytest.raises(ParameterError, match="'aro-relation' has no grids of two images and two"):
         failure_study.collect(FailuresConfig(benchmark="aro-relation"))

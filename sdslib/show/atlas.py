@@ -6,7 +6,6 @@ and a live widget with the same controls. A verdict is one model's word on one i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from sdslib.benchmarks import Benchmark, Item
+from sdslib.lab.baseline import rule_of
 from sdslib.metrics import labels_of
 from sdslib.results import failures, formatting
+from sdslib.results.failures import METRICS
 from sdslib.show import page
 from sdslib.tables import TableError, grids_of, tabulate, tags_of
 
-WINOGROUND = "https://huggingface.co/datasets/facebook/winoground"
 OUTCOMES = ("right", "wrong", *failures.MODES[1:])
 CHANGES = ("flips", *failures.FLIPS)
 SORTS = (
@@ -57,10 +57,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model's grid [2, 2] of one item, taken apart as `failures.anatomy` says."""
+    """One model's grid [2, 2] of one item, taken apart as `failures.anatomy` says.
+
+    `leads` are by `failures.INEQUALITIES`; `right` and `margins` are in the order of METRICS.
+    """
 
     scores: np.ndarray
-    leads: np.ndarray
+    leads: dict[str, float]
     right: tuple[bool, ...]
     margins: tuple[float, ...]
     mode: str
@@ -72,21 +75,24 @@ class Atlas:
     """One set's score tables by model, each taken apart; the first is what others are held against.
 
     A model may have scored some of the items only (the teacher does). `items` has captions and
-    images by id, where they are at hand; `absent` says how to get them where they are not.
+    images by id, where they are at hand; `absent` says why where they are not.
     """
 
     title: str
     note: str
     tables: dict[str, pd.DataFrame]
-    rules: dict[str, str] = field(default_factory=dict)
     items: dict[str, Item] = field(default_factory=dict)
     absent: str = ""
 
     @cached_property
+    def rules(self) -> dict[str, str]:
+        """The rule by which each model's table decides."""
+        return {name: rule_of(table) for name, table in self.tables.items()}
+
+    @cached_property
     def parts(self) -> dict[str, pd.DataFrame]:
         """`failures.anatomy` of every model's table."""
-        rule = self.rules.get
-        return {m: failures.anatomy(t, rule(m, "")) for m, t in self.tables.items()}
+        return {name: failures.anatomy(t, self.rules[name]) for name, t in self.tables.items()}
 
     @property
     def first(self) -> pd.DataFrame:
@@ -111,14 +117,20 @@ class Atlas:
         return {name: self._verdicts(name) for name in self.tables}
 
     def _verdicts(self, name: str) -> dict[str, Verdict]:
-        table, rule, part = self.tables[name], self.rules.get(name, ""), self.parts[name]
-        grids, leads = grids_of(table, rule), failures.leads_of(table, rule)
-        right = part[list(failures.METRICS)].to_numpy().tolist()
-        margins = part[[f"margin_{m}" for m in failures.METRICS]].to_numpy().tolist()
-        rows = zip(part["id"], part["mode"], part["tie"].tolist(), strict=True)
+        scored = self.tables[name], self.rules[name]
+        parts = self.parts[name].to_dict("records")
+        leads = [dict(zip(failures.INEQUALITIES, row, strict=True))
+                 for row in failures.leads_of(*scored).tolist()]  # fmt: skip
         return {
-            i: Verdict(grids[n], leads[n], tuple(right[n]), tuple(margins[n]), mode, tie)
-            for n, (i, mode, tie) in enumerate(rows)
+            part["id"]: Verdict(
+                grid,
+                lead,
+                tuple(part[m] for m in METRICS),
+                tuple(part[f"margin_{m}"] for m in METRICS),
+                part["mode"],
+                part["tie"],
+            )
+            for part, grid, lead in zip(parts, grids_of(*scored), leads, strict=True)
         }
 
     def captions(self, item: str) -> tuple[str, ...]:
@@ -129,54 +141,48 @@ class Atlas:
         """What a search in captions looks through."""
         return " ".join(self.captions(item)).lower()
 
+    def labels(self, item: str) -> list[str]:
+        """The item's tags in words, each once."""
+        known = [(c, label) for c, labels in self.tags[item].items() for label in labels]
+        told = [formatting.tag(*pair) for pair in known if pair[1] != "untagged"]
+        return list(dict.fromkeys(told))
+
 
 def build(
     tables: Mapping[str, pd.DataFrame],
     benchmark: Benchmark | None = None,
-    rules: Mapping[str, str] | None = None,
     title: str = "Winoground failures",
     note: str = "",
     absent: str = "",
 ) -> Atlas:
     """The atlas of one set from score tables by model; the others are held against the first.
 
-    `rules` names the rule of a model's table that decides. Every model's items must be among the
-    first one's, and the benchmark's must hold them all; TableError names one that is not.
+    Every model's items must be among the first one's, and the benchmark's must hold them all;
+    TableError names one that is not. Without a benchmark `absent` may say why there is none.
     """
     if not tables:
         raise TableError("an atlas needs at least one score table")
     tables = {name: t.assign(id=t["id"].astype(str)) for name, t in tables.items()}
     known = next(iter(tables.values()))["id"]
     sources = {name: set(table["id"]) - set(known) for name, table in tables.items()}
-    items = {} if benchmark is None else {str(item.id): item for item in benchmark.items}
-    sources |= {benchmark.name: set(known) - set(items)} if benchmark is not None else {}
+    items = {str(item.id): item for item in benchmark.items} if benchmark else {}
+    sources |= {benchmark.name: set(known) - set(items)} if benchmark else {}
     for name, odd in sources.items():
         if odd:
             raise TableError(f"{name} is of other items: {len(odd)} do not fit, e.g. {min(odd)!r}")
-    if not items:
-        absent = absent or HOW_TO_GET
-    kept = {i: items[i] for i in known} if items else {}
-    return Atlas(title, note, tables, dict(rules or {}), kept, absent)
-
-
-HOW_TO_GET = (
-    f"Pictures and captions are not in a score file. For Winoground: accept the terms at "
-    f'<a href="{WINOGROUND}">{WINOGROUND}</a>, set HF_TOKEN (or put the files into '
-    "<code>data/winoground</code>), and build again with <code>-p benchmark winoground</code>."
-)
+    return Atlas(title, note, tables, {i: items[i] for i in known if items}, absent)
 
 
 def select(atlas: Atlas, query: Query) -> list[str]:
     """Ids of the items that the query keeps, sorted as it says; equals what the page shows."""
     model = query.model or next(iter(atlas.tables))
     after, before = atlas.verdicts[model], atlas.verdicts.get(query.against, {})
-    metric = failures.METRICS.index(query.metric)
+    metric = METRICS.index(query.metric)
     kept = [i for i in atlas.ids if i in after and _keeps(atlas, query, i, after[i], metric)]
     if query.against:
-        kept = [i for i in kept if i in before]
-        right = [(before[i].right[metric], after[i].right[metric]) for i in kept]
-        flip = failures.flips(*np.array(right, dtype=int).reshape(-1, 2).T)
-        kept = [i for i, f in zip(kept, flip, strict=True) if _changed(query.change, f)]
+        flips = {i: failures.flips(before[i].right, after[i].right)[metric]
+                 for i in kept if i in before}  # fmt: skip
+        kept = [i for i, flip in flips.items() if _changed(query.change, flip)]
     keys = {
         "in order": lambda i: 0,
         "smallest margin first": lambda i: after[i].margins[metric],
@@ -213,20 +219,15 @@ def _keeps(atlas: Atlas, query: Query, item: str, verdict: Verdict, metric: int)
 
 def html(atlas: Atlas) -> str:
     """The whole atlas as one HTML fragment: controls, one card an item, style and script inside."""
-    with ThreadPoolExecutor(4) as pool:
-        pictures = dict(zip(atlas.ids, pool.map(lambda i: _pictures(atlas, i), atlas.ids),
-                            strict=True))  # fmt: skip
-    cards = "\n".join(card(atlas, item, pictures[item]) for item in atlas.ids)
-    way = f'<p class="way">{atlas.absent}</p>' if atlas.absent else ""
-    note = f" · {page.text(atlas.note)}" if atlas.note else ""
-    return (
-        f'<div class="atlas" tabindex="0"><style>{page.asset("atlas.css")}</style>'
-        f"<h2>{page.text(atlas.title)}{note}</h2>{_score_rows(atlas)}{_legend()}{way}"
-        f'{_controls(atlas)}<p class="count" role="status">{len(atlas.ids)} items</p>'
-        f'<div class="items">\n{cards}\n</div>'
-        f'<script type="application/json" class="data">{_data(atlas)}</script>'
-        f"<script>{page.asset('atlas.js')}</script></div>"
-    )
+    data = _data(atlas)
+    with ThreadPoolExecutor(4) as pool:  # pictures are read and shrunk
+        cards = list(pool.map(lambda item: _card(atlas, item), atlas.ids))
+    scores = {
+        name: tabulate(None, table, rule=atlas.rules[name], by=())
+        for name, table in atlas.tables.items()
+    }
+    views = {"scores": scores, "choices": _choices(atlas), "cards": cards, "data": data}
+    return page.render("atlas", atlas=atlas, metrics=METRICS, **views)
 
 
 def document(atlas: Atlas) -> str:
@@ -234,174 +235,77 @@ def document(atlas: Atlas) -> str:
     return page.document(f"{atlas.title} {atlas.note}".strip(), html(atlas))
 
 
-def card(atlas: Atlas, item: str, pictures: str | None = None) -> str:
+def card(atlas: Atlas, item: str) -> str:
     """One item: pictures, captions, every model's grid and verdict, tags, and what changed."""
-    tags = {
-        formatting.tag(column, label): None
-        for column, labels in atlas.tags[item].items()
-        for label in labels
+    return page.render("card", card=_card(atlas, item))
+
+
+def _card(atlas: Atlas, item: str) -> dict[str, Any]:
+    """What `card.html.j2` shows of an item."""
+    verdicts = {name: found[item] for name, found in atlas.verdicts.items() if item in found}
+    images = atlas.items[item].images if item in atlas.items else ()
+    return {
+        "id": item,
+        "labels": atlas.labels(item),
+        "captions": atlas.captions(item),
+        "pictures": [page.data_uri(ref.load()) for ref in images],
+        "verdicts": verdicts,
+        "changes": _changes(verdicts),
     }
-    shown = " · ".join(page.text(tag) for tag in tags if tag != "untagged")
-    grids = "".join(
-        _grid(name, found[item]) for name, found in atlas.verdicts.items() if item in found
-    )
-    name = page.text(item)
-    return (
-        f'<article data-id="{name}"><h3>item {name}<small>{shown}</small></h3>'
-        f"{_pictures(atlas, item) if pictures is None else pictures}"
-        f'<div class="grids">{grids}</div>'
-        f"{_changes(atlas, item)}</article>"
-    )
 
 
-def _pictures(atlas: Atlas, item: str) -> str:
-    """The two pictures with their captions, or what stands in their place."""
-    captions, shown = atlas.captions(item), []
-    for k in (0, 1):
-        if captions:
-            alt = f"image {k} of item {item}, which belongs to the caption: {captions[k]}"
-            picture = page.image_tag(atlas.items[item].images[k].load(), alt)
-            under = f"caption {k}: {page.text(captions[k])}"
-        else:
-            picture = (f'<div class="none" role="img" aria-label="image {k} is not at hand">'
-                       f"image {k}<br>not at hand:<br>see the note above</div>")  # fmt: skip
-            under = f"caption {k}: not in the score file"
-        shown.append(f"<figure>{picture}<figcaption>{under}</figcaption></figure>")
-    return f'<div class="pair">{"".join(shown)}</div>'
-
-
-def _grid(name: str, verdict: Verdict) -> str:
-    """A grid as a heat map, with each inequality's lead between the two cells that it compares."""
-    values = verdict.scores.ravel()
-    cells = [
-        f'<td class="cell{" own" * (n in (0, 3))}" style="background:{back}">'
-        f"{page.number(value)}</td>"
-        for n, (value, back) in enumerate(zip(values, page.shade(values), strict=True))
-    ]
-    marks = [_mark(*pair) for pair in zip(failures.INEQUALITIES, verdict.leads, strict=True)]
-    margins = ", ".join(
-        f"{m} {page.number(v, sign=True)}"
-        for m, v in zip(failures.METRICS[:2], verdict.margins, strict=False)
-    )
-    tie = " · tie" if verdict.tie else ""
-    return (
-        f'<table class="grid"><caption><b>{page.text(name)}</b>: {verdict.mode}{tie}'
-        f"<br><small>margin {margins}</small></caption>"
-        '<tr><td></td><th scope="col">caption 0</th><td></td><th scope="col">caption 1</th></tr>'
-        f'<tr><th scope="row">image 0</th>{cells[0]}{marks[0]}{cells[1]}</tr>'
-        f"<tr><td></td>{marks[2]}<td></td>{marks[3]}</tr>"
-        f'<tr><th scope="row">image 1</th>{cells[2]}{marks[1]}{cells[3]}</tr></table>'
-    )
-
-
-def _mark(name: str, lead: float) -> str:
-    kind, sign, word = (
-        ("holds", "✓", "yes") if lead > 0 else ("fails", "✗", "no") if lead < 0
-        else ("even", "=", "a tie")
-    )  # fmt: skip
-    return (f'<td class="lead {kind}" title="{name}: {word}">{sign}&nbsp;'
-            f"{page.number(lead, sign=True)}</td>")  # fmt: skip
-
-
-def _changes(atlas: Atlas, item: str) -> str:
+def _changes(verdicts: Mapping[str, Verdict]) -> list[str]:
     """What the item does between the first model and each other one."""
-    first, *others = [name for name in atlas.tables if item in atlas.verdicts[name]]
+    first, *others = verdicts
     rows = []
     for other in others:
-        before, after = (atlas.verdicts[name][item].right for name in (first, other))
-        flip = failures.flips(before, after)
-        words = ", ".join(f"{m} {f}" for m, f in zip(failures.METRICS, flip, strict=True))
-        rows.append(f"{page.text(first)} → {page.text(other)}: {words}")
-    return f'<p class="changes">{"<br>".join(rows)}</p>' if rows else ""
+        flips = failures.flips(verdicts[first].right, verdicts[other].right)
+        words = ", ".join(f"{m} {f}" for m, f in zip(METRICS, flips, strict=True))
+        rows.append(f"{first} → {other}: {words}")
+    return rows
 
 
-def _score_rows(atlas: Atlas) -> str:
-    head = "".join(f"<th>{c}</th>" for c in ("model", "items", *failures.METRICS, "ties"))
-    rows = [f"<tr>{head}</tr>"]
-    for name, table in atlas.tables.items():
-        whole = tabulate(None, table, rule=atlas.rules.get(name, ""), by=()).set_index("metric")
-        shares = "".join(
-            f"<td>{100 * row.accuracy:.1f}% <small>({100 * row.low:.1f} to {100 * row.high:.1f})"
-            "</small></td>"
-            for row in (whole.loc[m] for m in failures.METRICS)
-        )
-        ties = int(whole["ties"].iloc[0])
-        rows.append(
-            f"<tr><th>{page.text(name)}</th><td>{len(table)}</td>{shares}<td>{ties}</td></tr>"
-        )
-    return f'<table class="scores">{"".join(rows)}</table>'
+def _choices(atlas: Atlas) -> dict[str, list[tuple[str, str]]]:
+    """(text, value) of what each drop-down offers, by the query's field that it sets."""
 
+    def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+        return [(name, name) for name in names]
 
-def _legend() -> str:
-    return (
-        "<details><summary>How to read a card</summary><p>Cell (image i, caption k) holds the "
-        "score of that pair; darker is higher, the framed diagonal holds the true pairs. Between "
-        "two cells stands by how much the true pair leads: ✓ holds, ✗ fails, = is an exact tie, "
-        "which counts as wrong. Across: an image chooses its caption (text). Down: a caption "
-        "chooses its image (image). Right is an item where both hold (group). A margin is the "
-        "smaller of two leads. Scores of different models have different units. "
-        "Keys: → or j next, ← or k previous, / search.</p></details>"
-    )
-
-
-def _controls(atlas: Atlas) -> str:
-    """The form that the script wakes; its fields are those of `Query`."""
-    models = [(name, name) for name in atlas.tables]
-    fields = [
-        _choice("model", models),
-        _choice("metric", [(m, m) for m in failures.METRICS]),
-        _choice("outcome", [("", "any"), *((o, o) for o in OUTCOMES)]),
-        _choice("against", [("", "–"), *models], "before"),
-        _choice("change", [("", "any"), *((c, c) for c in CHANGES)]),
-        _choice("tag", [("", "any"), *_tag_options(atlas)]),
-        '<label><input type="checkbox" name="ties">ties only</label>',
-        '<label>margin from <input type="number" step="any" name="low"></label>',
-        '<label>to <input type="number" step="any" name="high"></label>',
-        f"<label{'' if atlas.items else ' hidden'}>words in captions "
-        '<input type="search" name="words"></label>',
-        _choice("sort", [(s, s) for s in SORTS]),
-        '<label><input type="checkbox" name="single">one at a time</label>',
-        '<button type="button" class="previous">← previous</button>',
-        '<button type="button" class="next">next →</button>',
-        '<button type="reset">all items</button>',
-    ]
-    return f'<form class="controls" hidden aria-label="filters">{"".join(fields)}</form>'
-
-
-def _choice(name: str, options: Sequence[tuple[str, str]], label: str = "") -> str:
-    inner = "".join(f'<option value="{page.text(v)}">{page.text(t)}</option>' for v, t in options)
-    return f'<label>{label or name} <select name="{name}">{inner}</select></label>'
-
-
-def _tag_options(atlas: Atlas) -> list[tuple[str, str]]:
-    """(value, text) of every label of every tag column that has more than one."""
-    labels: dict[str, dict[str, None]] = {}
+    labels: dict[str, set[str]] = {}
     for columns in atlas.tags.values():
         for column, found in columns.items():
-            labels.setdefault(column, {}).update(dict.fromkeys(found))
-    return [
-        (f"{column}\t{label}", f"{column}: {label}")
-        for column, found in labels.items() if len(found) > 1
-        for label in sorted(found)
-    ]  # fmt: skip
+            labels.setdefault(column, set()).update(found)
+    pairs = [(c, label) for c, found in labels.items() if len(found) > 1 for label in sorted(found)]
+    return {
+        "model": alike([*atlas.tables]),
+        "metric": alike(METRICS),
+        "outcome": [("any", ""), *alike(OUTCOMES)],
+        "against": [("–", ""), *alike([*atlas.tables])],
+        "change": [("any", ""), *alike(CHANGES)],
+        "tag": [("any", ""), *((": ".join(pair), "\t".join(pair)) for pair in pairs)],
+        "sort": alike(SORTS),
+    }
 
 
-def _data(atlas: Atlas) -> str:
-    """What the script filters by, as JSON that cannot end its element."""
+def _data(atlas: Atlas) -> dict[str, Any]:
+    """What the script filters by."""
+    said = {
+        name: {
+            i: {"right": v.right, "margins": v.margins, "mode": v.mode, "tie": v.tie}
+            for i, v in found.items()
+        }
+        for name, found in atlas.verdicts.items()
+    }
     items = [
         {
             "id": item,
             "tags": atlas.tags[item],
             "words": atlas.words(item),
-            "models": {
-                name: {"right": v.right, "margins": v.margins, "mode": v.mode, "tie": v.tie}
-                for name, found in atlas.verdicts.items()
-                if (v := found.get(item)) is not None
-            },
+            "models": {name: found[item] for name, found in said.items() if item in found},
         }
         for item in atlas.ids
     ]
-    return json.dumps({"items": items}, separators=(",", ":")).replace("<", "\\u003c")
+    return {"items": items}
 
 
 # --- the live twin -------------------------------------------------------------------------------
@@ -432,8 +336,8 @@ class Browser:
             self.controls[name].observe(lambda _: self._scale(), "value")
         rows = w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap"))
         steps = w.HBox([self.previous, self.next, self.place, self.count])
-        style = w.HTML(f"<style>{page.asset('atlas.css')}</style>")
-        self.view = w.VBox([style, rows, steps, self.card])
+        head = w.HTML(page.render("browser", atlas=atlas))
+        self.view = w.VBox([head, rows, steps, self.card])
         self._scale()
 
     @property
@@ -457,7 +361,7 @@ class Browser:
     def _scale(self) -> None:
         """Give the margin slider the reach of this model's margins, which have its own unit."""
         query, slider = self.query, self.controls["margin"]
-        metric = failures.METRICS.index(query.metric)
+        metric = METRICS.index(query.metric)
         margins = [v.margins[metric] for v in self.atlas.verdicts[query.model].values()]
         reach = 1.05 * max(max(map(abs, margins)), 1e-12)
         with slider.hold_trait_notifications():
@@ -478,28 +382,16 @@ class Browser:
             self.count.value, self.card.value = total, "no item fits these filters"
             return
         self.count.value = f"item {at} among {total}"
-        body = card(self.atlas, self.shown[at - 1])
-        way = f'<p class="way">{self.atlas.absent}</p>' if self.atlas.absent else ""
-        self.card.value = f'<div class="atlas">{way}{body}</div>'
+        self.card.value = f'<div class="atlas">{card(self.atlas, self.shown[at - 1])}</div>'
 
 
 def _widgets(atlas: Atlas) -> dict[str, Any]:
     """The controls by the name of the query's field that they set."""
     import ipywidgets as w
 
-    models = list(atlas.tables)
-    blank = [("any", "")]
-    choices: dict[str, Sequence] = {
-        "model": models,
-        "metric": failures.METRICS,
-        "outcome": [*blank, *((o, o) for o in OUTCOMES)],
-        "against": [("–", ""), *((m, m) for m in models)],
-        "change": [*blank, *((c, c) for c in CHANGES)],
-        "tag": [*blank, *((text, value) for value, text in _tag_options(atlas))],
-        "sort": SORTS,
-    }
-    found = {n: w.Dropdown(options=o, description=n, value=_first(o)) for n, o in choices.items()}
-    found["against"].description = "before"
+    labels = {"against": "before"}
+    found = {name: w.Dropdown(options=options, description=labels.get(name, name))
+             for name, options in _choices(atlas).items()}  # fmt: skip
     found["words"] = w.Text(description="words", placeholder="in captions")
     found["margin"] = w.FloatRangeSlider(
         value=(-1, 1),
@@ -512,7 +404,3 @@ def _widgets(atlas: Atlas) -> dict[str, Any]:
     apart = w.Layout(margin="2px 2px 2px 1em")
     found["ties"] = w.Checkbox(description="ties only", indent=False, layout=apart)
     return found
-
-
-def _first(options: Sequence) -> str:
-    return options[0][1] if isinstance(options[0], tuple) else options[0]

@@ -271,8 +271,7 @@ def compare(demo: Demo, item: Item, teacher: bool = False) -> str:
     """Two images and two captions as HTML: every model's grid, and which inequality holds."""
     with demo.turn:
         own, tables = explain.grid(demo.scorers(teacher), item.images, item.captions, str(item.id))
-    rules = {name: baseline.rule_of(table) for name, table in tables.items()}
-    card = atlas.card(atlas.build(tables, own, rules), str(item.id))
+    card = atlas.card(atlas.build(tables, own), str(item.id))
     return _framed(f'<div class="atlas">{card}</div>{_GRID_LEGEND}')
 
 

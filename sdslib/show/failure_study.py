@@ -7,16 +7,17 @@ folder `atlas` holds the page and the figures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
-from sdslib.benchmarks import Benchmark, load_benchmark
+from sdslib.benchmarks import Benchmark
 from sdslib.config import (
     FailuresConfig,
     ModelsConfig,
@@ -26,29 +27,30 @@ from sdslib.config import (
     set_name,
 )
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.experiment import pick_device
+from sdslib.experiment import CONTROL, UNTOUCHED, pick_device
 from sdslib.io.runs import Run, find_run, finished_runs, open_run
 from sdslib.io.sources import DataError
 from sdslib.lab import baseline
-from sdslib.miniworld import drawing
+from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures
 from sdslib.results.studies import Controls
+from sdslib.sets.roles import load_set
 from sdslib.show import figures, page
-from sdslib.show.atlas import HOW_TO_GET, Atlas, Browser, build, document, html
+from sdslib.show.atlas import Atlas, Browser, build, document, html
 from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
 RUNS = "reports/runs"
-UNTOUCHED, CONTROL, TEACHER = "untouched", "L_CLIP only", "teacher"
 
 
 @dataclass(frozen=True)
 class Study:
-    """An atlas and the run that keeps what it took to make it."""
+    """An atlas, the run that keeps what it took to make it, and the world if that is drawn."""
 
     atlas: Atlas
     run: Run
+    world: str
 
 
 def collect(config: FailuresConfig, progress: Follow = lambda items, total: items) -> Study:
@@ -61,10 +63,10 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     benchmark, absent = _benchmark(config)
     found = _given(config) if config.scores else _of_runs(config)
     if config.scores and not (benchmark and _is_of(found, benchmark)):
-        benchmark, absent = None, absent or HOW_TO_GET
+        benchmark = None
     prints = {"scores": _digest(found)} | baseline.weights_fingerprints(config)
     prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
-    run = open_run(config, prints, _root(config))
+    run = open_run(config, prints, _root(config) or RUNS)
     baseline.use_threads(config)
     with run if not run.finished else nullcontext():
         if not found and benchmark is not None:
@@ -73,27 +75,23 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
         if benchmark is not None and config.teacher_items:
             verdict = _kept(run, TEACHER, lambda: _verdict(config, benchmark, found, progress))
             found[TEACHER] = verdict
-    rules = {name: baseline.rule_of(table) for name, table in found.items()}
-    return Study(build(found, benchmark, rules, note=_note(config, found), absent=absent), run)
+    world = config.label if config.in_mini_world and not config.scores else ""
+    note = _counted(world, next(iter(found.values())))
+    return Study(build(found, benchmark, note=note, absent=absent), run, world)
 
 
 def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
     """The set with its images, or why it is not here; without `scores` it has to be."""
     try:
-        if config.benchmark.startswith("mini:") and not config.scores:
-            drawing.ensure_world()
-        return _grids(load_benchmark(config.benchmark)), ""
+        found = load_set(config.benchmark)
     except DataError as reason:
         if not config.scores:
             raise
-        return None, f"{page.text(reason)}. {HOW_TO_GET}"
-
-
-def _grids(benchmark: Benchmark) -> Benchmark:
-    if benchmark.kind == "grid":
-        return benchmark
+        return None, str(reason)
+    if found.kind == "grid":
+        return found, ""
     raise ParameterError([
-        f"benchmark {benchmark.name!r} has no grids of two images and two captions, of which the "
+        f"benchmark {found.name!r} has no grids of two images and two captions, of which the "
         "atlas is made; 01_baseline shows it, and 02_finetune what changes on it"
     ])  # fmt: skip
 
@@ -120,25 +118,6 @@ def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
     )
 
 
-def _named(config: ModelsConfig) -> list[str]:
-    """The runs in `runs`, none where it is a folder that holds runs."""
-    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
-    return [] if _root(config) != RUNS else names
-
-
-def _root(config: ModelsConfig) -> str:
-    """Where runs are kept: the folder `runs` if it is one that is no run itself."""
-    folder = folder_at(config.runs) if config.runs else None
-    return str(folder) if folder and not (folder / "identity.json").is_file() else RUNS
-
-
-def _run(name: str) -> Run:
-    """A run by name, id or folder; a relative folder is meant from the project root."""
-    folder = folder_at(name)
-    known = folder is not None and (folder / "identity.json").is_file()
-    return find_run(folder if folder and known else name, RUNS)
-
-
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
     """Score tables of the runs named, or of the newest finished ones; the untouched first."""
     found: dict[str, pd.DataFrame] = {}
@@ -154,17 +133,31 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
 
     RunError for a name that is none. Empty where no run of the same student and benchmark is done.
     """
+    listed = "" if _root(config) else config.runs or ""
+    names = [name.strip() for name in listed.split(",") if name.strip()]
     found: dict[str, Run] = {}
-    for run in [_run(name) for name in _named(config)] or _newest(config):
+    # a relative folder is meant from the project root
+    for run in [find_run(_run_folder(name) or name, RUNS) for name in names] or _newest(config):
         arm = CONTROL if run.params["arm"] == "clip-only" else run.params["arm"]
         found[arm if arm not in found else f"{arm} {run.id}"] = run
     return found
 
 
+def _run_folder(name: str) -> Path | None:
+    folder = folder_at(name)
+    return folder if folder and (folder / "identity.json").is_file() else None
+
+
+def _root(config: ModelsConfig) -> Path | None:
+    """The folder of runs that `runs` names, None where it names runs, or nothing."""
+    name = config.runs
+    return folder_at(name) if name and not _run_folder(name) else None
+
+
 def _newest(config: ModelsConfig) -> list[Run]:
     """The newest finished fine-tuning of this benchmark and student, its control before it."""
     same = ("benchmark", "clip_model")
-    runs = finished_runs(_root(config))
+    runs = finished_runs(_root(config) or RUNS)
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
     if not runs:
         return []
@@ -214,21 +207,20 @@ def _digest(found: Mapping[str, pd.DataFrame]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _note(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> str:
-    world = "mini-world" if config.in_mini_world and not config.scores else ""
-    return _counted(world, next(iter(found.values())))
-
-
 def _counted(world: str, table: pd.DataFrame) -> str:
     return f"{world}, {len(table)} items".removeprefix(", ")
+
+
+def _tags(table: pd.DataFrame) -> list[str]:
+    """The tags by which Winoground's authors tell its results, where they tell items apart."""
+    return [tag for tag in WINOGROUND_TAGS if tag in table and table[tag].nunique() > 1]
 
 
 def scores(study: Study) -> pd.DataFrame:
     """`tables.tabulate` of every model by the tags that have few labels, with a column `model`."""
     atlas, rows = study.atlas, []
     for name, table in atlas.tables.items():
-        by = [tag for tag in WINOGROUND_TAGS if tag in table and table[tag].nunique() > 1]
-        found = tabulate(None, table, rule=atlas.rules.get(name, ""), by=by)
+        found = tabulate(None, table, rule=atlas.rules[name], by=_tags(table))
         rows.append(found[~found["label"].str.startswith("macro")].assign(model=name))
     found = pd.concat(rows, ignore_index=True)
     return found[["model", *(c for c in found if c not in ("model", "partial"))]].round(4)
@@ -236,20 +228,17 @@ def scores(study: Study) -> pd.DataFrame:
 
 def draw(study: Study) -> dict[str, Any]:
     """The figures of the atlas by name; a sentence where one would need a second model."""
-    atlas, note = study.atlas, study.atlas.note
+    atlas, parts, note = study.atlas, study.atlas.parts, study.atlas.note
     students = [name for name in atlas.tables if name != TEACHER]
-    last, parts = students[-1], atlas.parts
-    by = [t for t in WINOGROUND_TAGS if t in atlas.first and atlas.first[t].nunique() > 1]
-    shares = failures.mode_shares(atlas.tables[last], parts[last], by)
+    last = students[-1]
+    people = "human, real set" if study.world else "human"
+    shares = failures.mode_shares(atlas.tables[last], parts[last], _tags(atlas.first))
+    choices = failures.choice_counts(parts[last])
     alone = Markdown("One model only: two score files, or runs, show what changes between them.")
-    world = "mini-world" if note.startswith("mini") else ""
-    label = "human, real set" if world else "human"
     drawn = {
-        "scores": figures.scores_by_tag(scores(study), note, human_label=label),
+        "scores": figures.scores_by_tag(scores(study), note, human_label=people),
         "modes": figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
-        "choices": figures.confusion(
-            failures.choice_counts(parts[last]), note, f"Text against image, {last}"
-        ),
+        "choices": figures.confusion(choices, note, f"Text against image, {last}"),
         "calibration": figures.calibration(_calibration(atlas), note),
         "margins": alone,
         "flips": alone,
@@ -260,31 +249,25 @@ def draw(study: Study) -> dict[str, Any]:
         drawn["margins"] = figures.margins(pairs, note, (students[0], last), "Text margins")
         drawn["flips"] = figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
-        seen = _counted(world, atlas.tables[TEACHER])
-        drawn["agreement"] = figures.agreement(_agreements(atlas, students), seen)
+        counts = {name: _agreement(atlas, name) for name in students}
+        drawn["agreement"] = figures.agreement(counts, _counted(study.world, atlas.tables[TEACHER]))
     return drawn
 
 
 def _calibration(atlas: Atlas) -> pd.DataFrame:
-    whole = len(atlas.first)
-    names = {
-        name: name if len(table) == whole else f"{name} ({len(table)} items)"
-        for name, table in atlas.tables.items()
-    }
-    rows = [
-        failures.calibration({names[name]: table}, atlas.rules.get(name, ""))
-        for name, table in atlas.tables.items()
-    ]
+    """`failures.calibration` of every model; one that scored fewer items says how many."""
+    whole, rows = len(atlas.first), []
+    for name, table in atlas.tables.items():
+        told = name if len(table) == whole else f"{name} ({len(table)} items)"
+        rows.append(failures.calibration({told: table}, atlas.rules[name]))
     return pd.concat(rows, ignore_index=True)
 
 
-def _agreements(atlas: Atlas, students: Sequence[str]) -> dict[str, pd.DataFrame]:
+def _agreement(atlas: Atlas, name: str) -> pd.DataFrame:
+    """Counts of the teacher's items by whether this model and the teacher are right in text."""
     teacher = atlas.parts[TEACHER].set_index("id")["text"]
-    found = {}
-    for name in students:
-        student = atlas.parts[name].set_index("id").loc[teacher.index, "text"]
-        found[name] = failures.agreement(student, teacher, (name, TEACHER))
-    return found
+    student = atlas.parts[name].set_index("id").loc[teacher.index, "text"]
+    return failures.agreement(student, teacher, (name, TEACHER))
 
 
 def save(study: Study, drawn: Mapping[str, Any]) -> str:
@@ -303,8 +286,7 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
 
 def show(study: Study) -> Any:
     """The live widget where somebody can use it, else the static page, for a saved notebook."""
-    path = page.text(_page_of(study.run))
-    kept = f"<p>All items, to read without a kernel: <code>{path}</code></p>"
+    kept = page.render("kept", path=_page_of(study.run))
     return page.live_or_saved(lambda: Browser(study.atlas).view, lambda: html(study.atlas), kept)
 
 
