@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rivals are i
 
 from benchmarks import memory, scoring, training
 from benchmarks.harness import Row, table
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "sequential": lambda: scoring.sequential(100),
@@ -40,7 +40,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
     torch.set_num_threads(1)
-    drawing.ensure_world()
+    files.ensure_world()
     rows: list[Row] = []
     for name in chosen:
         print(f"measuring {name} …", file=sys.stderr, flush=True)

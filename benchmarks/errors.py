@@ -16,7 +16,7 @@ from sdslib import benchmarks, evaluate
 from sdslib.config import BaselineConfig, project_path
 from sdslib.io.progress import track
 from sdslib.io.storage import file_sha256, write_bytes
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.teacher import load_teacher
 
 FILE = Path(__file__).with_name("errors.npz")
@@ -44,7 +44,7 @@ def read() -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def main() -> int:
     """Compute the table item by item, one noise a timestep, the same for all."""
-    drawing.ensure_world()
+    files.ensure_world()
     teacher, found = load_teacher(BaselineConfig().teacher), items()
     draws = evaluate.shared_draws(teacher.latent_shape, STEPS, 1, (0, STEPS - 1), antithetic=False)
     rows = []

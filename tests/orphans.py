@@ -31,8 +31,8 @@ TRAIN = (
     "experiment.finetune(FinetuneConfig(**json.loads(sys.argv[1])))"
 )
 DRAW = (
-    "import sys; from pathlib import Path; from sdslib import miniworld;"
-    "miniworld.ensure_world(Path(sys.argv[1]))"
+    "import sys; from pathlib import Path; from sdslib.miniworld import files;"
+    "files.ensure_world(Path(sys.argv[1]))"
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from sdslib import teacher
 from sdslib.config import FinetuneConfig, override, preset, project_root
 from sdslib.lab.dry_run import Trial, random_parties
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.pairs import load_pairs
 from sdslib.train import TrainingError
 
@@ -102,7 +102,7 @@ def test_an_unknown_row_is_refused_before_anything_is_measured(monkeypatch, caps
 @pytest.mark.parametrize(("figure", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_row_that_falls_short_fails_the_bench(monkeypatch, capsys, figure, status):
     monkeypatch.setitem(ROWS, "import", lambda: [Row("X", "a row", figure, 1.0)])
-    monkeypatch.setattr(drawing, "ensure_world", lambda: None)
+    monkeypatch.setattr(files, "ensure_world", lambda: None)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "import"])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     assert bench() == status
@@ -114,7 +114,7 @@ def test_a_row_that_falls_short_fails_the_bench(monkeypatch, capsys, figure, sta
 
 @pytest.fixture(scope="module")
 def world():
-    drawing.ensure_world()
+    files.ensure_world()
     return load_pairs("mini")
 
 

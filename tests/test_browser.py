@@ -23,7 +23,7 @@ from sdslib.benchmarks import Benchmark, Item, load_benchmark
 from sdslib.config import DemoConfig, project_root
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.io.runs import find_run, list_runs
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.miniworld.drawing import Thing
 from sdslib.show import atlas, demo
 from sdslib.student import load_student
@@ -56,7 +56,7 @@ def student():
 @pytest.fixture(scope="module")
 def items():
     """Twelve pairs of the mini-world of all kinds."""
-    drawing.ensure_world()
+    files.ensure_world()
     whole = load_benchmark("mini:winoground")
     return replace(whole, items=whole.items[::100])
 

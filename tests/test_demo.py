@@ -20,7 +20,7 @@ from sdslib import experiment
 from sdslib.benchmarks import Item
 from sdslib.config import DemoConfig, FinetuneConfig, ParameterError
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.io import images, runs
+from sdslib.io import images, runs, worlds
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError
 from sdslib.lab import baseline
@@ -47,7 +47,7 @@ def own_world(tmp_path, monkeypatch):
     """No run of this machine, and a benchmark of six pairs that the tiny models can read."""
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
     monkeypatch.setattr(failure_study, "RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(demo.miniworld, "ensure_world", lambda: None)
+    monkeypatch.setattr(worlds, "ensure", lambda source: None)
     monkeypatch.setattr(demo.benchmarks, "load_benchmark", lambda source: words)
     monkeypatch.setattr(baseline.benchmarks, "mini", lambda name, split: replace(words))
 

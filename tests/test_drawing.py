@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from sdslib.config import project_root
 from sdslib.io.sources import DataError
-from sdslib.miniworld import drawing
+from sdslib.miniworld import drawing, files
 from sdslib.miniworld.drawing import HELD_OUT, RELATIONS, Scene, Thing
 
 SMALL = {"coco_train": 40, "coco_val": 12, "aro": 10, "sugarcrepe": 8, "zeroshot_per_class": 2}
@@ -30,9 +30,9 @@ FEW = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "COUNTS", SMALL)
-        patch.setattr(drawing, "WINOGROUND", FEW)
-        yield drawing.ensure_world(tmp_path_factory.mktemp("mini") / "world")
+        patch.setattr(files, "COUNTS", SMALL)
+        patch.setattr(files, "WINOGROUND", FEW)
+        yield files.ensure_world(tmp_path_factory.mktemp("mini") / "world")
 
 
 def some(split, count=60, purpose="test"):
@@ -142,8 +142,8 @@ def test_tokenizer_is_small_ends_with_the_highest_id_and_marks_unknown_words(tmp
 
 
 def test_the_published_counts_are_what_a_study_needs():
-    assert sum(drawing.WINOGROUND["test"].values()) >= 1000
-    assert sum(drawing.WINOGROUND["val"].values()) >= 500
+    assert sum(files.WINOGROUND["test"].values()) >= 1000
+    assert sum(files.WINOGROUND["val"].values()) >= 500
 
 
 def test_winoground_file_has_the_real_schema_and_minimal_pairs(world):
@@ -184,7 +184,7 @@ def test_aro_boxes_hold_both_things(world):
         assert Counter(row["true_caption"].split()) == Counter(row["false_caption"].split())
 
 
-@pytest.mark.parametrize("subset", drawing.SUGARCREPE)
+@pytest.mark.parametrize("subset", files.SUGARCREPE)
 def test_sugarcrepe_negatives_differ_from_their_captions(world, subset):
     rows = json.loads((world / "sugarcrepe" / f"{subset}.json").read_text())
     assert len(rows) == SMALL["sugarcrepe"]
@@ -194,7 +194,7 @@ def test_sugarcrepe_negatives_differ_from_their_captions(world, subset):
 def test_replacing_the_relation_says_the_opposite():
     scene = Scene((Thing("circle", "red"), Thing("square", "blue")), "h")
     for form in RELATIONS["h"]:
-        wrong = drawing._negative("replace_rel", scene, form, random.Random(0))
+        wrong = files.negative("replace_rel", scene, form, random.Random(0))
         turned = Scene(scene.things[::-1], "h")
         assert wrong in drawing.relation_captions(turned)
 
@@ -202,13 +202,13 @@ def test_replacing_the_relation_says_the_opposite():
 def test_what_a_killed_drawing_left_goes_with_the_next_and_others_at_work_stay(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(drawing, "COUNTS", SMALL)
-    monkeypatch.setattr(drawing, "WINOGROUND", FEW)
+    monkeypatch.setattr(files, "COUNTS", SMALL)
+    monkeypatch.setattr(files, "WINOGROUND", FEW)
     here = f"world.drawing-{socket.gethostname()}-"
     names = [f"{here}{2**22 + 1}", f"{here}{os.getppid()}", "world.drawing-elsewhere-7"]
     for name in names:
         (tmp_path / name).mkdir()
-    drawing.ensure_world(tmp_path / "world")
+    files.ensure_world(tmp_path / "world")
     assert {p.name for p in tmp_path.iterdir()} == {"world", *names[1:]}
 
 
@@ -217,7 +217,7 @@ def test_a_world_that_cannot_be_drawn_says_where_and_what_to_do(tmp_path):
     with pytest.raises(
         DataError, match=r"the mini-world cannot be drawn: .*file cannot be written"
     ):
-        drawing.ensure_world(tmp_path / "file" / "world")
+        files.ensure_world(tmp_path / "file" / "world")
 
 
 def test_no_drawing_is_ever_offered_to_git():
@@ -227,13 +227,13 @@ def test_no_drawing_is_ever_offered_to_git():
 
 
 def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "COUNTS", SMALL)
-    monkeypatch.setattr(drawing, "WINOGROUND", FEW)
+    monkeypatch.setattr(files, "COUNTS", SMALL)
+    monkeypatch.setattr(files, "WINOGROUND", FEW)
 
     def full_disk(root):
         raise OSError("disk full")
 
-    monkeypatch.setattr(drawing, "_write_aro", full_disk)
+    monkeypatch.setattr(files, "_write_aro", full_disk)
     with pytest.raises(OSError, match="disk full"):
-        drawing.ensure_world(tmp_path / "world")
+        files.ensure_world(tmp_path / "world")
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from sdslib import benchmarks, experiment
 from sdslib.config import FinetuneConfig, ParameterError, override, project_path
 from sdslib.io.model_files import VocabularyError
 from sdslib.io.runs import find_run
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.pairs import coco_pairs, load_pairs
 from sdslib.sets import roles
 from sdslib.teacher import load_teacher
@@ -264,7 +264,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(monkeypatch):
 def test_figures_of_the_mini_world_say_so(config):
     assert experiment.note(config) == "mini-world"
     assert experiment.human(config) is None
-    assert drawing.ensure_world().is_dir()
+    assert files.ensure_world().is_dir()
 
 
 def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(config, tmp_path):

@@ -69,13 +69,13 @@ DOORS = {
     "ray": {"results.sweep"},
     "pydantic": {"config", "io.sources", "pairs", "benchmarks", "sets.shuffles", "sets.overlap"},
     "spacy": {"sets.shuffles"},
-    "safetensors": {"io.model_files", "io.runs", "bridge", "student", "miniworld.models"},
+    "safetensors": {"io.model_files", "io.runs", "bridge", "student", "miniworld.recipe"},
 }
 # Installed by whoever needs it, as its language model is; the room says so when it is missing.
 OPTIONAL = {"spacy"}
 LIGHT = [
     *("config", "metrics", "io.runs", "io.images", "io.sources", "io.storage"),
-    *("miniworld.drawing", "show.figures"),
+    *("miniworld.drawing", "miniworld.files", "show.figures"),
 ]
 
 

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 from sdslib import experiment, tables
 from sdslib.benchmarks import load_benchmark
 from sdslib.config import MiniworldConfig, project_root
-from sdslib.miniworld import drawing, models
-from sdslib.miniworld.models import Recipe, cosine_lr, draw_t, error_weights
+from sdslib.miniworld import examine, files, models
+from sdslib.miniworld.recipe import Recipe, cosine_lr, draw_t, error_weights, teacher_turns
 from sdslib.teacher import load_teacher
 
 HOME = project_root() / "data" / "mini"
@@ -23,7 +23,7 @@ TINY = Recipe(
 
 @pytest.fixture(scope="module")
 def student():
-    drawing.ensure_world()
+    files.ensure_world()
     return experiment.load_student(f"local-dir:{HOME / 'student'}", None)
 
 
@@ -41,7 +41,7 @@ def test_committed_files_are_those_of_the_recipe():
 
 
 def test_the_student_names_colors_and_shapes(student):
-    named = models.naming(student)
+    named = examine.naming(student)
     right = named[named["metric"] == "accuracy"].set_index("task")["accuracy"]
     assert right["color"] >= 0.9
     assert right["shape"] >= 0.9
@@ -75,8 +75,8 @@ def test_rebuilding_goes_on_where_it_was_cut_and_ends_the_same(tmp_path):
         return {k: v["sha256"] for k, v in models.digest(root).items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "EVERY", 1)
-        patch.setattr(models, "KEEP_EVERY", 1)
+        patch.setattr("sdslib.miniworld.recipe.EVERY", 1)
+        patch.setattr("sdslib.miniworld.recipe.KEEP_EVERY", 1)
         whole = train(tmp_path / "whole")
         train(tmp_path / "cut", ("teacher", 3))
         again = train(tmp_path / "cut")
@@ -102,7 +102,7 @@ def test_rebuild_puts_models_recipe_and_hashes_where_it_is_told(tmp_path, monkey
     models.ensure_models(config, lambda steps, total: seen.append(total) or steps)
     assert seen == [3]
     assert models.provenance(tmp_path)["as recorded"].all()
-    student, teacher = models.load(config)
+    student, teacher = examine.load(config)
     assert student.width == 128
     assert teacher.latent_shape == (4, 8, 8)
 
@@ -134,7 +134,7 @@ def test_stages_draw_t_from_their_ranges():
 
 
 def test_stages_follow_each_other_and_the_last_falls_to_zero():
-    turns = models.teacher_turns(Recipe())
+    turns = teacher_turns(Recipe())
     assert [t.start for t in turns[1:]] == [t.end for t in turns[:-1]]
     assert turns[-1].end == Recipe().teacher_steps == turns[-1].start + turns[-1].horizon
 
@@ -147,14 +147,14 @@ def test_cosine_warms_up_and_ends_near_zero():
 
 
 def test_spread_takes_as_many_of_each_tag_as_can_be():
-    drawing.ensure_world()
-    chosen = models.spread(load_benchmark("mini:winoground:val").items, 30)
+    files.ensure_world()
+    chosen = examine.spread(load_benchmark("mini:winoground:val").items, 30)
     tags = [item.tags["collapsed_tag"] for item in chosen]
     assert {tag: tags.count(tag) for tag in set(tags)} == {"Object": 10, "Relation": 10, "Both": 10}
 
 
 def test_who_knows_compares_student_and_teacher_on_the_same_items(student, teacher):
-    table = models.who_knows(student, teacher, 6, 4)
+    table = examine.who_knows(student, teacher, 6, 4)
     assert set(table["model"]) == {"student", "teacher"}
     whole = table[(table["tag"] == "all") & (table["metric"] == "text")]
     assert set(whole["n"]) == {6}
@@ -162,9 +162,9 @@ def test_who_knows_compares_student_and_teacher_on_the_same_items(student, teach
 
 
 def test_contents_and_examples_show_what_was_drawn():
-    world = drawing.ensure_world()
-    table = models.contents(world).set_index("set")["items"]
-    assert table["COCO-shaped pairs, train"] == drawing.COUNTS["coco_train"]
-    images, titles = models.examples("winoground", 3)
+    files.ensure_world()
+    table = examine.contents().set_index("set")["items"]
+    assert table["COCO-shaped pairs, train"] == files.COUNTS["coco_train"]
+    images, titles = examine.examples("winoground", 3)
     assert len(images) == len(titles) == 6
-    assert len(models.examples("coco", 4)[0]) == 4
+    assert len(examine.examples("coco", 4)[0]) == 4

@@ -33,7 +33,7 @@ from sdslib.experiment import LatentCache, embed_pairs, start_bridge
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
 from sdslib.io.storage import StorageError
-from sdslib.miniworld import drawing
+from sdslib.miniworld import drawing, files
 from sdslib.miniworld.drawing import Scene
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.results import formatting
@@ -433,7 +433,7 @@ class Ground:
 
 def ground(config: FinetuneConfig, scenes: int) -> Ground:
     """`scenes` of the train split for fitting, a fifth as many of the validation split to ask."""
-    drawing.ensure_world()
+    files.ensure_world()
     pairs = load_pairs(config.train_data)
     teacher = load_teacher(config.teacher, config.teacher_revision, variant=config.variant)
     held = world("val", max(CHOSEN, scenes // 5), config.seed)

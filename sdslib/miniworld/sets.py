@@ -16,7 +16,8 @@ from sdslib.benchmarks import (
 )
 from sdslib.config import project_root
 from sdslib.io.sources import DataError
-from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES, ensure_world
+from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES
+from sdslib.miniworld.files import ensure_world
 from sdslib.pairs import Pairs, coco_pairs
 from sdslib.sets.shuffles import Tagger, lexicon_tagger
 

@@ -21,6 +21,7 @@ from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import DemoConfig, ParameterError, is_mini, project_path
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
+from sdslib.io import worlds
 from sdslib.io.images import ENDINGS, ImageError, ImageRef, open_image
 from sdslib.io.model_files import shortened
 from sdslib.io.sources import DataError, check_caption
@@ -127,8 +128,7 @@ def load(config: DemoConfig) -> Demo:
     """The untouched student, the students of the runs that `runs` names or of the newest ones, and
     the benchmark if it is at hand; raises what the loaders raise, and ParameterError."""
     baseline.use_threads(config)
-    if config.benchmark.startswith("mini:"):
-        drawing.ensure_world()
+    worlds.ensure(config.benchmark)
     chosen, device = failure_study.chosen(config), pick_device(config.device)
     own = [(config.clip_model, config.clip_pretrained)]
     starts = [(r.params["clip_model"], r.params["clip_pretrained"]) for r in chosen.values()] or own

@@ -16,7 +16,7 @@ from sdslib import evaluate, experiment, metrics, tables
 from sdslib.config import DemoConfig, FinetuneConfig
 from sdslib.io import images, runs
 from sdslib.io.runs import open_run
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.show import atlas, demo, explain
 
 
@@ -149,7 +149,7 @@ def test_changed_weights_are_another_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def one_panel(student):  # noqa: F811
-    drawing.ensure_world()
+    files.ensure_world()
     some = demo.Demo(DemoConfig(), {"untouched": explain.Remembering(student)}, None, "no items")
     question = demo.Question(
         demo.scene_ref(demo.START), ("a red circle", "a blue square"), "a scene"

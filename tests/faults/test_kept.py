@@ -10,7 +10,7 @@ from faults.catalog import fault
 from sdslib.config import ParameterError, guard
 from sdslib.io.runs import RunError, RunWarning, list_runs, main
 from sdslib.io.sources import DataError
-from sdslib.miniworld import drawing
+from sdslib.miniworld import files
 from sdslib.results import publish, sweep
 from sdslib.results.studies import StudyError
 
@@ -84,7 +84,7 @@ def test_a_deleted_folder(tmp_path):
 def test_an_undrawn_world(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError) as caught:
-        drawing.ensure_world(tmp_path / "file" / "world")
+        files.ensure_world(tmp_path / "file" / "world")
     return caught.value
 
 
