@@ -198,7 +198,7 @@ def test_a_way_that_memory_refuses_leaves_the_others(config, parties, monkeypatc
         assert parties.teacher.unet.is_gradient_checkpointing
         return Trial(size, 0.5, 2_000_000_000, 4.0)
 
-    monkeypatch.setattr(gpu.rehearsal, "attempt", attempt)
+    monkeypatch.setattr(gpu.dry_run, "attempt", attempt)
     rows = {row.id: row for row in gpu.training_rows(config, parties, 1)}
     assert not parties.teacher.unet.is_gradient_checkpointing
     assert (rows["F1"].measured, rows["F4"].measured) == (0.5, 2.0)
@@ -214,7 +214,7 @@ def test_another_failure_is_not_taken_for_a_want_of_memory(config, parties, monk
     def attempt(*_):
         raise TrainingError("step 1: L_SDS is not finite for pairs [0]")
 
-    monkeypatch.setattr(gpu.rehearsal, "attempt", attempt)
+    monkeypatch.setattr(gpu.dry_run, "attempt", attempt)
     with pytest.raises(TrainingError, match="not finite"):
         gpu.attempt(config, parties, 1)
 
@@ -222,7 +222,7 @@ def test_another_failure_is_not_taken_for_a_want_of_memory(config, parties, monk
 def test_the_share_of_the_roofline_is_what_was_computed_over_what_could_be(
     config, parties, monkeypatch
 ):
-    monkeypatch.setattr(gpu.rehearsal, "_device", lambda device: ("NVIDIA H100 80GB HBM3", 1))
+    monkeypatch.setattr(gpu.dry_run, "_device", lambda device: ("NVIDIA H100 80GB HBM3", 1))
     monkeypatch.setattr(gpu, "timed", lambda job, clock, rounds: 4 / 390)
     monkeypatch.setattr(gpu, "flops", lambda unet, tokens: 803_273_441_280)
     speed, share = gpu.speed_rows(parties.teacher, config, 1)
