@@ -1,5 +1,8 @@
 """The door to the templates: what is text stays text, and what is missing is an error."""
 
+import re
+from html.parser import HTMLParser
+
 import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
@@ -7,6 +10,68 @@ from markupsafe import Markup
 from sdslib.show import page
 
 EVIL = '</title><script>alert("x")</script>\'{{ 1 }}'
+
+
+LOADS = {"src", "srcset", "data", "poster", "background", "action", "formaction", "manifest"}
+
+
+class Page(HTMLParser):
+    """What a page refers to, its pictures' alternative texts, and its words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.outside, self.alts, self.links, self.anchors, self.words = [], [], [], [], []
+        self.open, self.figures = [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.anchors.append(given.get("id"))
+        if tag == "figure":
+            self.figures += 1
+        if tag == "a":
+            self.links.append(given["href"])
+        elif "href" in given or "xlink:href" in given:
+            self.outside.append(self.get_starttag_text())
+        if tag == "img":
+            self.alts.append(given.get("alt"))
+        if tag in ("iframe", "embed", "object", "base") or given.get("http-equiv") == "refresh":
+            self.outside.append(self.get_starttag_text())
+        for name in LOADS & given.keys():
+            if not given[name].startswith("data:image/"):
+                self.outside.append(f"{name}={given[name]}")
+        self.look(given.get("style") or "")
+        if tag not in ("img", "meta", "br", "input", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "style":
+            self.look(data)
+        else:
+            self.words.append(data)
+
+    def look(self, style):
+        self.outside += re.findall(r"@import[^;]*|url\([^)]*\)", style)
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        '<img src="https://a.org/x.png" alt="x">',
+        '<script src="x.js"></script>',
+        '<link rel="stylesheet" href="x.css">',
+        "<style>@import 'x.css';</style>",
+        '<p style="background: url(x.png)">x</p>',
+        '<iframe srcdoc="x"></iframe>',
+        '<meta http-equiv="refresh" content="0">',
+        '<svg><use href="x.svg#a"></use></svg>',
+    ],
+)
+def test_what_leads_outside_a_page_is_seen(markup):
+    assert Page(markup).outside
 
 
 def test_text_is_escaped_wherever_it_stands_and_is_no_template():

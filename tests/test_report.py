@@ -1,18 +1,24 @@
 """The report says what the runs kept, holds all it shows, and is the same for the same runs."""
 
+import base64
+import io
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from finished import finish
-from test_document import Page, pdf_text
+from PIL import Image
 from test_failures import score_table
+from test_page import EVIL, Page
+from test_pdf import pdf_text
 
 from sdslib import experiment
 from sdslib.config import FinetuneConfig, ReportConfig
 from sdslib.io.sources import AccessError
 from sdslib.results import cases, failures, formatting
-from sdslib.show import atlas, document, modelcard, report
+from sdslib.show import atlas, modelcard, pdf, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
             "Versions", "How to run it again"]  # fmt: skip
@@ -39,39 +45,84 @@ def told(config, found):
 
 @pytest.fixture(scope="module")
 def saved(told):
+    """The table of files, the page, and the PDF's words."""
     table = report.save(told)
-    return (
-        table,
-        (told.folder / "report.html").read_text(),
-        (told.folder / "report.pdf").read_bytes(),
-    )
+    words = " ".join(pdf_text((told.folder / "report.pdf").read_bytes()))
+    return table, (told.folder / "report.html").read_text(), flat(words)
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small run without control whose models and data lie elsewhere, its title, its report."""
+    root = tmp_path_factory.mktemp("home") / "runs"
+    places = {"clip_model": f"local-dir:{root}/student", "train_data": f"{root}/a.json::{root}/b"}
+    finish(root, items=20, run="small", teacher=str(root / "teacher"), **places)
+    config = ReportConfig(runs=str(root), title=EVIL, examples=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "load_set", refuse)
+        return root, report.build(config, cases.collect(config)).page
+
+
+def refuse(source):
+    raise AccessError(f"winoground: the terms are not accepted; {EVIL}", "terms-not-accepted")
 
 
 def test_the_page_holds_all_it_shows_and_every_picture_has_its_words(saved):
-    page = Page(saved[1])
-    assert not page.outside
-    assert len(page.alts) >= page.figures >= 7 + 2 * 10
-    assert all(alt and alt.strip() for alt in page.alts)
-    assert page.open == []
-
-
-def test_no_figure_of_the_page_is_without_a_picture(saved):
+    found = Page(saved[1])
+    assert not found.outside
+    assert len(found.alts) >= found.figures >= 7 + 2 * 10
+    assert all(alt and alt.strip() for alt in found.alts)
+    assert found.open == []
     for figure in re.findall(r"<figure>.*?</figure>", saved[1], re.S):
         assert re.search(r'<img [^>]*alt="[^"]+', figure)
 
 
+def test_markup_in_a_title_or_a_message_stays_text(small):
+    assert "<script" not in small[1]
+    assert small[1].count("&lt;script&gt;") == 3
+    assert Page(small[1]).open == []
+
+
+def test_no_place_of_this_machine_is_shown(small):
+    root, text = small
+    assert str(root.parent) not in text
+    for words in ("local-dir:runs/student", "runs/a.json::runs/b", "runs/teacher"):
+        assert f">{words}<" in text
+        assert words in text.partition("<pre>")[2]
+    assert "stands here by its last two names" in text
+
+
+def test_links_within_the_page_lead_to_its_chapters(saved):
+    found = Page(saved[1])
+    *inside, paper = found.links
+    assert [link[1:] for link in inside] == [c.lower().replace(" ", "-") for c in CHAPTERS]
+    assert {link[1:] for link in inside} <= set(found.anchors)
+    assert paper == "https://arxiv.org/abs/2307.09233"
+
+
+def test_the_picture_in_the_page_is_the_figure(told, saved):
+    figure = told.figures["1-scores"]
+    image = BeautifulSoup(saved[1], "html.parser").find("img", alt=figure.alt)
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
+        assert picture.format == "PNG"
+        wanted = figure.get_figwidth() / figure.get_figheight()
+        assert picture.width / picture.height == pytest.approx(wanted, rel=0.05)
+
+
 def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
-    assert [heading.text for heading in told.document.chapters] == CHAPTERS
-    text = " ".join(pdf_text(saved[2]))
-    flat = re.sub(r"\s+", " ", text)
+    assert re.findall("<h2[^>]*>(.*?)</h2>", saved[1].partition("<section")[0]) == CHAPTERS[:5]
     for chapter in CHAPTERS:
         assert f">{chapter}</h2>" in saved[1]
-        assert chapter in flat
+        assert chapter in saved[2]
     table = experiment.before_after(told.cases[0].scores)
     for row in table.itertuples():
         shown = formatting.share(row.accuracy, row.low, row.high)
         assert f"<td>{shown}</td>" in saved[1]
-        assert shown in flat
+        assert shown in saved[2]
 
 
 def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(told, saved):
@@ -87,8 +138,8 @@ def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(t
 
 
 def test_every_part_of_the_mini_world_says_so(told, saved):
-    assert "no evidence about real CLIP" in saved[1]
-    assert told.document.subtitle.endswith("mini-world")
+    assert "no evidence about real CLIP" in flat(saved[1])
+    assert '<p class="subtitle">SDS-CLIP, 2 runs · mini-world</p>' in saved[1]
     assert all("mini-world" in figure.alt for figure in told.figures.values())
     assert "small run" not in saved[1]
 
@@ -106,7 +157,7 @@ def test_only_what_is_drawn_is_called_mini_world(train_data, benchmark, how):
     config = FinetuneConfig(train_data=train_data, benchmark=benchmark, clip_model="ViT-B-16")
     assert modelcard.drawn(config) == how
     told = {
-        name: report._told(name, config).endswith("(mini-world)")
+        name: report.source(name, config).endswith("(mini-world)")
         for name in (train_data, "validation", "mini-winoground", "sugarcrepe", "ViT-B-16")
     }
     assert told[train_data] == ("trained" in how)
@@ -114,14 +165,14 @@ def test_only_what_is_drawn_is_called_mini_world(train_data, benchmark, how):
     assert told["mini-winoground"]
     assert not told["sugarcrepe"]
     assert not told["ViT-B-16"]
-    assert report._told("local-dir:data/mini/student", config).endswith("(mini-world)")
+    assert report.source("local-dir:data/mini/student", config).endswith("(mini-world)")
 
 
 def test_a_part_of_a_set_says_of_how_many_items():
     table = pd.DataFrame({"id": range(16)})
-    assert report._count(table) == "16 items"
+    assert report.count(table) == "16 items"
     table.attrs["total"] = 400
-    assert report._count(table) == "16 of 400 items"
+    assert report.count(table) == "16 of 400 items"
 
 
 def test_seeds_are_summed_up_over_seeds_and_items(told, saved):
@@ -129,17 +180,19 @@ def test_seeds_are_summed_up_over_seeds_and_items(told, saved):
     assert "over 2 seeds" in saved[1]
 
 
-def test_the_answer_follows_from_the_interval():
-    row = {"comparison": "b against a", "metric": "text", "difference": 0.02, "low": 0.01,
-           "high": 0.03, "p": 0.0001, "mdd": 0.015, "n": 9, "seeds": 3}  # fmt: skip
-    said = {}
-    for name, low, high in (("up", 0.01, 0.03), ("down", -0.03, -0.01), ("none", -0.01, 0.01)):
-        said[name] = report._verdict(type("Row", (), row | {"low": low, "high": high})())
-    assert "p <0.001: higher; 9 items show differences from about 1.5 points on." in said["up"]
-    assert ": lower" in said["down"]
-    assert "no difference shown" in said["none"]
-    over = report._verdict(type("Row", (), row | {"p": float("nan")})())
-    assert over.endswith("over 3 seeds: higher.")
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(-0.01, 0.05, "no difference shown"), (0.0, 0.05, "no difference shown"),
+     (0.001, 0.05, "higher"), (-0.05, 0.0, "no difference shown"), (-0.05, -0.001, "lower")],
+)  # fmt: skip
+def test_only_an_interval_beside_0_shows_a_difference_whatever_its_middle(low, high, word):
+    row = {"comparison": "b against a", "metric": "text", "difference": (low + high) / 2,
+           "low": low, "high": high}  # fmt: skip
+    tested = report.verdict(SimpleNamespace(**row, p=0.0001, mdd=0.015, n=9))
+    limit = "9 items show differences from about 1.5 points on."
+    assert tested.endswith(f" points, p <0.001: {word}; {limit}")
+    over = report.verdict(SimpleNamespace(**row, seeds=3))
+    assert over.endswith(f" points over 3 seeds: {word}.")
 
 
 def test_the_examples_are_flips_both_ways_and_then_the_largest_changes(told):
@@ -176,44 +229,28 @@ def test_the_first_example_is_gained_and_gains_and_losses_take_turns():
     assert report.telling(found, "untouched", "sds", 1)[0] in {"4", "5", "6"}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "word"),
-    [(-0.01, 0.05, "no difference"), (0.0, 0.05, "no difference"), (0.001, 0.05, "higher"),
-     (-0.05, 0.0, "no difference"), (-0.05, -0.001, "lower")],
-)  # fmt: skip
-def test_only_an_interval_beside_0_shows_a_difference_whatever_its_middle(low, high, word):
-    row = {"comparison": "b against a", "metric": "text", "difference": (low + high) / 2,
-           "low": low, "high": high, "p": float("nan"), "seeds": 3}  # fmt: skip
-    assert f": {word}" in report._verdict(type("Row", (), row)())
-
-
 def test_examples_stand_with_their_pictures_and_captions_on_page_and_paper(told, saved):
-    cards = [block for block in told.document.blocks if isinstance(block, document.Card)]
+    cards = BeautifulSoup(saved[1], "html.parser").select("section")
     assert len(cards) == 10
-    text = re.sub(r"\s+", " ", " ".join(pdf_text(saved[2])))
     for card in cards:
-        assert len(card.pictures) == 2
-        assert card.title.split(":")[0] in text
+        assert len(card.select("figure img")) == 2
+        for words in (card.h3.contents[0], card.figcaption.text, card.select(".paper td")[0].text):
+            assert words in saved[2]
     assert saved[1].count("<article") == 10
 
 
-def test_a_set_whose_pictures_are_not_here_is_reported_without_them(config, found, monkeypatch):
-    def refuse(source):
-        raise AccessError("winoground: the terms are not accepted", "terms-not-accepted")
-
-    monkeypatch.setattr(report, "load_set", refuse)
-    blocks = report._examples(config, found[0])
-    assert any("the terms are not accepted" in block.html() for block in blocks)
-    assert not any(block.pictures for block in blocks if isinstance(block, document.Card))
+def test_a_set_whose_pictures_are_not_here_is_reported_without_them(small):
+    assert "the terms are not accepted" in small[1]
+    cards = BeautifulSoup(small[1], "html.parser").select("section")
+    assert len(cards) == 2
+    assert not any(card.img for card in cards)
+    assert pdf.from_page(small[1])
 
 
-def test_a_run_without_control_says_what_that_means(config, found):
-    lone = cases.Case(found[0].runs[:1], (None,))
-    told = report.build(config, [lone])
-    text = document.html(told.document)
-    assert "may be a gain of fine-tuning and not of the teacher" in text
-    assert "L_CLIP only" not in "".join(b.html() for b in told.document.blocks
-                                        if isinstance(b, document.Table))  # fmt: skip
+def test_a_run_without_control_says_what_that_means(small):
+    assert "may be a gain of fine-tuning and not of the teacher" in flat(small[1])
+    tables = BeautifulSoup(small[1], "html.parser").select("table")
+    assert "L_CLIP only" not in "".join(table.text for table in tables)
 
 
 def test_sets_of_other_kinds_are_reported_without_margins_and_examples(tmp_path):
@@ -222,14 +259,11 @@ def test_sets_of_other_kinds_are_reported_without_margins_and_examples(tmp_path)
     config = ReportConfig(runs=str(tmp_path))
     told = report.build(config, cases.collect(config))
     assert set(told.figures) == {"1-scores", "1-change", "1-training"}
-    assert "sets of two images and two captions" in document.html(told.document)
+    assert "sets of two images and two captions" in told.page
 
 
-def test_a_small_run_is_named_as_what_it_is(tmp_path):
-    finish(tmp_path, items=20, run="small")
-    config = ReportConfig(runs=str(tmp_path), examples=0)
-    told = report.build(config, cases.collect(config))
-    assert "It is too short and its set too small" in document.html(told.document)
+def test_a_small_run_is_named_as_what_it_is(small):
+    assert "It is too short and its set too small" in flat(small[1])
 
 
 def test_parameters_versions_and_lines_are_those_of_the_runs(told, saved):
@@ -238,13 +272,14 @@ def test_parameters_versions_and_lines_are_those_of_the_runs(told, saved):
         assert f">{name}<" in text
     packages = re.search(r">packages</th><td class=\"long\">([^<]*)", text)[1]
     assert re.search(r"torch \d+\.\d+", packages)
+    places = str(told.folder), told.folder.name
     for run in told.cases[0].runs:
-        assert document.page.text(cases.papermill_line(run)) in text
+        assert f"\n{cases.papermill_line(run).replace(*places)}\n" in text.replace("<code>", "\n")
     assert "papermill notebooks/07_report.ipynb out_report.ipynb" in text
 
 
 def test_files_are_whole_named_and_the_same_for_the_same_runs(config, saved, told):
-    table, page, pdf = saved
+    table, text, _ = saved
     there = {path.name for path in told.folder.iterdir()}
     assert there == {"runs", "report.html", "report.pdf", "report_figures"}
     kinds = {path.suffix for path in (told.folder / "report_figures").iterdir()}
@@ -252,9 +287,8 @@ def test_files_are_whole_named_and_the_same_for_the_same_runs(config, saved, tol
     assert (told.cases[0].run.path / "README.md").is_file()
     assert not (told.cases[0].control.path / "README.md").exists()  # it kept no weights
     assert len(table) == 4
-    again = report.build(config, cases.collect(config)).document
-    assert document.html(again, document.page.asset("atlas.css")) == page
-    assert document.pdf(again) == pdf
+    assert report.build(config, cases.collect(config)).page == text
+    assert pdf.from_page(text) == (told.folder / "report.pdf").read_bytes()
 
 
 def test_nothing_is_sent_unless_push_to_names_a_place(config, told, monkeypatch):

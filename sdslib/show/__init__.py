@@ -3,7 +3,7 @@
     figures        a table in, a figure out
     live_plot      training as it goes: curves that grow
     page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
-    document       text, tables and figures in order, as one HTML page and as a PDF
+    pdf            a page as a PDF, with real text, bookmarks and page numbers
     atlas          every item of a set with what each model does to it, as a page and as a widget
     failure_study  from score files or runs to the atlas of their failures
     explain        one image and any captions: margins, words that decide, hardest re-orderings
