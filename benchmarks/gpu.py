@@ -74,7 +74,7 @@ def speed_rows(teacher: Teacher, config: FinetuneConfig, rounds: int) -> list[Ro
     forward, *_ = routes(teacher, config.batch_size)
     rate = config.batch_size / timed(forward, clock(teacher.device), rounds)
     count = flops(teacher.unet, teacher.tokenizer.model_max_length)
-    name, _ = dry_run._device(teacher.device)
+    name, _ = dry_run.name_and_memory(teacher.device)
     roof = next((roof for known, roof in ROOFLINES.items() if known in name), None)
     known = f"of {roof / 1e12:g}" if roof else f"no roofline is known for {name}"
     return [

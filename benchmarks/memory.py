@@ -116,7 +116,7 @@ def main() -> None:
     found.fingerprint  # noqa: B018  as a run's id needs it: every caption is read once
     parties = experiment.load_parties(config, found, torch.device("cpu"))
     steps = sum(1 for _ in Loop(config, parties, found))
-    print(json.dumps({"steps": steps, "peak": dry_run._peak(torch.device("cpu"))}))
+    print(json.dumps({"steps": steps, "peak": dry_run.peak(torch.device("cpu"))}))
 
 
 if __name__ == "__main__":

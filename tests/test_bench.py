@@ -222,7 +222,7 @@ def test_another_failure_is_not_taken_for_a_want_of_memory(config, parties, monk
 def test_the_share_of_the_roofline_is_what_was_computed_over_what_could_be(
     config, parties, monkeypatch
 ):
-    monkeypatch.setattr(gpu.dry_run, "_device", lambda device: ("NVIDIA H100 80GB HBM3", 1))
+    monkeypatch.setattr(gpu.dry_run, "name_and_memory", lambda device: ("NVIDIA H100 80GB HBM3", 1))
     monkeypatch.setattr(gpu, "timed", lambda job, clock, rounds: 4 / 390)
     monkeypatch.setattr(gpu, "flops", lambda unet, tokens: 803_273_441_280)
     speed, share = gpu.speed_rows(parties.teacher, config, 1)

@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import tiny
+import torch
 from realworld import make
 
 from sdslib import student, teacher
 from sdslib.config import FinetuneConfig, override, paper, project_root
 from sdslib.lab import doctor
+from sdslib.lab.dry_run import parameters, random_parties
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +124,24 @@ def test_a_teacher_is_there_when_all_its_files_are(empty_cache, folders):
 )
 def test_training_pairs_are_looked_for_without_being_read(source, problem, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = doctor._pairs_problem(source)
+    found = doctor.pairs_problem(source)
     assert found is None if problem is None else problem in found
 
 
 def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(tmp_path):
     world = make(tmp_path)
     config = FinetuneConfig(train_data=world.train_data, arm="teacher-choice", **world.models)
-    assert "of the captions" in doctor._train_problem(config)
-    assert doctor._train_problem(override(config, arm="sds")) is None
+    assert "of the captions" in doctor.train_problem(config)
+    assert doctor.train_problem(override(config, arm="sds")) is None
 
 
 def test_weights_and_disk_are_counted_from_shapes(folders):
     config = paper().model_copy(update={"sds_weight": 0.001})
-    parties = doctor.random_parties(config, doctor.torch.device("meta"))
+    parties = random_parties(config, torch.device("meta"))
     learning = sum(p.numel() for p in (*parties.trained, *parties.bridge.parameters()))
+    counts = parameters(parties)
     bridge, student_, unet, rest = (512 + 1) * 16384, 149_620_737, 859_520_964, 206_714_343
     assert learning - bridge == sum(p.numel() for p in parties.trained)
     expected = 4 * (student_ + bridge + rest) + 2 * unet + 12 * learning
-    assert doctor.weights_bytes(parties, config) == expected
-    assert doctor.disk_bytes(parties) == 4 * (9 * learning + student_)
+    assert doctor.weights_bytes(counts, config.precision) == expected
+    assert doctor.disk_bytes(counts) == 4 * (9 * learning + student_)

@@ -92,7 +92,7 @@ def test_a_batch_that_would_not_fit_is_not_tried(config, monkeypatch):
         return Trial(size, 1.0, 10**9 * size, float(size))
 
     monkeypatch.setattr(dry_run, "attempt", attempt)
-    monkeypatch.setattr(dry_run, "_device", lambda device: ("cpu", 3 * 10**9))
+    monkeypatch.setattr(dry_run, "name_and_memory", lambda device: ("cpu", 3 * 10**9))
     found = rehearse(config())
     assert sizes == [1, 2]
     assert not found.fits
@@ -113,9 +113,9 @@ def test_a_batch_that_memory_refuses_is_told(config, monkeypatch):
 
 def test_pairs_of_coco_are_known_and_others_must_be_there_or_be_given(config):
     paper = {"train_data": "data/nowhere/captions_train2017.json::data/nowhere/train2017"}
-    assert dry_run._steps(config(steps=None, epochs=5, batch_size=32, **paper)) == 5 * 3696
+    assert dry_run.steps_of(config(steps=None, epochs=5, batch_size=32, **paper)) == 5 * 3696
     with pytest.raises(ParameterError, match="a dry run needs steps or train_pairs"):
-        dry_run._steps(config(steps=None, epochs=1, train_data="nothing/here.json::x"))
+        dry_run.steps_of(config(steps=None, epochs=1, train_data="nothing/here.json::x"))
 
 
 def test_pictures_differ_and_come_again():
@@ -165,9 +165,9 @@ def test_a_dry_notebook_ends_well_after_its_table_and_opens_no_run(tmp_path, fol
 
 
 def test_the_peak_of_memory_is_that_of_what_was_used_since(tmp_path):
-    dry_run._reset_peak(torch.device("cpu"))
-    before = dry_run._peak(torch.device("cpu"))
+    dry_run.reset_peak(torch.device("cpu"))
+    before = dry_run.peak(torch.device("cpu"))
     block = torch.ones(60_000_000)
-    grown = dry_run._peak(torch.device("cpu")) - before
+    grown = dry_run.peak(torch.device("cpu")) - before
     assert block.numel() == 60_000_000
     assert 200e6 < grown < 500e6

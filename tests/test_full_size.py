@@ -14,7 +14,7 @@ STEPS = """if True:
     import json, resource, sys
     from dataclasses import asdict
     import torch
-    from sdslib import rehearsal
+    from sdslib.lab import dry_run
     from sdslib.config import FinetuneConfig
     from sdslib.train import Loop
 
@@ -23,12 +23,12 @@ STEPS = """if True:
     settings = FinetuneConfig(clip_model="ViT-B-16-quickgelu", clip_pretrained="openai",
                               teacher=sys.argv[1], checkpointing=True, batch_size=1, steps=1,
                               eval_every=0)
-    parties = rehearsal.random_parties(settings, torch.device("cpu"))
-    counts = rehearsal._parameters(parties)
+    parties = dry_run.random_parties(settings, torch.device("cpu"))
+    counts = dry_run.parameters(parties)
     for route in ("through", "residual"):
         config = settings.model_copy(update={"sds_gradient": route})
         before = [p.detach().clone() for p in parties.trained]
-        loop = Loop(config, parties, rehearsal.Pictures(1))
+        loop = Loop(config, parties, dry_run.Pictures(1))
         calls = []
         first = parties.teacher.unet.down_blocks[0].resnets[0]
         hook = first.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -9,25 +9,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
-import psutil
 import torch
 
 from sdslib import benchmarks, experiment, student, teacher
 from sdslib.arms import negatives
-from sdslib.benchmarks import LOADERS
 from sdslib.config import FinetuneConfig, ParameterError, project_path, project_root, validate
 from sdslib.io.hub import hub_access, is_repo
 from sdslib.io.model_files import WeightsError
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
 from sdslib.io.worlds import world_of
-from sdslib.lab.dry_run import random_parties
-from sdslib.train import Parties
+from sdslib.lab import dry_run
 
 COCO = (
     "get http://images.cocodataset.org/zips/train2017.zip (18 GB) and "
@@ -51,27 +47,24 @@ class Finding(NamedTuple):
 
 
 def examine(config: FinetuneConfig) -> pd.DataFrame:
-    """One row a thing: what, state (see `Finding`), said. For a notebook's cell."""
-    return pd.DataFrame(findings(config), columns=list(Finding._fields))
+    """The findings as a table, for a notebook's cell."""
+    return pd.DataFrame(findings(config))
 
 
 def findings(config: FinetuneConfig) -> Iterator[Finding]:
     """Everything that `02_finetune` of this config needs, then what other notebooks can use."""
-    absent = set()
-    problem = student.weights_problem(config.clip_model, config.clip_pretrained)
-    absent |= {"student"} if problem else set()
-    name = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
-    yield _finding("student", problem, name)
+    problems = {"student": student.weights_problem(config.clip_model, config.clip_pretrained)}
+    yield _finding("student", problems["student"],
+                   f"{config.clip_model} {config.clip_pretrained or ''}".strip())  # fmt: skip
     if experiment.has_teacher(config):
-        problem = teacher.weights_problem(config.teacher, config.teacher_revision, config.variant)
-        absent |= {"teacher"} if problem else set()
-        yield _finding("teacher", problem, config.teacher)
-    yield _finding("training pairs", _train_problem(config), config.train_data)
-    needed = config.benchmark.partition(":")[0]
+        source = (config.teacher, config.teacher_revision, config.variant)
+        problems["teacher"] = teacher.weights_problem(*source)
+        yield _finding("teacher", problems["teacher"], config.teacher)
+    yield _finding("training pairs", train_problem(config), config.train_data)
     yield _benchmark("benchmark", config.benchmark)
-    yield from _costs(config, absent)
-    world = world_of(config.preset)
-    for other in world.SETS if world else LOADERS:
+    yield from _costs(config, [name for name, problem in problems.items() if problem])
+    world, needed = world_of(config.preset), config.benchmark.partition(":")[0]
+    for other in world.SETS if world else benchmarks.LOADERS:
         if other not in (needed, config.benchmark):
             found = _benchmark(f"benchmark {other}", other, "of 01_baseline")
             yield found._replace(state="optional") if found.state == "missing" else found
@@ -81,17 +74,18 @@ def _finding(what: str, problem: str | None, name: str) -> Finding:
     return Finding(what, "missing" if problem else "here", problem or name)
 
 
-def _train_problem(config: FinetuneConfig) -> str | None:
-    problem = _pairs_problem(config.train_data)
+def train_problem(config: FinetuneConfig) -> str | None:
+    """Why the config cannot be trained on its pairs, or None; at most their captions are read."""
     try:
-        return problem or negatives.problem(config)
+        return pairs_problem(config.train_data) or negatives.problem(config)
     except DataError as error:
         return str(error)
 
 
-def _pairs_problem(source: str) -> str | None:
-    if source.startswith("mini"):
-        return None  # drawn where it is not there yet
+def pairs_problem(source: str) -> str | None:
+    """Why a source of pairs cannot be read, or None; it is not opened."""
+    if world_of(source):
+        return None  # made where it is not there yet
     if "::" in source:
         absent = [part for part in source.split("::", 1) if not project_path(part).exists()]
         hint = COCO if "coco" in source else "give captions.json::image_folder"
@@ -110,24 +104,21 @@ def _pairs_problem(source: str) -> str | None:
 
 def _benchmark(what: str, source: str, use: str | None = None) -> Finding:
     """Whether a set is here, and whether all of it is."""
-    if source.partition(":")[0] == "mini":
+    if world_of(source):
         return _finding(what, None, use or source)
     try:
         found = benchmarks.load_benchmark(source)
     except (DataError, OSError) as error:
         told = str(error).rstrip(".")
-        return _finding(what, told + (WINOGROUND if _needs_terms(source, told) else ""), source)
+        gated = source == "winoground" and "HF_TOKEN" not in told
+        return _finding(what, told + (WINOGROUND if gated else ""), source)
     if not found.partial:
         return _finding(what, None, use or source)
     told = f"{source}: {len(found.items)} of {found.total} items; no figure from it is the set's"
     return Finding(what, "partial", told)
 
 
-def _needs_terms(source: str, told: str) -> bool:
-    return source == "winoground" and "HF_TOKEN" not in told
-
-
-def _costs(config: FinetuneConfig, absent: set[str]) -> Iterator[Finding]:
+def _costs(config: FinetuneConfig, absent: Sequence[str]) -> Iterator[Finding]:
     """Device, memory and disk, against what the parameters alone take; `absent` is to download."""
     try:
         device = experiment.pick_device(config.device)
@@ -135,76 +126,58 @@ def _costs(config: FinetuneConfig, absent: set[str]) -> Iterator[Finding]:
         yield Finding("device", "missing", error.problems[0])
         return
     slow = " (a real Stable Diffusion wants a GPU)" if device.type == "cpu" else ""
-    yield Finding("device", "here", f"{_name(device)}{slow if config.preset == 'paper' else ''}")
+    name, have = dry_run.name_and_memory(device)
+    yield Finding("device", "here", f"{name}{slow if config.preset == 'paper' else ''}")
     try:
-        parties = random_parties(config, torch.device("meta"))
+        counts = dry_run.parameters(dry_run.random_parties(config, torch.device("meta")))
     except WeightsError as error:
         yield Finding("memory", "optional", f"not counted: {error}")
         return
-    memory = weights_bytes(parties, config)
-    have = _memory(device)
+    memory, need = weights_bytes(counts, config.precision), disk_bytes(counts)
     text = f"{memory / 1e9:.2f} GB for weights and optimizer of {have / 1e9:.1f} GB; a dry run"
     text += " (-p dry_run True) measures the rest"
     yield Finding("memory", "here" if memory < have else "missing", text)
-    need, root = disk_bytes(parties), _there(runs_root(config))
     text = f"{need / 1e9:.2f} GB for a run and its checkpoints"
-    for name in sorted(absent):
-        weights = 4 * sum(p.numel() for p in getattr(parties, name).parameters())
-        need, text = need + weights, f"{text}, {weights / 1e9:.2f} GB for the {name}'s weights"
+    sizes = {"student": 4 * counts["student"], "teacher": 4 * _of_teacher(counts)}
+    for name in absent:
+        need += sizes[name]
+        text += f", {sizes[name] / 1e9:.2f} GB for the {name}'s weights"
+    runs = runs_root(config)
+    root = next((p for p in (runs, *runs.parents) if p.exists()), project_root())
     free = shutil.disk_usage(root).free
     text += f"; {free / 1e9:.1f} GB are free"
     yield Finding("disk", "here" if need < free else "missing", text)
 
 
-def weights_bytes(parties: Parties, config: FinetuneConfig) -> int:
-    """What the parties and the optimizer's state take: float32, the UNet in its precision."""
-    learning = _learning(parties)
-    count = sum(p.numel() for p in parties.student.parameters())
-    total = 4 * count + 3 * 4 * learning  # gradient and two moments
-    if parties.bridge is not None:
-        total += 4 * sum(p.numel() for p in parties.bridge.parameters())
-    if parties.teacher is not None:
-        unet = sum(p.numel() for p in parties.teacher.unet.parameters())
-        rest = sum(p.numel() for p in parties.teacher.parameters()) - unet
-        total += BYTES[config.precision] * unet + 4 * rest
-    return total
+def _of_teacher(counts: Mapping[str, int]) -> int:
+    return sum(counts.get(part, 0) for part in ("UNet", "VAE", "text encoder"))
 
 
-def disk_bytes(parties: Parties) -> int:
+def _learning(counts: Mapping[str, int]) -> int:
+    return counts["of them trained"] + counts.get("h_w, trained", 0)
+
+
+def weights_bytes(counts: Mapping[str, int], precision: str) -> int:
+    """What `dry_run.parameters` and the optimizer's state take: float32, the UNet in its precision.
+
+    Each number that learns has a gradient and two moments beside it.
+    """
+    whole = counts["student"] + counts.get("h_w, trained", 0) + _of_teacher(counts)
+    unet = counts.get("UNet", 0)
+    return 4 * (whole - unet) + BYTES[precision] * unet + 3 * 4 * _learning(counts)
+
+
+def disk_bytes(counts: Mapping[str, int]) -> int:
     """What a run's folder takes: checkpoints with both moments, and the whole student once."""
-    whole = sum(p.numel() for p in parties.student.parameters())
-    return 4 * (CHECKPOINTS * 3 * _learning(parties) + whole)
-
-
-def _learning(parties: Parties) -> int:
-    bridge = parties.bridge.parameters() if parties.bridge is not None else ()
-    return sum(p.numel() for p in (*parties.trained, *bridge))
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _there(path: Path) -> Path:
-    return next((p for p in (path, *path.parents) if p.exists()), project_root())
+    return 4 * (CHECKPOINTS * 3 * _learning(counts) + counts["student"])
 
 
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Say what a run of these parameters needs and what of it is missing, one line a thing."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.doctor", description=main.__doc__)
     parser.add_argument("--preset", default="mini", help="mini or paper")
-    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
-    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
-    options = parser.parse_args(words)
-    values = {name: experiment.literal(text) for name, text in options.given}
     try:
-        config = validate(FinetuneConfig, {"preset": options.preset} | values)
+        config = validate(FinetuneConfig, dry_run.asked(parser, words))
     except ParameterError as error:
         for problem in error.problems:
             say(f"missing   parameters: {problem}")

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,10 +31,9 @@ from sdslib.arms.negatives import swapped_caption
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig, ParameterError, derive_seed, validate
 from sdslib.io.sources import DataError
-from sdslib.miniworld import drawing
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.student import random_student, set_trainable
-from sdslib.teacher import random_teacher
+from sdslib.teacher import Teacher, random_teacher
 from sdslib.train import TERMS, Loop, Parties, TrainingError, seen_pairs
 
 COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017
@@ -103,33 +102,36 @@ class Rehearsal:
         return self.trials[-1].pairs == self.pairs
 
     def _at(self, value: Callable[[Trial], float]) -> float:
-        last = self.trials[-1]
-        if self.whole or len(self.trials) == 1:
-            return value(last) * self.pairs / last.pairs if not self.whole else value(last)
-        before = self.trials[-2]
-        slope = (value(last) - value(before)) / (last.pairs - before.pairs)
+        *before, last = self.trials
+        if self.whole:
+            return value(last)
+        if not before:
+            return value(last) * self.pairs / last.pairs
+        slope = (value(last) - value(before[-1])) / (last.pairs - before[-1].pairs)
         return value(last) + max(0.0, slope) * (self.pairs - last.pairs)
 
     def table(self) -> pd.DataFrame:
         """Rows what, value, how: counted, measured, or told from what was measured."""
         told = "measured" if self.whole else f"told from {self.trials[-1].pairs} pairs a step"
-        rows = [(f"parameters, {k}", _millions(v), "counted") for k, v in self.parameters.items()]
-        rows += [
+        advice = "lower micro_batch or batch_size, set checkpointing, or take more processes"
+        advice = f"at most {ROOM:.0%} of the device's memory" if self.fits else advice
+        rows = [
+            *((f"parameters, {k}", f"{v / 1e6:,.4g} M", "counted")
+              for k, v in self.parameters.items()),
             ("device", self.device, f"memory {_gigabytes(self.device_memory)}"),
             ("pairs a step and process", str(self.pairs), "batch_size / processes"),
             ("peak of memory", _gigabytes(self.memory), told),
-            ("fits", "yes" if self.fits else "no", self.failed or self._advice()),
+            ("fits", "yes" if self.fits else "no", self.failed or advice),
             ("seconds a step", f"{self.seconds:.3g}", told),
             ("steps of the run", f"{self.steps:,}", "counted"),
             ("UNet evaluations of the run", f"{self.evaluations:,}", "counted"),
             ("hours of the run's steps", f"{self.hours:.3g}", "seconds a step × steps"),
-        ]
+        ]  # fmt: skip
         return pd.DataFrame(rows, columns=["what", "value", "how"])
 
-    def _advice(self) -> str:
-        if self.fits:
-            return f"at most {ROOM:.0%} of the device's memory"
-        return "lower micro_batch or batch_size, set checkpointing, or take more processes"
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
 
 
 def rehearse(config: FinetuneConfig) -> Rehearsal:
@@ -139,47 +141,44 @@ def rehearse(config: FinetuneConfig) -> Rehearsal:
     architecture is not known here and the Hub is out of reach; ParameterError where nobody can say
     how many pairs there are.
     """
-    steps, device = _steps(config), experiment.pick_device(config.device)
+    steps, device = steps_of(config), experiment.pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     parties = random_parties(config, device)
-    made = Rehearsal(config, _parameters(parties), (), steps, *_device(device))
+    made = Rehearsal(config, parameters(parties), (), steps, *name_and_memory(device))
     least = max(round(1 / config.sds_share), config.choice_draws * (config.arm == "teacher-choice"))
-    trials: list[Trial] = []
     for size in sorted({min(least, made.pairs), min(2 * least, made.pairs), made.pairs}):
-        made = replace(made, trials=tuple(trials))
-        if len(trials) == 2 and not (made.fits and made.seconds <= WHOLE_STEP_S):
+        if len(made.trials) == 2 and not (made.fits and made.seconds <= WHOLE_STEP_S):
             break
         try:
-            trials.append(attempt(config, parties, size))
+            made = replace(made, trials=(*made.trials, attempt(config, parties, size)))
         except TrainingError as error:
-            made = replace(made, failed=str(error).split(";")[0])
-            if not trials:
+            if not made.trials:
                 raise
-            break
-    return replace(made, trials=tuple(trials))
+            return replace(made, failed=str(error).split(";")[0])
+    return made
 
 
 def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = STEPS) -> Trial:
     """Take `steps` steps of `size` pairs, and one before them that is not timed."""
-    settings = config.model_copy(
-        update={
-            "batch_size": size,
-            "steps": steps + 1,
-            "epochs": None,
-            "train_pairs": None,
-            "eval_every": 0,
-            "num_workers": 0,
-            "tracker": None,
-        }
-    )
-    device, count = parties.trained[0].device, _counted(parties)
+    changes: dict[str, Any] = {"batch_size": size, "steps": steps + 1, "eval_every": 0}
+    changes |= {"epochs": None, "train_pairs": None, "num_workers": 0, "tracker": None}
+    device, evaluated = parties.trained[0].device, list[int]()
     pictures = cast(Pairs, Pictures(size * (steps + 1)))  # as much of one as the loop asks for
     gc.collect()
-    _reset_peak(device)
-    seconds = [step.seconds for step in Loop(settings, parties, pictures)]
-    memory = _peak(device)
-    return Trial(size, statistics.median(seconds[1:]), memory, count() / (steps + 1))
+    reset_peak(device)
+    counted = nullcontext() if parties.teacher is None else _counted(parties.teacher, evaluated)
+    with counted:
+        loop = Loop(config.model_copy(update=changes), parties, pictures)
+        seconds = [step.seconds for step in loop]
+        memory = peak(device)
+    return Trial(size, statistics.median(seconds[1:]), memory, sum(evaluated) / (steps + 1))
+
+
+def _counted(teacher: Teacher, evaluated: list[int]) -> Any:
+    return teacher.unet.register_forward_pre_hook(
+        lambda module, args: evaluated.append(len(args[0]))
+    )
 
 
 def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
@@ -190,14 +189,8 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     trained = [value for _, value in chosen]
     if "sds" not in TERMS[config.arm]:
         return Parties(student, trained, negative=swapped_caption)
-    teacher = random_teacher(
-        config.teacher,
-        config.teacher_revision,
-        device,
-        config.precision,
-        seed,
-        config.checkpointing,
-    )
+    source = (config.teacher, config.teacher_revision)
+    teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
     width = student.pooled_width if config.bridge_input == "pooled" else student.width
     bridge = Bridge(width, shape)
@@ -206,8 +199,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     def latents(index: Tensor) -> Tensor:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
-    needs = config.arm != "teacher-choice"
-    own = bridge.to(device) if needs else None
+    own = bridge.to(device) if config.arm != "teacher-choice" else None
     return Parties(student, trained, teacher, own, swapped_caption, latents)
 
 
@@ -228,10 +220,10 @@ class Pictures:
         return Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Of the mini-world's words, which every tokenizer here can write."""
-        colors, shapes = ["red", "blue"], drawing.SHAPES[:2]
-        first, second = colors[index % 2], colors[(index + 1) % 2]
-        return (f"a {first} {shapes[index // 2 % 2]} left of a {second} square",)
+        """Of words that every tokenizer here can write, a small closed vocabulary's too."""
+        first, second = ("red", "blue")[:: 1 - 2 * (index % 2)]
+        shape = ("circle", "square")[index // 2 % 2]
+        return (f"a {first} {shape} left of a {second} square",)
 
 
 def end_if_dry(config: FinetuneConfig) -> None:
@@ -246,7 +238,8 @@ def end_if_dry(config: FinetuneConfig) -> None:
         raise SystemExit(0)
 
 
-def _steps(config: FinetuneConfig) -> int:
+def steps_of(config: FinetuneConfig) -> int:
+    """The steps of the whole run; ParameterError where nobody can say how many pairs there are."""
     if config.steps:
         return config.steps
     pairs = config.train_pairs
@@ -262,47 +255,35 @@ def _steps(config: FinetuneConfig) -> int:
     return (config.epochs or 1) * (pairs // config.batch_size)
 
 
-def _parameters(parties: Parties) -> dict[str, int]:
-    def count(module: nn.Module | None) -> int:
-        return sum(p.numel() for p in module.parameters()) if module is not None else 0
+def parameters(parties: Parties) -> dict[str, int]:
+    """How many parameters each part has, and how many of them are trained."""
+
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
 
     found = {"student": count(parties.student)}
     found["of them trained"] = sum(p.numel() for p in parties.trained)
     if parties.bridge is not None:
         found["h_w, trained"] = count(parties.bridge)
-    if parties.teacher is not None:
-        for name, part in (("UNet", "unet"), ("VAE", "vae"), ("text encoder", "text_encoder")):
-            found[name] = count(getattr(parties.teacher, part))
+    if (teacher := parties.teacher) is not None:
+        found |= {"UNet": count(teacher.unet), "VAE": count(teacher.vae)}
+        found["text encoder"] = count(teacher.text_encoder)
     return found
-
-
-def _counted(parties: Parties) -> Callable[[], int]:
-    """How many latents the UNet has been asked about since this call."""
-    if parties.teacher is None:
-        return lambda: 0
-    seen: list[int] = []
-    hook = parties.teacher.unet.register_forward_pre_hook(
-        lambda module, args: seen.append(len(args[0]))
-    )
-
-    def total() -> int:
-        hook.remove()
-        return sum(seen)
-
-    return total
 
 
 # --- memory --------------------------------------------------------------------------------------
 
 
-def _device(device: torch.device) -> tuple[str, int]:
+def name_and_memory(device: torch.device) -> tuple[str, int]:
+    """What the device is called, and its bytes of memory: of the CPU, the machine's."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return found.name, found.total_memory
     return str(device), psutil.virtual_memory().total
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Let `peak` count from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -310,8 +291,8 @@ def _reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(device: torch.device) -> int:
-    """Bytes at the peak since `_reset_peak`: of the GPU, or of this whole process."""
+def peak(device: torch.device) -> int:
+    """Bytes at the peak since `reset_peak`: of the GPU, or of this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, StopIteration, ValueError):
@@ -321,22 +302,23 @@ def _peak(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"
+# --- from a shell --------------------------------------------------------------------------------
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.4g} M"
+def asked(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> dict[str, Any]:
+    """The parameters that a command line gives by `-p NAME VALUE`, and the parser's own options."""
+    told = "a parameter of 02_finetune, as for papermill"
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        dest="given", help=told)  # fmt: skip
+    options = vars(parser.parse_args(words))
+    given = {name: experiment.literal(text) for name, text in options.pop("given")}
+    return options | given
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Say what a run would cost; the status is 1 where it does not fit the device's memory."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.dry_run", description=main.__doc__)
-    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
-    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
-    options = parser.parse_args(words)
-    values: dict[str, Any] = {name: experiment.literal(text) for name, text in options.given}
-    begun = time.perf_counter()
+    values, begun = asked(parser, words), time.perf_counter()
     try:
         found = rehearse(validate(FinetuneConfig, values))
     except (ParameterError, ValueError, TrainingError) as error:
