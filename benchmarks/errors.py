@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sdslib import benchmarks, evaluate
-from sdslib.config import BaselineConfig, project_path
+from sdslib.checks.notebooks import BaselineConfig
+from sdslib.io.paths import project_path
 from sdslib.io.progress import track
 from sdslib.io.storage import file_sha256, write_bytes
 from sdslib.miniworld import files

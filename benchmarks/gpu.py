@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Row, table
 from benchmarks.training import route_rows, routes
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, override, preset
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig, preset
 from sdslib.lab import dry_run
 from sdslib.lab.dry_run import COCO_TRAIN2017, Trial
 from sdslib.teacher import Teacher

@@ -13,7 +13,7 @@ from benchmarks import errors
 from benchmarks.harness import Row, paired
 from sdslib import evaluate, tables
 from sdslib.benchmarks import Benchmark, load_benchmark, retrieval
-from sdslib.config import BaselineConfig
+from sdslib.checks.notebooks import BaselineConfig
 from sdslib.lab import baseline, near_ties
 from sdslib.miniworld import models, sets
 from sdslib.pairs import load_pairs

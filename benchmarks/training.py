@@ -12,10 +12,12 @@ import torch
 
 from benchmarks.harness import Row, paired
 from sdslib import losses, train
+from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
-from sdslib.config import FinetuneConfig, override
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.pairs import Batch, batches, load_pairs
-from sdslib.student import load_student, set_trainable
+from sdslib.student import load_student
 from sdslib.teacher import Teacher, load_teacher
 
 BATCH = 32

@@ -2,7 +2,7 @@
 
 The method stands at the top of this folder and reads from top to bottom:
 
-    config      every knob once, and the guard that checks a notebook's parameters
+    config      every knob once, its presets, and which of them go together
     losses      what the student is taught: tensors in, one value per pair out
     student     CLIP behind `encode_images`, `encode_texts` and `scale`; what trains is data
     teacher     Stable Diffusion, frozen, behind `embed_texts`, `encode_images`, `predict_noise`
@@ -19,12 +19,45 @@ Everything else is in a wing, whose own page says what is inside. From the groun
 may import what stands before it and nothing behind:
 
     io          disk, network and other processes
+    checks      what is refused before anything heavy is loaded
     arms        what stands in the place of L_SDS, or beside L_CLIP
     sets        the sets beside Winoground, and which of them a run needs
     miniworld   the embedded default: a drawn world and two small models
     results     many runs together: sweeps, controls, ablations, published studies
     lab         studies of models as they are, and what a run needs and would cost
     show        figures, atlas, demo, report, model card
+
+What a notebook or a script needs is offered here by name, as `from sdslib import finetune`.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "config": "FinetuneConfig preset",
+    "io.wording": "ParameterError",
+    "checks.guard": "guard validate override",
+    "student": "load_student set_trainable",
+    "teacher": "load_teacher",
+    "bridge": "Bridge ridge_start",
+    "pairs": "load_pairs",
+    "benchmarks": "load_benchmark",
+    "train": "Loop Parties",
+    "evaluate": "clip_scorer diffusion_scorer score_grids",
+    "tables": "tabulate compare",
+    "experiment": "finetune score",
+    "io.runs": "find_run list_runs open_run",
+}
+_OFFERED = {name: room for room, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OFFERED:
+        raise AttributeError(f"sdslib offers no {name!r}; it offers {', '.join(sorted(_OFFERED))}")
+    return getattr(import_module(f"sdslib.{_OFFERED[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, Field
 
-from sdslib.config import derive_seed, project_path
+from sdslib.config import derive_seed
 from sdslib.io import storage
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ENDINGS, Box, ImageRef
+from sdslib.io.paths import project_path
 from sdslib.io.sources import (
     ALL_SPLITS,
     Caption,

@@ -27,38 +27,27 @@ from torch import Tensor
 
 from sdslib import evaluate, tables
 from sdslib.arms.negatives import swapped_caption
+from sdslib.arms.trainable import interpolate, set_trainable, trainable_table, trained_weights
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
-from sdslib.config import (
-    FinetuneConfig,
-    ModelsConfig,
-    ParameterError,
-    derive_seed,
-    override,
-    set_name,
-    validate,
-    without_places,
-)
+from sdslib.checks.guard import override, validate
+from sdslib.checks.student_files import fingerprints as student_files
+from sdslib.checks.teacher_files import fingerprints as teacher_files
+from sdslib.checks.teacher_files import latent_shape
+from sdslib.config import FinetuneConfig, ModelsConfig, derive_seed, set_name
 from sdslib.io import distributed, launch, model_files
 from sdslib.io.model_files import PASSPORT, WeightsError
+from sdslib.io.paths import without_places
 from sdslib.io.runs import Run, find_run, open_run
 from sdslib.io.state import plain_torch
 from sdslib.io.storage import read_json, write_json
+from sdslib.io.wording import ParameterError
 from sdslib.pairs import Pairs
 from sdslib.sets.overlap import Shared
 from sdslib.sets.roles import VALIDATION, Data, load_data
 from sdslib.show import figures
-from sdslib.student import (
-    Student,
-    interpolate,
-    load_student,
-    set_trainable,
-    trainable_table,
-    trained_weights,
-)
-from sdslib.student import fingerprints as student_files
-from sdslib.teacher import Teacher, latent_shape, load_teacher
-from sdslib.teacher import fingerprints as teacher_files
+from sdslib.student import Student, load_student
+from sdslib.teacher import Teacher, load_teacher
 from sdslib.train import TERMS, Loop, Parties, Step
 
 UNTOUCHED = "untouched"

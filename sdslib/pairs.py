@@ -27,9 +27,10 @@ from PIL import Image
 from pydantic import BaseModel, BeforeValidator
 from torch.utils.data import DataLoader, Dataset
 
-from sdslib.config import derive_seed, project_path
+from sdslib.config import derive_seed
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ImageRef, alike
+from sdslib.io.paths import project_path
 from sdslib.io.shards import index_shards, read_sample
 from sdslib.io.sources import (
     ALL_SPLITS,

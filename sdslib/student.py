@@ -30,10 +30,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdslib.config import project_path, student_file_problem
 from sdslib.io import hub, model_files
 from sdslib.io.images import central
-from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.model_files import WeightsError, shown, student_file_problem
+from sdslib.io.paths import project_path
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import MANIFEST, file_sha256, manifest_problem, staged_folder, write_json
 

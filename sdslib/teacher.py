@@ -18,18 +18,19 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from sdslib.config import (
-    TEACHER_CONFIGS,
-    TEACHER_WEIGHTS,
-    derive_seed,
-    files_below,
-    layout_problem,
-    project_path,
-    teacher_weights,
-)
+from sdslib.config import derive_seed
 from sdslib.io import hub, model_files
 from sdslib.io.images import central
-from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.model_files import (
+    TEACHER_CONFIGS,
+    TEACHER_WEIGHTS,
+    WeightsError,
+    files_below,
+    layout_problem,
+    shown,
+    teacher_weights,
+)
+from sdslib.io.paths import project_path
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import MANIFEST, file_sha256, manifest_problem
 

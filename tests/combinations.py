@@ -17,7 +17,9 @@ from typing import Any, get_args
 from safetensors.torch import load_file
 
 from sdslib import experiment
-from sdslib.config import TRAINABLE, Arm, FinetuneConfig, ParameterError, validate
+from sdslib.checks.guard import validate
+from sdslib.config import TRAINABLE, Arm, FinetuneConfig
+from sdslib.io.wording import ParameterError
 
 SMALL = {"steps": 3, "batch_size": 8, "warmup": 1, "eval_every": 2, "eval_items": 8,
          "bridge_pairs": 32, "train_pairs": 64, "keep": "none", "validation": "none"}  # fmt: skip

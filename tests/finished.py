@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import tiny
 
-from sdslib.config import FinetuneConfig, project_root
+from sdslib.config import FinetuneConfig
 from sdslib.io import runs
+from sdslib.io.paths import project_root
 
 PUBLISHED = project_root() / "reports" / "published" / "loss-weight"
 NAME = "mini-winoground"

@@ -18,9 +18,10 @@ from pathlib import Path
 import pandas as pd
 from finished import finish
 
-from sdslib.config import ParameterError, ReportConfig
+from sdslib.checks.notebooks import ReportConfig
 from sdslib.io import storage
 from sdslib.io.runs import Run
+from sdslib.io.wording import ParameterError
 from sdslib.results import cases, publish
 from sdslib.results.studies import StudyError
 

@@ -17,7 +17,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdslib.config import project_root, suggest
+from sdslib.io.paths import project_root
+from sdslib.io.wording import suggest
 
 TABLE = Path(__file__).with_name("mutants.toml")
 FAST = "not slow and not browser and not ray and not gpu"

@@ -21,8 +21,10 @@ from pathlib import Path
 import psutil
 import soak
 
-from sdslib.config import FinetuneConfig, override, project_root
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.io import launch
+from sdslib.io.paths import project_root
 from sdslib.io.runs import find_run
 
 MARK, GRACE_S, WAIT_S = "SDSLIB_TRIAL", 10.0, 240.0

@@ -34,7 +34,8 @@ from tiny import WORDS, save_student, save_teacher
 
 from sdslib import experiment
 from sdslib import student as student_room
-from sdslib.config import FinetuneConfig, override
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.io.runs import Run, RunWarning, code_hash, find_run
 from sdslib.train import Loop
 

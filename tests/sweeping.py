@@ -11,7 +11,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, project_root
+from sdslib.config import FinetuneConfig
+from sdslib.io.paths import project_root
 from sdslib.sets import roles
 
 STEP_S = 0.1

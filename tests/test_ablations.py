@@ -12,14 +12,11 @@ from realworld import make
 from sweeping import remembered
 
 from sdslib import experiment
-from sdslib.config import (
-    AblateTrainableConfig,
-    AblateWeightConfig,
-    FinetuneConfig,
-    ParameterError,
-    project_root,
-)
+from sdslib.checks.notebooks import AblateTrainableConfig, AblateWeightConfig
+from sdslib.config import FinetuneConfig
+from sdslib.io.paths import project_root
 from sdslib.io.runs import identify
+from sdslib.io.wording import ParameterError
 from sdslib.results import ablations, formatting, sweep
 from sdslib.results.grid import check
 from sdslib.results.studies import StudyError

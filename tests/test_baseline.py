@@ -12,7 +12,8 @@ from test_atlas import benchmark, png
 
 from sdslib import benchmarks, evaluate, tables
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.config import BaselineConfig, override
+from sdslib.checks.guard import override
+from sdslib.checks.notebooks import BaselineConfig
 from sdslib.io.images import ImageRef
 from sdslib.io.sources import DataError
 from sdslib.lab import baseline

@@ -11,7 +11,9 @@ import tiny
 import torch
 
 from sdslib import teacher
-from sdslib.config import FinetuneConfig, override, preset, project_root
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig, preset
+from sdslib.io.paths import project_root
 from sdslib.lab.dry_run import Trial, random_parties
 from sdslib.miniworld import files
 from sdslib.pairs import load_pairs

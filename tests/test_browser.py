@@ -20,8 +20,9 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from sdslib.benchmarks import Benchmark, Item, load_benchmark
-from sdslib.config import DemoConfig, project_root
+from sdslib.checks.notebooks import DemoConfig
 from sdslib.evaluate import clip_scorer, score_grids
+from sdslib.io.paths import project_root
 from sdslib.io.runs import find_run, list_runs
 from sdslib.miniworld import files
 from sdslib.miniworld.drawing import Thing

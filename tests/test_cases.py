@@ -7,8 +7,11 @@ from finished import finish
 from papermill.cli import _resolve_type
 
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, ParameterError, ReportConfig, override, preset, validate
+from sdslib.checks.guard import override, validate
+from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import FinetuneConfig, preset
 from sdslib.io import runs
+from sdslib.io.wording import ParameterError
 from sdslib.results import cases
 
 

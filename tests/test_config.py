@@ -13,29 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sdslib import config as config_module
-from sdslib.config import (
-    MODELS,
-    TEACHER_CONFIGS,
-    TEACHER_WEIGHTS,
-    Arm,
-    BaselineConfig,
-    FinetuneConfig,
-    ParameterError,
-    derive_seed,
-    folder_at,
-    guard,
-    mini,
-    override,
-    paper,
-    preset,
-    project_path,
-    project_root,
-    resolved,
-    shown_path,
-    suggest,
-    validate,
-)
+from sdslib.checks import models
+from sdslib.checks.guard import guard, override, validate
+from sdslib.checks.notebooks import MODELS, BaselineConfig
+from sdslib.config import Arm, FinetuneConfig, derive_seed, mini, paper, preset
+from sdslib.io import paths
+from sdslib.io.model_files import TEACHER_CONFIGS, TEACHER_WEIGHTS
+from sdslib.io.paths import folder_at, project_path, project_root, resolved, shown_path
+from sdslib.io.wording import ParameterError, suggest
 
 
 @pytest.fixture(scope="session")
@@ -354,14 +339,14 @@ def test_paths_are_meant_from_the_root_whatever_the_working_folder(monkeypatch, 
 
 def test_without_a_root_the_message_says_where_to_start(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "site-packages" / "config.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "paths.py"))
     with pytest.raises(FileNotFoundError, match="no project root above"):
         project_root()
 
 
 def test_open_clips_names_and_tags_agree_with_open_clip_itself():
     open_clip = pytest.importorskip("open_clip")
-    names, tags = config_module._open_clip_names(), config_module._open_clip_tags()
+    names, tags = models._open_clip_names(), models._open_clip_tags()
     assert set(open_clip.list_models()) <= names
     for model, tag in open_clip.list_pretrained():
         assert tag in tags[model.removesuffix("-quickgelu")]
@@ -448,9 +433,9 @@ def test_papermill_ends_with_the_guards_message_and_a_failing_exit_code(tmp_path
 
 
 def test_a_tracker_whose_package_is_missing_is_one_clear_line(monkeypatch):
-    find = config_module.importlib.util.find_spec
+    find = models.importlib.util.find_spec
     monkeypatch.setattr(
-        config_module.importlib.util,
+        models.importlib.util,
         "find_spec",
         lambda name: None if name == "tensorboard" else find(name),
     )

@@ -18,11 +18,13 @@ from test_evaluate import noise
 
 from sdslib import experiment
 from sdslib.benchmarks import Item
-from sdslib.config import DemoConfig, FinetuneConfig, ParameterError
+from sdslib.checks.notebooks import DemoConfig
+from sdslib.config import FinetuneConfig
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.io import images, runs, worlds
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.miniworld import drawing
 from sdslib.miniworld.drawing import Scene, Thing

@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from sdslib import experiment
+from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, ridge_start
-from sdslib.config import FinetuneConfig, override
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.io.runs import RunError, find_run, open_run
 from sdslib.io.state import pack_state
 from sdslib.lab import diagnosis
 from sdslib.lab.diagnosis import AGAIN, HELD, QUESTIONS, SWAPS
 from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
-from sdslib.student import load_student, set_trainable
+from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 from sdslib.train import Parties, draw_noise, step_losses
 

@@ -9,7 +9,9 @@ import torch
 from realworld import make
 
 from sdslib import student, teacher
-from sdslib.config import FinetuneConfig, override, paper, project_root
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig, paper
+from sdslib.io.paths import project_root
 from sdslib.lab import doctor
 from sdslib.lab.dry_run import parameters, random_parties
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from sdslib.config import project_root
+from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.miniworld import drawing, files
 from sdslib.miniworld.drawing import HELD_OUT, RELATIONS, Scene, Thing

@@ -9,7 +9,9 @@ import pytest
 import tiny
 import torch
 
-from sdslib.config import FinetuneConfig, ParameterError, project_root
+from sdslib.config import FinetuneConfig
+from sdslib.io.paths import project_root
+from sdslib.io.wording import ParameterError
 from sdslib.lab import dry_run
 from sdslib.lab.dry_run import Rehearsal, Trial, rehearse
 from sdslib.train import TrainingError

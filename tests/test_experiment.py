@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 from test_pairs import coco_document, write_coco
 
 from sdslib import benchmarks, experiment
-from sdslib.config import FinetuneConfig, ParameterError, override, project_path
-from sdslib.io.model_files import VocabularyError
+from sdslib.checks.captions import VocabularyError
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
+from sdslib.io.paths import project_path
 from sdslib.io.runs import find_run
+from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
 from sdslib.pairs import coco_pairs, load_pairs
 from sdslib.sets import roles

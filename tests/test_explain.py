@@ -9,7 +9,7 @@ from test_evaluate import CAPTIONS, noise
 
 from sdslib import evaluate
 from sdslib.benchmarks import Item
-from sdslib.io.model_files import VocabularyError
+from sdslib.checks.captions import VocabularyError
 from sdslib.show import explain
 from sdslib.show.explain import Remembering, reorderings
 from sdslib.student import load_student

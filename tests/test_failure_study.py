@@ -8,9 +8,11 @@ import tiny
 from test_atlas import TAGS, benchmark
 from test_failures import GRIDS, score_table
 
-from sdslib.config import FailuresConfig, FinetuneConfig, ParameterError
+from sdslib.checks.notebooks import FailuresConfig
+from sdslib.config import FinetuneConfig
 from sdslib.io import runs
 from sdslib.io.sources import AccessError
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.show import failure_study
 from sdslib.show.figures import Picture

@@ -11,8 +11,11 @@ import pytest
 import sweeping
 
 from sdslib import experiment
-from sdslib.config import BaselineConfig, FinetuneConfig, ParameterError, project_root
+from sdslib.checks.notebooks import BaselineConfig
+from sdslib.config import FinetuneConfig
+from sdslib.io.paths import project_root
 from sdslib.io.runs import open_run
+from sdslib.io.wording import ParameterError
 from sdslib.results import grid
 from sdslib.results.grid import check, combine, literal, plan, read_notebook, run_ids
 

@@ -14,10 +14,14 @@ from hub.server import STRANGER, TOKEN, Hub
 from safetensors.torch import load_file, save_file
 
 from sdslib import experiment, student, teacher
-from sdslib.config import BaselineConfig, FinetuneConfig, ParameterError, guard, without_places
+from sdslib.checks.guard import guard
+from sdslib.checks.notebooks import BaselineConfig
+from sdslib.config import FinetuneConfig
 from sdslib.io import hub
 from sdslib.io.model_files import WeightsError
+from sdslib.io.paths import without_places
 from sdslib.io.sources import AccessError
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.show import modelcard
 

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from test_experiment import SETTINGS
 
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, ParameterError, override
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.io import launch, storage
 from sdslib.io.launch import ProcessError, Workers
 from sdslib.io.runs import find_run
+from sdslib.io.wording import ParameterError
 
 
 def workers(folder, code):

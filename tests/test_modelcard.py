@@ -10,8 +10,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib import experiment
-from sdslib.config import ParameterError, ReportConfig, validate
+from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import ReportConfig
 from sdslib.io import storage
+from sdslib.io.wording import ParameterError
 from sdslib.results import cases, formatting
 from sdslib.show import modelcard
 

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 
 from sdslib import experiment, tables
 from sdslib.benchmarks import load_benchmark
-from sdslib.config import MiniworldConfig, project_root
+from sdslib.checks.notebooks import MiniworldConfig
+from sdslib.io.paths import project_root
 from sdslib.miniworld import examine, files, models
 from sdslib.miniworld.recipe import Recipe, cosine_lr, draw_t, error_weights, teacher_turns
 from sdslib.teacher import load_teacher

@@ -55,9 +55,9 @@ def before_guard(cell) -> list[ast.stmt] | None:
 
 def imports_config_alone(statement: ast.stmt) -> bool:
     match statement:
-        case ast.ImportFrom(module="sdslib.config", level=0):
+        case ast.ImportFrom(module="sdslib.config" | "sdslib.checks.guard", level=0):
             return True
-        case ast.ImportFrom(module="sdslib", names=[ast.alias(name="config")]):
+        case ast.ImportFrom(module="sdslib", names=[ast.alias(name="config" | "guard")]):
             return True
     return False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdslib.config import project_root
+from sdslib.io.paths import project_root
 
 ROOT = project_root()
 REDUCED = {

@@ -9,7 +9,8 @@ from PIL import Image
 
 from sdslib import benchmarks, experiment
 from sdslib.benchmarks import Benchmark, Item, aro_relation, sugarcrepe
-from sdslib.config import FinetuneConfig, validate
+from sdslib.checks.guard import validate
+from sdslib.config import FinetuneConfig
 from sdslib.io.images import ImageRef
 from sdslib.io.runs import open_run
 from sdslib.io.sources import DataError

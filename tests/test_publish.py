@@ -11,7 +11,7 @@ import pytest
 from finished import finish
 from PIL import Image
 
-from sdslib.config import project_root
+from sdslib.io.paths import project_root
 from sdslib.io.runs import Run, RunError, open_run
 from sdslib.results import publish, sweep
 from sdslib.results.publish import StudyError

@@ -9,8 +9,9 @@ import pytest
 import realworld
 from test_notebooks_run import ROOT, papermill
 
-from sdslib.config import ParameterError, guard
+from sdslib.checks.guard import guard
 from sdslib.io import runs
+from sdslib.io.wording import ParameterError
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 4, "batch_size": 8, "eval_every": 2, "bridge_pairs": 16, "sds_weight": 1.0}

@@ -15,7 +15,8 @@ from test_page import EVIL, Page
 from test_pdf import pdf_text
 
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, ReportConfig
+from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import FinetuneConfig
 from sdslib.io.sources import AccessError
 from sdslib.results import cases, failures, formatting
 from sdslib.show import atlas, modelcard, pdf, report

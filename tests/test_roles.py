@@ -7,7 +7,8 @@ import pytest
 from realworld import make
 
 from sdslib import benchmarks
-from sdslib.config import FinetuneConfig, ParameterError, set_name
+from sdslib.config import FinetuneConfig, set_name
+from sdslib.io.wording import ParameterError
 from sdslib.pairs import load_pairs
 from sdslib.sets import roles
 

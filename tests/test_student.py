@@ -14,18 +14,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdslib import config, student
-from sdslib.bridge import Bridge
-from sdslib.io.model_files import VocabularyError, WeightsError
-from sdslib.student import (
+from sdslib.arms.trainable import (
     TRAINABLE,
-    caption_lengths,
     interpolate,
-    load_student,
-    random_student,
     set_trainable,
     trainable_table,
     trained_weights,
 )
+from sdslib.bridge import Bridge
+from sdslib.checks.captions import VocabularyError
+from sdslib.io.model_files import WeightsError
+from sdslib.lab.random_models import random_student
+from sdslib.student import caption_lengths, load_student
 
 CAPTIONS = ["a red circle left of a blue square", "the small green triangle", "A White Circle"]
 KINDS = ("vit", "resnet", "coca")

@@ -18,10 +18,13 @@ import pytest
 from sweeping import begin, diary, light_notebook, remembered, wait_for
 
 from sdslib import experiment
-from sdslib.config import FinetuneConfig, ParameterError, override, project_root
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig
 from sdslib.io import storage
+from sdslib.io.paths import project_root
 from sdslib.io.progress import Progress
 from sdslib.io.runs import Run, list_runs, open_run
+from sdslib.io.wording import ParameterError
 from sdslib.results import sweep
 from sdslib.results.grid import check, combine, literal, plan
 from sdslib.results.sweep import Board, Desk, Job, Local, Options
@@ -631,7 +634,7 @@ def test_rays_executor_runs_jobs_and_tells_their_errors(tmp_path):
 
 
 def test_the_options_of_a_sweep_are_those_of_its_notebook():
-    from sdslib.config import AblateWeightConfig
+    from sdslib.checks.notebooks import AblateWeightConfig
 
     config = AblateWeightConfig(workers=3, executor="ray", address="auto")
     assert Options.of(config) == Options(None, 3, "ray", "auto")

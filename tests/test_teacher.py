@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdslib import teacher as room
-from sdslib.io.model_files import VocabularyError, WeightsError
+from sdslib.checks.captions import VocabularyError
+from sdslib.checks.teacher_files import CONFIGS, KNOWN, latent_shape
+from sdslib.io.model_files import WeightsError
+from sdslib.lab.random_models import random_teacher
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
-from sdslib.teacher import CONFIGS, KNOWN, Teacher, latent_shape, load_teacher, random_teacher
+from sdslib.teacher import Teacher, load_teacher
 
 CAPTIONS = ["a red circle left of a blue square", "a blue circle left of a red square"]
 T = torch.tensor([1, 640])

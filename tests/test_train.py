@@ -17,10 +17,11 @@ from scipy import stats
 from tiny import save_student, save_teacher
 
 from sdslib import pairs, train
+from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import FinetuneConfig
 from sdslib.pairs import batches
-from sdslib.student import load_student, set_trainable
+from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 from sdslib.train import (
     TERMS,

@@ -11,7 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from sdslib.config import ARMS_WITH_NEGATIVES, FinetuneConfig, ParameterError, is_mini
+from sdslib.config import ARMS_WITH_NEGATIVES, FinetuneConfig, is_mini
+from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import exchanged_words
 from sdslib.pairs import load_pairs
 

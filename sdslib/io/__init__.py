@@ -1,5 +1,7 @@
 """Disk, network and other processes: what everything else stands on.
 
+    wording      how a problem is told
+    paths        paths as people write them
     images       pictures read safely, or an error that says why not
     sources      rows from files, checked against a schema
     worlds       what a world of its own brings, as `mini`: sets, pairs, words
@@ -13,5 +15,5 @@
     distributed  several processes that train one model: parts of a batch, gathered, averaged
     launch       one run in several processes of this machine, and its news
 
-Imports `config` alone of the library; whatever stands above may import it.
+Imports nothing else of the library; whatever stands above may import it.
 """

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import httpx2
 
-from sdslib.config import project_path
+from sdslib.io.paths import project_path
 from sdslib.io.sources import REPO_ID, AccessError, DataError, cache_only, undecoded
 from sdslib.io.storage import file_sha256, write_bytes
 

@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdslib.config import project_root
 from sdslib.io import storage
+from sdslib.io.paths import project_root
 from sdslib.io.storage import StorageError, write_json
 
 NEWS = "SDSLIB_NEWS"  # the folder in which processes tell who started them how they are

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdslib.config import PICKLES, conversion
+from sdslib.io.wording import a_few
 
 PASSPORT = "passport.json"
 
@@ -206,3 +206,90 @@ def read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise WeightsError(f"{shown(file)} is not a JSON object")
     return found
+
+
+TEACHER_CONFIGS = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+
+
+TEACHER_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def student_file_problem(source: str) -> str:
+    """What is said of a file where a model is asked for: weights alone tell no architecture."""
+    if source.endswith(PICKLES):
+        return f"clip_model is a file: {conversion(source)}, then name the model and this file"
+    return (
+        f"clip_model {source!r} is a file; name the model and the file, as -p clip_model ViT-B-32 "
+        "-p clip_pretrained FILE, or give a folder with open_clip_config.json"
+    )
+
+
+def files_below(folder: Path) -> list[str]:
+    """The files of a folder, named from it."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def teacher_weights(variant: str | None = None) -> dict[str, str]:
+    """The file of weights of each part of a teacher, as diffusers names those of a variant."""
+    if variant is None:
+        return TEACHER_WEIGHTS
+    return {p: n.replace(".safetensors", f".{variant}.safetensors") for p, n in
+            TEACHER_WEIGHTS.items()}  # fmt: skip
+
+
+def layout_problem(names: Collection[str], where: str, variant: str | None = None) -> str | None:
+    """What a teacher lacks, told from its files' names alone: of a folder, or of a Hub listing.
+
+    The one judge of a layout: guard, doctor and loader ask it, before anything is read or fetched.
+    """
+    names = set(names)
+    weights = [f"{part}/{name}" for part, name in teacher_weights(variant).items()]
+    absent = [name for name in (*TEACHER_CONFIGS, *weights) if name not in names]
+    if not absent:
+        return None
+    homes = {name.partition("/")[0] for name in names}
+    told = dict.fromkeys(n if n.partition("/")[0] in homes else n.partition("/")[0] for n in absent)
+    said = f"{where} has no {', '.join(told)}"
+    parts = tuple(f"{name.partition('/')[0]}/" for name in weights if name in absent)
+    ends = (".safetensors", *PICKLES)
+    beside = [name for name in sorted(names) if name.startswith(parts) and name.endswith(ends)]
+    if not parts or not beside:
+        return f"{said}; diffusers' save_pretrained writes them"
+    said += f"; there are {a_few(beside)}"
+    for other in {None, "fp16"} - {variant}:
+        if {f"{part}/{name}" for part, name in teacher_weights(other).items()} <= names:
+            return f"{said}; {f'give variant {other!r}' if other else 'leave out variant'}"
+    if all(name.endswith(PICKLES) for name in beside):
+        said += f": {conversion(beside[0], ' where you have it')}"
+    return said
+
+
+def conversion(file: str, where: str = "") -> str:
+    """What is said of a pickle: why it is not read, and the command that converts it once.
+
+    open_clip's own checkpoints keep the weights under `state_dict`, with `module.` before each name
+    where several GPUs trained; tensors that share memory are written apart.
+    """
+    name, stem = Path(file).name, Path(file).stem
+    new = f"{'model' if stem == 'pytorch_model' else stem}.safetensors"  # transformers' two names
+    return (
+        f"{file} is a pickle, which can run code when loaded; if you trust it, convert it{where}: "
+        f"""python -c "import torch, safetensors.torch as s; w = torch.load('{name}', """
+        f"""map_location='cpu', weights_only=True); w = w.get('state_dict', w); """
+        f"""s.save_file({{k.removeprefix('module.'): v.clone().contiguous() for k, v in """
+        f"""w.items()}}, '{new}', {{'format': 'pt'}})" """.rstrip()
+    )

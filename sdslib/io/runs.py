@@ -34,17 +34,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sdslib.config import (
-    RECIPE,
-    Config,
-    path_problem,
-    project_path,
-    project_root,
-    shown_path,
-    suggest,
-)
+from sdslib.config import RECIPE, Config
 from sdslib.io import storage
+from sdslib.io.paths import path_problem, project_path, project_root, shown_path
 from sdslib.io.storage import LockedError, StorageError, read_json, write_json
+from sdslib.io.wording import suggest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,9 @@ import braceexpand
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdslib.config import project_path, project_root
 from sdslib.io import storage
 from sdslib.io.images import ENDINGS
+from sdslib.io.paths import project_path, project_root
 from sdslib.io.sources import (
     DataError,
     caption_at,

@@ -17,7 +17,8 @@ import torch
 
 from sdslib import benchmarks, evaluate, tables
 from sdslib.benchmarks import Benchmark
-from sdslib.config import BaselineConfig, ModelsConfig
+from sdslib.checks.notebooks import BaselineConfig
+from sdslib.config import ModelsConfig
 from sdslib.config import preset as preset_named
 from sdslib.experiment import pick_device, weights_fingerprints
 from sdslib.io.runs import Run, open_run

@@ -26,19 +26,22 @@ from torch import Tensor, nn
 
 from sdslib import losses, metrics
 from sdslib.arms.negatives import swapped_caption
+from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.bridge import ridge_start
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, mini, override
+from sdslib.checks.guard import override
+from sdslib.config import FinetuneConfig, derive_seed, mini
 from sdslib.evaluate import clip_scorer, shared_draws
 from sdslib.experiment import LatentCache, embed_pairs, start_bridge
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
 from sdslib.io.storage import StorageError
+from sdslib.io.wording import ParameterError
 from sdslib.miniworld import drawing, files
 from sdslib.miniworld.drawing import Scene
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.results import formatting
 from sdslib.results.studies import config_of
-from sdslib.student import TRAINABLE, Student, load_student, set_trainable
+from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 from sdslib.train import Parties, draw_noise, step_losses
 

@@ -17,11 +17,14 @@ import torch
 
 from sdslib import benchmarks, experiment, student, teacher
 from sdslib.arms import negatives
-from sdslib.config import FinetuneConfig, ParameterError, project_path, project_root, validate
+from sdslib.checks.guard import validate
+from sdslib.config import FinetuneConfig
 from sdslib.io.hub import hub_access, is_repo
 from sdslib.io.model_files import WeightsError
+from sdslib.io.paths import project_path, project_root
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.lab import dry_run
 

@@ -28,12 +28,15 @@ from torch import Tensor, nn
 
 from sdslib import experiment
 from sdslib.arms.negatives import swapped_caption
+from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, validate
+from sdslib.checks.guard import validate
+from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
+from sdslib.lab.random_models import random_student, random_teacher
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.student import random_student, set_trainable
-from sdslib.teacher import Teacher, random_teacher
+from sdslib.teacher import Teacher
 from sdslib.train import TERMS, Loop, Parties, TrainingError, seen_pairs
 
 COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from sdslib import evaluate
-from sdslib.config import MiniworldConfig
+from sdslib.checks.notebooks import MiniworldConfig
 from sdslib.miniworld.models import target
 from sdslib.miniworld.sets import benchmark
 from sdslib.pairs import load_pairs

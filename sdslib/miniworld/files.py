@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageChops
 
-from sdslib.config import derive_seed, project_root, shown_path
+from sdslib.config import derive_seed
+from sdslib.io.paths import project_root, shown_path
 from sdslib.io.sources import DataError
 from sdslib.miniworld.drawing import (
     COLORS,

@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdslib.config import MiniworldConfig, derive_seed, project_path, project_root
+from sdslib.checks.notebooks import MiniworldConfig
+from sdslib.config import derive_seed
+from sdslib.io.paths import project_path, project_root
 from sdslib.io.storage import file_sha256, write_json
 from sdslib.losses import add_noise
 from sdslib.miniworld import drawing

@@ -14,7 +14,7 @@ from sdslib.benchmarks import (
     winoground,
     zero_shot,
 )
-from sdslib.config import project_root
+from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES
 from sdslib.miniworld.files import ensure_world

@@ -15,25 +15,18 @@ import pandas as pd
 
 from sdslib import experiment
 from sdslib.arms import negatives
-from sdslib.config import (
-    TRAINABLE,
-    WEIGHTLESS,
-    AblateTrainableConfig,
-    AblateWeightConfig,
-    Arm,
-    FinetuneConfig,
-    ParameterError,
-    SweepConfig,
-    shown_path,
-    suggest,
-    validate,
-)
+from sdslib.arms.trainable import set_trainable
+from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import AblateTrainableConfig, AblateWeightConfig, SweepConfig
+from sdslib.config import TRAINABLE, WEIGHTLESS, Arm, FinetuneConfig
+from sdslib.io.paths import shown_path
 from sdslib.io.runs import Run
+from sdslib.io.wording import ParameterError, suggest
 from sdslib.results import studies, sweep
 from sdslib.results.grid import combine, literal
 from sdslib.results.studies import Pair, Setting, StudyError
 from sdslib.show import figures
-from sdslib.student import load_student, set_trainable
+from sdslib.student import load_student
 
 FINETUNE = "notebooks/02_finetune.ipynb"
 Given = dict[str, Any]

@@ -16,18 +16,13 @@ from typing import Any
 import pandas as pd
 
 from sdslib import experiment
-from sdslib.config import (
-    WEIGHTLESS,
-    FinetuneConfig,
-    ParameterError,
-    ReportConfig,
-    folder_at,
-    preset,
-    project_path,
-)
+from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import WEIGHTLESS, FinetuneConfig, preset
 from sdslib.experiment import Show
 from sdslib.io import runs
+from sdslib.io.paths import folder_at, project_path
 from sdslib.io.runs import Run
+from sdslib.io.wording import ParameterError
 from sdslib.results import studies
 from sdslib.results.studies import config_of
 

@@ -18,19 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdslib.config import (
-    MODELS,
-    RECIPE,
-    Config,
-    FinetuneConfig,
-    ParameterError,
-    project_root,
-    shown_path,
-    suggest,
-    validate,
-)
+from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import MODELS
+from sdslib.config import RECIPE, Config, FinetuneConfig
 from sdslib.io import storage
+from sdslib.io.paths import project_root, shown_path
 from sdslib.io.runs import Run, RunError, identify
+from sdslib.io.wording import ParameterError, suggest
 
 _OURS = ("run", "runs")  # the sweep says where runs are kept, their parameters name them
 

@@ -19,16 +19,12 @@ from typing import Any
 
 import pandas as pd
 
-from sdslib.config import (
-    NOT_IN_ID,
-    FinetuneConfig,
-    ParameterError,
-    project_path,
-    shown_path,
-    validate,
-)
+from sdslib.checks.guard import validate
+from sdslib.config import NOT_IN_ID, FinetuneConfig
 from sdslib.io import storage
+from sdslib.io.paths import project_path, shown_path
 from sdslib.io.runs import Run, RunError, find_run, finished_runs, list_runs
+from sdslib.io.wording import ParameterError
 from sdslib.results import studies, sweep
 from sdslib.results.studies import Setting, StudyError
 from sdslib.show import figures

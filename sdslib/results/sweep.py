@@ -27,11 +27,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from sdslib.config import NOT_IN_ID, ParameterError, SweepConfig, path_problem, validate
+from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import SweepConfig
+from sdslib.config import NOT_IN_ID
 from sdslib.io import storage
 from sdslib.io.launch import die_with, temporary
+from sdslib.io.paths import path_problem
 from sdslib.io.progress import Progress
 from sdslib.io.runs import Run, runs_root
+from sdslib.io.wording import ParameterError
 from sdslib.results.grid import Cell, PlanError, check, combine, literal, plan
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from sdslib.benchmarks import Benchmark
-from sdslib.config import project_path
+from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError, check_rows, coco_id, read_json
 from sdslib.pairs import Pairs
 

@@ -16,9 +16,11 @@ import numpy as np
 from sdslib import benchmarks
 from sdslib.arms.negatives import check as check_negatives
 from sdslib.benchmarks import Benchmark
-from sdslib.config import FinetuneConfig, ParameterError, derive_seed, project_path
+from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.io.hub import cached_dataset
+from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import ensure, world_of
 from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sets import overlap

@@ -18,13 +18,16 @@ import pandas as pd
 
 from sdslib import benchmarks
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.config import DemoConfig, ParameterError, is_mini, project_path
+from sdslib.checks.captions import shortened
+from sdslib.checks.notebooks import DemoConfig
+from sdslib.config import is_mini
 from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
 from sdslib.experiment import UNTOUCHED, pick_device
 from sdslib.io import worlds
 from sdslib.io.images import ENDINGS, ImageError, ImageRef, open_image
-from sdslib.io.model_files import shortened
+from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError, check_caption
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.miniworld import drawing
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES, Scene, Thing, say

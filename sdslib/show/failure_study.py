@@ -18,18 +18,14 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sdslib.benchmarks import Benchmark
-from sdslib.config import (
-    FailuresConfig,
-    ModelsConfig,
-    ParameterError,
-    folder_at,
-    project_path,
-    set_name,
-)
+from sdslib.checks.notebooks import FailuresConfig
+from sdslib.config import ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import CONTROL, UNTOUCHED, pick_device
+from sdslib.io.paths import folder_at, project_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures

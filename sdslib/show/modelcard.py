@@ -22,8 +22,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib import experiment, tables
-from sdslib.config import FinetuneConfig, is_mini, set_name, without_places
+from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
+from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.results.cases import config_of, duration, objective, score_tables
 from sdslib.results.formatting import p_value, points, share

@@ -19,9 +19,11 @@ import pandas as pd
 
 from sdslib import experiment, tables
 from sdslib.benchmarks import Benchmark
-from sdslib.config import FinetuneConfig, ReportConfig, is_mini, shown_path, without_places
+from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import FinetuneConfig, is_mini
 from sdslib.experiment import CONTROL, UNTOUCHED
 from sdslib.io import storage
+from sdslib.io.paths import shown_path, without_places
 from sdslib.io.runs import Run, runs_root
 from sdslib.io.sources import DataError
 from sdslib.results import failures, formatting

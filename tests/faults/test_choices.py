@@ -7,8 +7,9 @@ from realworld import make
 
 from faults.catalog import fault
 from faults.test_parameters import refused
-from sdslib.config import FinetuneConfig, ParameterError
+from sdslib.config import FinetuneConfig
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.sets import roles
 
 

@@ -13,7 +13,8 @@ from test_evaluate import benchmark, grid_items, item, noise, student, teacher  
 
 from faults.catalog import fault
 from sdslib import evaluate, experiment, metrics, tables
-from sdslib.config import DemoConfig, FinetuneConfig
+from sdslib.checks.notebooks import DemoConfig
+from sdslib.config import FinetuneConfig
 from sdslib.io import images, runs
 from sdslib.io.runs import open_run
 from sdslib.miniworld import files

@@ -10,10 +10,12 @@ from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write
 
 from faults.catalog import fault
 from sdslib.benchmarks import coco_order, sugarcrepe, winoground
-from sdslib.config import FinetuneConfig, ParameterError, validate
+from sdslib.checks.captions import VocabularyError
+from sdslib.checks.guard import validate
+from sdslib.config import FinetuneConfig
 from sdslib.io.images import ImageError, open_image
-from sdslib.io.model_files import VocabularyError
 from sdslib.io.sources import DataError, check_caption
+from sdslib.io.wording import ParameterError
 from sdslib.pairs import dataset_pairs, load_pairs
 from sdslib.student import load_student
 

@@ -7,9 +7,10 @@ from finished import finish
 from test_runs import saved
 
 from faults.catalog import fault
-from sdslib.config import ParameterError, guard
+from sdslib.checks.guard import guard
 from sdslib.io.runs import RunError, RunWarning, list_runs, main
 from sdslib.io.sources import DataError
+from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
 from sdslib.results import publish, sweep
 from sdslib.results.studies import StudyError

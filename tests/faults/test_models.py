@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faults.catalog import TESTS, fault
-from sdslib.config import ParameterError, guard
-from sdslib.io.model_files import PASSPORT, VocabularyError, WeightsError
+from sdslib.checks.captions import VocabularyError
+from sdslib.checks.guard import guard
+from sdslib.checks.student_files import CONFIG, WEIGHTS
+from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.storage import MANIFEST, seal
-from sdslib.student import CONFIG, WEIGHTS, load_student
+from sdslib.io.wording import ParameterError
+from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -11,9 +11,12 @@ import test_notebook_form as form
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from faults.catalog import fault
-from sdslib import config as config_module
-from sdslib.config import FinetuneConfig, ParameterError, guard, project_root, validate
+from sdslib.checks.guard import guard, validate
+from sdslib.config import FinetuneConfig
+from sdslib.io import paths
+from sdslib.io.paths import project_root
 from sdslib.io.runs import RunError, find_run, main, open_run
+from sdslib.io.wording import ParameterError
 
 
 def refused(**given):
@@ -154,7 +157,7 @@ def test_runs_into_a_read_only_folder(tmp_path):
 def test_started_outside_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert project_root().joinpath("sdslib").is_dir(), "the installed library knows its project"
-    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "site-packages" / "config.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "paths.py"))
     with pytest.raises(FileNotFoundError) as caught:
         project_root()
     return caught.value

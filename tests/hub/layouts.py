@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdslib.teacher import SHAPES
+from sdslib.checks.teacher_files import SHAPES
 
 TEXT, SIDE = 32, 8  # width of the text encoder, and latents a side
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}

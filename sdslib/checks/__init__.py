@@ -1,0 +1,8 @@
+"""What is refused before anything heavy is loaded.
+
+    notebooks  the parameters of each notebook
+    models     whether the models that are named can be there
+    guard      checks a notebook's parameters, and says all that is wrong with them
+
+Imports `config` and `io`; whatever stands above may import it.
+"""

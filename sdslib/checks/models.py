@@ -1,0 +1,130 @@
+"""Whether the models that a notebook names can be there, told from names and folders alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+from sdslib.io.model_files import (
+    PICKLES,
+    conversion,
+    files_below,
+    layout_problem,
+    student_file_problem,
+)
+from sdslib.io.paths import project_path, split_source
+from sdslib.io.wording import a_few, did_you_mean, suggest
+
+
+def is_folder(source: object) -> bool:
+    """Whether a source of a student is a folder's name rather than a model's."""
+    if not isinstance(source, str) or source in _open_clip_names():
+        return False
+    prefix, folder = split_source(source)
+    return bool(prefix) or "/" in folder or project_path(folder).is_dir()
+
+
+def student_problem(source: str, pretrained: str | None) -> str | None:
+    """Why no student can be loaded from there, and what to do; None where one may be."""
+    if source.startswith("hf-hub:"):
+        return None
+    if not is_folder(source):
+        return _open_clip_problem(source, pretrained)
+    shown = split_source(source)[1]
+    folder = project_path(shown)
+    if folder.is_file():
+        return student_file_problem(shown)
+    if not folder.is_dir():
+        close = did_you_mean(suggest(source, _open_clip_names(), cutoff=0.8))
+        return f"clip_model folder {shown!r} does not exist{close or way_to_make(shown)}"
+    if not (folder / "open_clip_config.json").is_file():
+        return f"clip_model folder {shown!r} has no open_clip_config.json"
+    if any(folder.glob("*.safetensors")):
+        return None
+    pickle = next((p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
+    way = conversion(pickle) if pickle else "put open_clip_model.safetensors there"
+    return f"clip_model folder {shown!r} has no weights; {way}"
+
+
+def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
+    names = _open_clip_names()
+    if names and name not in names:
+        return f"unknown clip_model {name!r}{did_you_mean(suggest(name, names))}"
+    tags = _open_clip_tags().get(name.removesuffix("-quickgelu"), ())
+    if pretrained is None:
+        choice = f", one of {a_few(tags)}" if tags else ""
+        return f"clip_model {name!r} needs a clip_pretrained tag{choice}"
+    if pretrained == "openai" and f"{name}-quickgelu" in names:
+        return f"clip_pretrained 'openai' has QuickGELU; use clip_model '{name}-quickgelu'"
+    if not tags or pretrained in tags:
+        return None
+    if pretrained.endswith((".safetensors", *PICKLES)) or "/" in pretrained:
+        return _pretrained_file_problem(pretrained)
+    close = did_you_mean(suggest(pretrained, tags))
+    way = close or f"; there are {a_few(tags)}"
+    return f"unknown clip_pretrained {pretrained!r} for {name!r}{way}"
+
+
+def _pretrained_file_problem(file: str) -> str | None:
+    if not project_path(file).is_file():
+        return f"clip_pretrained file {file!r} does not exist"
+    return f"clip_pretrained: {conversion(file)}" if file.endswith(PICKLES) else None
+
+
+def teacher_problem(source: str, variant: str | None) -> str | None:
+    """The same of a teacher."""
+    folder, where = project_path(source), f"teacher folder {source!r}"
+    if folder.is_dir():
+        return layout_problem(files_below(folder), where, variant)
+    if folder.is_file():
+        return f"teacher {source!r} is a file; give the folder in diffusers' layout that it is in"
+    hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()
+    way = way_to_make(source) or "; give a folder or a Hub id owner/name"
+    return None if hub_id else f"{where} does not exist{way}"
+
+
+def way_to_make(folder: str) -> str:
+    """How a folder of the mini-world is made again; empty for another."""
+    inside = folder.startswith("data/mini/")
+    return "; make it with notebooks/00_miniworld.ipynb -p rebuild True" if inside else ""
+
+
+def _open_clip_folder() -> Path | None:
+    spec = importlib.util.find_spec("open_clip")  # finds the files, runs none of them
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+@cache
+def _open_clip_names() -> frozenset[str]:
+    folder = _open_clip_folder()
+    return (
+        frozenset(p.stem for p in (folder / "model_configs").glob("*.json"))
+        if folder
+        else frozenset()
+    )
+
+
+@cache
+def _open_clip_tags() -> dict[str, tuple[str, ...]]:
+    """Tags by model, read from the source text; empty where open_clip writes them another way."""
+    folder = _open_clip_folder()
+    source = folder / "pretrained.py" if folder else None
+    if source is None or not source.is_file():
+        return {}
+    tables: dict[str, ast.expr] = {
+        node.targets[0].id: node.value
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    models = tables.get("_PRETRAINED")
+    if not isinstance(models, ast.Dict):
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, value in zip(models.keys, models.values, strict=True):
+        table = tables.get(value.id) if isinstance(value, ast.Name) else value
+        if isinstance(key, ast.Constant) and isinstance(table, ast.Call):
+            found[str(key.value)] = tuple(k.arg for k in table.keywords if k.arg)
+    return found

@@ -1,0 +1,113 @@
+"""The parameters of each notebook, with their defaults; `02_finetune` has `FinetuneConfig`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sdslib.config import Config, Count, FinetuneConfig, ModelsConfig, Rate, Several, Source, Whole
+
+
+class MiniworldConfig(Config):
+    """`00_miniworld`: show the world, or train its two models again."""
+
+    rebuild: bool = False
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the recipe's training steps
+    folder: Source | None = None
+    resume: bool = True
+    teacher_items: Count = 60
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
+
+
+class BaselineConfig(ModelsConfig):
+    """`01_baseline`: where CLIP and the diffusion score stand."""
+
+    benchmark: Source = "all"
+    corpus: Source | None = None  # captions for the blind baseline; None: the preset's train_data
+    batch_size: Count = 64
+    teacher_items: Whole = 100
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
+    image_mode: Literal["crop", "squash", "pad"] = "crop"
+
+
+class SweepConfig(Config):
+    """What the two ablation notebooks have in common.
+
+    `fixed` holds further parameters of all runs in one string, as `lr=3e-3,trainable=all`.
+    """
+
+    grid: Literal["reduced", "full"] = "reduced"
+    fixed: str | None = None
+    sds_weight: Rate = 1e-3
+    seeds: Count | None = None
+    steps: Count | None = None
+    eval_items: Count | None = None
+    workers: Several | None = None
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+
+
+class AblateWeightConfig(SweepConfig):
+    """`03_ablate_loss_weight`: lists in one string, `weights` as `0,1e-3,1e-1`.
+
+    `panels` and `arms` name what stands beside the curve at `sds_weight`; `none` is nothing.
+    """
+
+    weights: str | None = None
+    panels: str | None = None
+    arms: str | None = None
+
+
+class AblateTrainableConfig(SweepConfig):
+    """`04_ablate_trainable`: `sets` is a list in one string, as `layernorm,bias`."""
+
+    sets: str | None = None
+
+
+class FailuresConfig(ModelsConfig):
+    """`05_winoground_failures`: from `runs` or bare `scores` (a CSV), each a list with commas."""
+
+    runs: str | None = None
+    scores: str | None = None
+    teacher_items: Whole = 100
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
+
+
+class DemoConfig(ModelsConfig):
+    """`06_caption_demo`: score any image against any captions.
+
+    `image` is a file, `item` an id of the benchmark; `captions` has `|` or a line's end between.
+    """
+
+    runs: str | None = None
+    image: str | None = None
+    item: str | None = None
+    captions: str | None = None
+    ask_teacher: bool = False
+    draws: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # antithetic pairs
+
+
+class ReportConfig(Config):
+    """`07_report`: from the runs named (commas between), or all finished ones of a folder `runs`.
+
+    `output` None is the folder that the folder of runs is in.
+    """
+
+    runs: str | None = None
+    output: Source | None = None
+    title: Annotated[str, Field(min_length=1)] | None = None
+    examples: Whole = 10
+    push_to: str | None = None
+
+
+MODELS: dict[str, type[Config]] = {
+    "miniworld": MiniworldConfig,
+    "baseline": BaselineConfig,
+    "finetune": FinetuneConfig,
+    "ablate_weight": AblateWeightConfig,
+    "ablate_trainable": AblateTrainableConfig,
+    "failures": FailuresConfig,
+    "demo": DemoConfig,
+    "report": ReportConfig,
+}
