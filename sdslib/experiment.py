@@ -30,12 +30,13 @@ from sdslib.arms.negatives import swapped_caption
 from sdslib.arms.trainable import interpolate, set_trainable, trainable_table, trained_weights
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
+from sdslib.checks import captions
 from sdslib.checks.guard import override, validate
 from sdslib.checks.student_files import fingerprints as student_files
 from sdslib.checks.teacher_files import fingerprints as teacher_files
 from sdslib.checks.teacher_files import latent_shape
 from sdslib.config import FinetuneConfig, ModelsConfig, derive_seed, set_name
-from sdslib.io import distributed, launch, model_files
+from sdslib.io import distributed, launch
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run, find_run, open_run
@@ -67,7 +68,7 @@ def pick_device(name: str) -> torch.device:
 def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
-    model_files.check_markers(student.marks, pairs.all_captions(), student.origin.name)
+    captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     if not has_teacher(config):
         trained = _trained(student, config)
         return Parties(student, trained, negative=swapped_caption)
@@ -80,7 +81,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
         config.checkpointing,
         config.variant,
     )
-    model_files.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
+    captions.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
     latents, bridge = LatentCache(teacher, pairs), None
     if _has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)

@@ -8,7 +8,8 @@ import tiny
 import torch
 from realworld import make
 
-from sdslib import student, teacher
+from sdslib import teacher
+from sdslib.checks import student_files, teacher_files
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, paper
 from sdslib.io.paths import project_root
@@ -91,25 +92,25 @@ def test_a_device_that_is_not_here_is_missing(folders):
 def test_weights_in_the_cache_are_found(empty_cache):
     repo = "timm/vit_base_patch16_clip_224.openai"
     name, tag = "ViT-B-16-quickgelu", "openai"
-    assert "not in the local cache" in student.weights_problem(name, tag)
+    assert "not in the local cache" in student_files.weights_problem(name, tag)
     cached(empty_cache, repo, "open_clip_model.safetensors")
-    assert student.weights_problem(name, tag) is None
-    assert "needs weights" in student.weights_problem(name, None)
-    assert "other activation" in student.weights_problem("ViT-B-16", tag)
-    assert "hf download a/b" in student.weights_problem("hf-hub:a/b", None)
+    assert student_files.weights_problem(name, tag) is None
+    assert "needs weights" in student_files.weights_problem(name, None)
+    assert "other activation" in student_files.weights_problem("ViT-B-16", tag)
+    assert "hf download a/b" in student_files.weights_problem("hf-hub:a/b", None)
 
 
 def test_a_teacher_is_there_when_all_its_files_are(empty_cache, folders):
     folder, repo = project_root() / folders["teacher"], "some/teacher"
-    assert teacher.weights_problem(folders["teacher"]) is None
-    assert f"hf download {repo}" in teacher.weights_problem(repo)
-    names = [*teacher.CONFIGS, *(f"{part}/{name}" for part, name in teacher.WEIGHTS.items())]
+    assert teacher_files.weights_problem(folders["teacher"]) is None
+    assert f"hf download {repo}" in teacher_files.weights_problem(repo)
+    names = [*teacher_files.CONFIGS, *(f"{part}/{name}" for part, name in teacher.WEIGHTS.items())]
     for name in names:
         shutil.copy(folder / name, cached(empty_cache, repo, name))
-    assert teacher.weights_problem(repo) is None
+    assert teacher_files.weights_problem(repo) is None
     cached(empty_cache, repo, "unet/config.json", json.dumps({"cross_attention_dim": 3}))
-    assert "they belong to different models" in teacher.weights_problem(repo)
-    assert "does not exist" in teacher.weights_problem("no/such/teacher")
+    assert "they belong to different models" in teacher_files.weights_problem(repo)
+    assert "does not exist" in teacher_files.weights_problem("no/such/teacher")
 
 
 @pytest.mark.parametrize(

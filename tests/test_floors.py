@@ -47,10 +47,10 @@ LEVEL = {place: level for level, place in enumerate(ORDER)}
 
 # Library -> the rooms that may import it. The mini-world builds models, so it knows their makers.
 DOORS = {
-    "open_clip": {"student", "miniworld.models"},
-    "peft": {"student"},
-    "diffusers": {"teacher", "miniworld.models"},
-    "transformers": {"teacher", "miniworld.models", "miniworld.drawing"},
+    "open_clip": {"student", "lab.random_models", "checks.student_files", "miniworld.models"},
+    "peft": {"student", "arms.trainable"},
+    "diffusers": {"teacher", "lab.random_models", "miniworld.models"},
+    "transformers": {"teacher", "lab.random_models", "miniworld.models", "miniworld.drawing"},
     "tokenizers": {"miniworld.drawing"},
     "datasets": {"io.sources", "io.hub"},
     "huggingface_hub": {"io.hub", "show.modelcard"},

@@ -14,6 +14,7 @@ from hub.server import STRANGER, TOKEN, Hub
 from safetensors.torch import load_file, save_file
 
 from sdslib import experiment, student, teacher
+from sdslib.checks import student_files, teacher_files
 from sdslib.checks.guard import guard
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.config import FinetuneConfig
@@ -101,7 +102,7 @@ def test_a_teacher_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     local = layouts.stable_diffusion(served.folder(f"who/{shape}"), shape)
     there = teacher.load_teacher(f"who/{shape}")
     assert same(there, teacher.load_teacher(str(local)))
-    assert teacher.fingerprints(f"who/{shape}") == teacher.fingerprints(str(local))
+    assert teacher_files.fingerprints(f"who/{shape}") == teacher_files.fingerprints(str(local))
     stored = load_file(local / "vae/diffusion_pytorch_model.safetensors")
     old, new = ("encoder.mid_block.attentions.0." + n for n in ("query.weight", "to_q.weight"))
     assert torch.equal(there.vae.state_dict()[new], stored[old])
@@ -120,7 +121,7 @@ def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     assert same(one, other)
     assert one.origin.name == repo
     assert torch.equal(one.tokenize(["a man"]), other.tokenize(["a man"]))
-    assert student.fingerprints(remote, None) == student.fingerprints(local, None)
+    assert student_files.fingerprints(remote, None) == student_files.fingerprints(local, None)
     assert len(weights_fetched(served)) == 1
 
 
@@ -140,7 +141,7 @@ def test_weights_that_move_on_main_are_another_run_and_one_process_sees_one_of_t
     config = FinetuneConfig(clip_model=f"hf-hub:{CLIP}", teacher=SD)
     before = experiment.weights_fingerprints(config)
     old = student.load_student(f"hf-hub:{CLIP}", None)
-    layouts.move_weights(served.folder(CLIP) / student.WEIGHTS)
+    layouts.move_weights(served.folder(CLIP) / student_files.WEIGHTS)
     layouts.move_weights(served.folder(SD) / UNET)
     assert experiment.weights_fingerprints(config) == before
     assert same(student.load_student(f"hf-hub:{CLIP}", None), old)
@@ -152,14 +153,14 @@ def test_weights_that_move_on_main_are_another_run_and_one_process_sees_one_of_t
 
 
 def test_a_commit_that_moves_no_weights_makes_no_new_run_and_an_old_one_can_be_named(served):
-    before, old = teacher.fingerprints(SD), served.commit(SD)
+    before, old = teacher_files.fingerprints(SD), served.commit(SD)
     (served.folder(SD) / "README.md").write_text("moved")
     hub.look.cache_clear()
-    assert teacher.fingerprints(SD) == before
+    assert teacher_files.fingerprints(SD) == before
     layouts.move_weights(served.folder(SD) / UNET)
     hub.look.cache_clear()
-    assert teacher.fingerprints(SD) != before
-    assert teacher.fingerprints(SD, old) == before
+    assert teacher_files.fingerprints(SD) != before
+    assert teacher_files.fingerprints(SD, old) == before
 
 
 def blob(served, name, repo=SD):
@@ -190,7 +191,7 @@ def test_a_damaged_file_of_the_cache_is_named_offline(served, offline):
     said = refused(teacher.load_teacher, SD)
     assert f"teacher {SD}: the cached {UNET} is damaged" in said
     assert f"Delete models--CompVis--stable-diffusion-v1-4/blobs/{blob(served, UNET).name}" in said
-    assert said == f"teacher {teacher.weights_problem(SD)}"
+    assert said == f"teacher {teacher_files.weights_problem(SD)}"
 
 
 def test_a_file_damaged_on_its_way_is_fetched_once_more_and_then_refused(served):
@@ -294,7 +295,7 @@ def test_a_layout_is_judged_by_its_listing_alike_by_guard_and_loader(served, cha
         guard({"teacher": str(folder)})
     (problem,) = caught.value.problems
     assert problem.endswith(said.removeprefix(f"{SD} "))
-    assert teacher.weights_problem(str(folder)).endswith(said.removeprefix(f"{SD} "))
+    assert teacher_files.weights_problem(str(folder)).endswith(said.removeprefix(f"{SD} "))
 
 
 def test_the_fp16_variant_is_taken_from_the_hub_and_from_a_folder(served):
@@ -305,13 +306,13 @@ def test_the_fp16_variant_is_taken_from_the_hub_and_from_a_folder(served):
     assert same(there, teacher.load_teacher(str(folder), variant="fp16"))
     stored = load_file(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert all(torch.equal(there.unet.state_dict()[n], v.float()) for n, v in stored.items())
-    assert teacher.weights_problem(SD, variant="fp16") is None
+    assert teacher_files.weights_problem(SD, variant="fp16") is None
 
 
 def test_a_student_with_a_pickle_alone_is_refused_before_it_is_fetched(served):
-    (served.folder(CLIP) / student.WEIGHTS).unlink()
+    (served.folder(CLIP) / student_files.WEIGHTS).unlink()
     said = refused(student.load_student, f"hf-hub:{CLIP}", None)
-    assert f"{CLIP} has no {student.WEIGHTS}; there are open_clip_pytorch_model.bin" in said
+    assert f"{CLIP} has no {student_files.WEIGHTS}; there are open_clip_pytorch_model.bin" in said
     assert "torch.load('open_clip_pytorch_model.bin'" in said
     assert not weights_fetched(served)
 
@@ -320,8 +321,8 @@ def test_a_student_with_a_pickle_alone_is_refused_before_it_is_fetched(served):
 def test_the_doctors_command_brings_what_is_missing(served, tmp_path, what, monkeypatch):
     revision = served.commit(SD)
     ask = {
-        "student": lambda: student.weights_problem(f"hf-hub:{CLIP}", None),
-        "teacher": lambda: teacher.weights_problem(SD, revision),
+        "student": lambda: student_files.weights_problem(f"hf-hub:{CLIP}", None),
+        "teacher": lambda: teacher_files.weights_problem(SD, revision),
     }[what]
     command = ask().split("`")[1]
     assert f"--revision {revision}" in command or what == "student"
@@ -345,7 +346,7 @@ def test_an_edited_config_beside_the_same_weights_is_another_run(tmp_path):
     folder = tiny.save_student(tmp_path / "student")
     configs = [c(clip_model=f"local-dir:{folder}") for c in (FinetuneConfig, BaselineConfig)]
     before = [baseline.weights_fingerprints(c)["student"] for c in configs]
-    file = folder / student.CONFIG
+    file = folder / student_files.CONFIG
     document = json.loads(file.read_text())
     document["preprocess_cfg"]["mean"] = [0.4, 0.5, 0.5]
     file.write_text(json.dumps(document))
@@ -365,8 +366,10 @@ def test_a_push_goes_through_and_holds_no_place_of_this_machine(served, tmp_path
     assert url.endswith("tester/student")
     assert "tester/student" in served.private
     sent = {p.name for p in folder.iterdir()}
-    assert {"README.md", student.CONFIG, student.WEIGHTS} <= sent
-    assert (folder / student.WEIGHTS).read_bytes() == (run.weights / student.WEIGHTS).read_bytes()
+    assert {"README.md", student_files.CONFIG, student_files.WEIGHTS} <= sent
+    assert (folder / student_files.WEIGHTS).read_bytes() == (
+        run.weights / student_files.WEIGHTS
+    ).read_bytes()
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.glob("*.[mj]*"))
     assert "captions.json::" in (folder / "README.md").read_text()
 

@@ -22,8 +22,10 @@ from sdslib.arms.trainable import (
     trained_weights,
 )
 from sdslib.bridge import Bridge
+from sdslib.checks import student_files
 from sdslib.checks.captions import VocabularyError
 from sdslib.io.model_files import WeightsError
+from sdslib.lab import random_models
 from sdslib.lab.random_models import random_student
 from sdslib.student import caption_lengths, load_student
 
@@ -156,7 +158,7 @@ def test_a_caption_with_a_mark_of_its_own_tokenizer_is_refused(load, mark):
     "text", ["a <end_of_text> b", "A<START_OF_TEXT>b", "a &lt;end_of_text&gt; b"]
 )
 def test_a_caption_with_a_mark_of_clips_tokenizer_is_refused(text):
-    one = student.random_student("ViT-B-32", "meta")
+    one = random_models.random_student("ViT-B-32", "meta")
     plain = one.tokenize(["a <|endoftext|> b"])  # no mark of open_clip's own tokenizer
     assert int((plain == plain.max()).sum()) == 1
     with pytest.raises(VocabularyError, match="_of_text>', a mark"):
@@ -467,7 +469,7 @@ def test_saving_leaves_the_student_as_it_was_and_can_be_repeated(load, tmp_path)
     assert before.keys() == one.model.state_dict().keys()
     assert all(torch.equal(v, before[n]) for n, v in one.model.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-    weights = load_file(tmp_path / "saved" / student.WEIGHTS)
+    weights = load_file(tmp_path / "saved" / student_files.WEIGHTS)
     assert weights.keys() == load().model.state_dict().keys()
     assert load_student(str(tmp_path / "saved"), None).width == 16
 
@@ -475,7 +477,7 @@ def test_saving_leaves_the_student_as_it_was_and_can_be_repeated(load, tmp_path)
 def test_half_precision_weights_are_lifted_to_float32(tmp_path):
     half = tiny.save_student(tmp_path / "half", dtype=torch.float16)
     one = load_student(f"local-dir:{half}", None)
-    stored = load_file(half / student.WEIGHTS)
+    stored = load_file(half / student_files.WEIGHTS)
     for name, value in one.model.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, stored[name].float())
@@ -485,7 +487,7 @@ def test_half_precision_weights_are_lifted_to_float32(tmp_path):
 
 
 def spoil(folder, change):
-    file = folder / student.WEIGHTS
+    file = folder / student_files.WEIGHTS
     weights = {name: value.clone() for name, value in load_file(file).items()}
     change(weights)
     save_file(weights, file)
@@ -500,11 +502,11 @@ def replace(name, value):
 
 
 def as_bin(folder):
-    (folder / student.WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
+    (folder / student_files.WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
 
 
 def cut(folder):
-    file = folder / student.WEIGHTS
+    file = folder / student_files.WEIGHTS
     file.write_bytes(file.read_bytes()[:-1000])
 
 
@@ -515,21 +517,24 @@ NAN = torch.full((32, 16), float("nan"))
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda f: (f / student.WEIGHTS).unlink(), "spoilt has no weights"),
+        (lambda f: (f / student_files.WEIGHTS).unlink(), "spoilt has no weights"),
         (as_bin, r"open_clip_pytorch_model.bin is a pickle.*convert it: python -c .*weights_only"),
         (cut, r"open_clip_model.safetensors is cut: 0\.\d+ of 0\.\d+ MB"),
-        (lambda f: (f / student.WEIGHTS).write_bytes(POINTER), "is a Git-LFS pointer"),
-        (lambda f: (f / student.WEIGHTS).write_bytes(b""), "is not a safetensors file"),
-        (lambda f: (f / student.WEIGHTS).write_bytes(b"<html>" * 9), "is not a safetensors file"),
+        (lambda f: (f / student_files.WEIGHTS).write_bytes(POINTER), "is a Git-LFS pointer"),
+        (lambda f: (f / student_files.WEIGHTS).write_bytes(b""), "is not a safetensors file"),
+        (
+            lambda f: (f / student_files.WEIGHTS).write_bytes(b"<html>" * 9),
+            "is not a safetensors file",
+        ),
         (replace("visual.proj", NAN), "weight 'visual.proj' holds NaN or infinity"),
         (remove("visual.proj"), "do not fit the config.*Missing key.*visual.proj"),
         (replace("extra", torch.ones(2)), "do not fit the config.*Unexpected key.*extra"),
         (replace("visual.proj", torch.ones(32, 8)), "do not fit the config.*visual.proj"),
         (replace("visual.positional_embedding", torch.ones(26, 32)), r"\(26, 32\), the config say"),
         (replace("positional_embedding", torch.ones(8, 32)), r"is \(8, 32\), the config says \(16"),
-        (lambda f: (f / student.CONFIG).unlink(), "open_clip_config.json does not exist"),
-        (lambda f: (f / student.CONFIG).write_text("{"), "open_clip_config.json is not JSON"),
-        (lambda f: (f / student.CONFIG).write_text("{}"), "has no 'model_cfg'"),
+        (lambda f: (f / student_files.CONFIG).unlink(), "open_clip_config.json does not exist"),
+        (lambda f: (f / student_files.CONFIG).write_text("{"), "open_clip_config.json is not JSON"),
+        (lambda f: (f / student_files.CONFIG).write_text("{}"), "has no 'model_cfg'"),
     ],
 )
 def test_spoilt_folders_are_refused_with_what_to_do(copied, break_it, message):
@@ -577,10 +582,10 @@ def test_weights_out_of_reach_are_one_line(name, tmp_path, monkeypatch):
 def test_named_model_takes_a_safetensors_file(tmp_path, monkeypatch, folders):
     monkeypatch.setitem(
         open_clip.factory._MODEL_CONFIGS, "tiny-vit", json.loads(
-            (folders["vit"] / student.CONFIG).read_text())["model_cfg"],
+            (folders["vit"] / student_files.CONFIG).read_text())["model_cfg"],
     )  # fmt: skip
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda source: None)
-    one = load_student("tiny-vit", str(folders["vit"] / student.WEIGHTS))
+    one = load_student("tiny-vit", str(folders["vit"] / student_files.WEIGHTS))
     expected = load_student(str(folders["vit"]), None)
     assert torch.equal(one.encode_images(pixels()), expected.encode_images(pixels()))
 

@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdslib import teacher as room
+from sdslib.checks import teacher_files
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.teacher_files import CONFIGS, KNOWN, latent_shape
-from sdslib.io.model_files import WeightsError
+from sdslib.io.model_files import WeightsError, files_below
+from sdslib.lab import random_models
 from sdslib.lab.random_models import random_teacher
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
 from sdslib.teacher import Teacher, load_teacher
@@ -100,9 +102,11 @@ def test_noisy_latents_match_float64_at_the_ends(one):
 def test_schedules_are_those_of_diffusers(kind):
     config = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": kind}
     expected = DDIMScheduler(**config).alphas_cumprod
-    torch.testing.assert_close(room.alpha_bar(config).float(), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        teacher_files.alpha_bar(config).float(), expected, rtol=1e-4, atol=1e-7
+    )
     betas = [0.1, 0.2]
-    assert room.alpha_bar({"trained_betas": betas}).tolist() == pytest.approx([0.9, 0.72])
+    assert teacher_files.alpha_bar({"trained_betas": betas}).tolist() == pytest.approx([0.9, 0.72])
 
 
 # --- noise out -----------------------------------------------------------------------------------
@@ -475,10 +479,8 @@ def test_the_papers_teachers_are_built_at_full_size_without_network_or_weights(s
 
 @pytest.mark.parametrize("name", sorted(set(KNOWN.values())))
 def test_committed_shapes_hold_the_configs_of_a_pipeline_and_no_weights(name):
-    files = {p.relative_to(room.SHAPES / name).as_posix() for p in (room.SHAPES / name).rglob("*")
-             if p.is_file()}  # fmt: skip
-    assert files == set(CONFIGS)
-    room.check_configs(room.SHAPES / name)
+    assert files_below(teacher_files.SHAPES / name) == sorted(CONFIGS)
+    teacher_files.check_configs(teacher_files.SHAPES / name)
 
 
 def test_an_architecture_without_weights_tells_captions_apart_and_repeats_by_seed(folder):
@@ -487,7 +489,7 @@ def test_an_architecture_without_weights_tells_captions_apart_and_repeats_by_see
     z, text = torch.ones(2, 4, 4, 4), one.embed_texts(CAPTIONS)
     assert torch.equal(one.predict_noise(z, T, text), again.predict_noise(z, T, text))
     assert not torch.equal(one.predict_noise(z, T, text), other.predict_noise(z, T, text))
-    tokens = room.ByteTokens(8, 300)(["ab", "a longer caption", ""])
+    tokens = random_models.ByteTokens(8, 300)(["ab", "a longer caption", ""])
     assert tokens.input_ids.shape == (3, 8)
     assert tokens.input_ids[0].tolist() == [97, 98, 0, 0, 0, 0, 0, 0]
     assert tokens.attention_mask.sum(1).tolist() == [2, 8, 0]

@@ -1,78 +1,34 @@
-"""What a caption and a folder of weights must satisfy before a model sees them.
-
-Shared by student and teacher: no model's vendor is imported, a tokenizer is whatever
-behaves as one of transformers' fast tokenizers.
-"""
+"""Files of weights, whoever wrote them: what they must satisfy, and a teacher's layout."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from sdslib.io.sources import AccessError
+from sdslib.io.storage import MANIFEST, manifest_problem
 from sdslib.io.wording import a_few
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PASSPORT = "passport.json"
+Found = TypeVar("Found")
 
 
 class WeightsError(ValueError):
     """A model cannot be loaded as asked; says what, where, and what to do."""
 
 
-class VocabularyError(ValueError):
-    """A caption has words that the tokenizer can only write as unknown."""
-
-
 def shown(path: str | Path) -> str:
     """The last two names of a path: enough to find it, and nothing of the machine."""
     return "/".join(Path(path).parts[-2:])
-
-
-def check_markers(markers: Iterable[str], captions: Sequence[str], owner: str) -> None:
-    """Refuse captions that hold a tokenizer's own marks, of which it would make a beginning or an
-    end: `a red circle <end> left of` reads as `a red circle`."""
-    known = [mark.lower() for mark in dict.fromkeys(markers) if mark]
-    for caption in captions:
-        text = caption.lower()
-        if mark := next((mark for mark in known if mark in text), None):
-            raise VocabularyError(
-                f"caption {shortened(caption)!r} has {mark!r}, a mark of {owner}'s tokenizer and "
-                "no word; write it otherwise"
-            )
-
-
-def shortened(caption: str, most: int = 200) -> str:
-    """As much of a caption as an error should repeat."""
-    return caption if len(caption) <= most else caption[: most - 1] + "…"
-
-
-def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
-    """Refuse captions with words outside a closed vocabulary or with the tokenizer's own marks.
-
-    A vocabulary is closed where the unknown token is a token of its own; CLIP's byte-pair
-    tokenizer uses its end token there and can write any word.
-    """
-    check_markers(getattr(tokenizer, "all_special_tokens", ()), captions, owner)
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
-        return
-    found = tokenizer(list(captions), add_special_tokens=False, return_offsets_mapping=True)
-    for caption, ids, spans in zip(
-        captions, found["input_ids"], found["offset_mapping"], strict=True
-    ):
-        pairs = zip(ids, spans, strict=True)
-        words = dict.fromkeys(caption[start:end] for i, (start, end) in pairs if i == unknown)
-        if words:
-            raise VocabularyError(
-                f"caption {shortened(caption)!r} has words outside {owner}'s vocabulary: "
-                + ", ".join(repr(word) for word in words)
-            )
 
 
 def find_weights(folder: Path, preferred: Sequence[str] = ()) -> Path:
@@ -89,6 +45,21 @@ def find_weights(folder: Path, preferred: Sequence[str] = ()) -> Path:
         if file.suffix in PICKLES:
             refuse_pickle(file)
     raise WeightsError(f"{shown(folder)} has no weights; put a .safetensors file there")
+
+
+def reached(who: str, call: Callable[[], Found]) -> Found:
+    """What the call gives; a refusal of the Hub is a WeightsError of the student or the teacher."""
+    try:
+        return call()
+    except AccessError as error:
+        raise WeightsError(f"{who} {error}") from error
+
+
+def check_manifest(folder: Path) -> None:
+    """Refuse a folder that is not as its manifest, where it has one, says."""
+    problem = manifest_problem(folder) if (folder / MANIFEST).is_file() else None
+    if problem:
+        raise WeightsError(f"{shown(folder)}: {problem}; get it again")
 
 
 def refuse_pickle(file: Path) -> None:

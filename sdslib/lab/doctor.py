@@ -15,8 +15,9 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from sdslib import benchmarks, experiment, student, teacher
+from sdslib import benchmarks, experiment
 from sdslib.arms import negatives
+from sdslib.checks import student_files, teacher_files
 from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.hub import hub_access, is_repo
@@ -56,12 +57,12 @@ def examine(config: FinetuneConfig) -> pd.DataFrame:
 
 def findings(config: FinetuneConfig) -> Iterator[Finding]:
     """Everything that `02_finetune` of this config needs, then what other notebooks can use."""
-    problems = {"student": student.weights_problem(config.clip_model, config.clip_pretrained)}
+    problems = {"student": student_files.weights_problem(config.clip_model, config.clip_pretrained)}
     yield _finding("student", problems["student"],
                    f"{config.clip_model} {config.clip_pretrained or ''}".strip())  # fmt: skip
     if experiment.has_teacher(config):
         source = (config.teacher, config.teacher_revision, config.variant)
-        problems["teacher"] = teacher.weights_problem(*source)
+        problems["teacher"] = teacher_files.weights_problem(*source)
         yield _finding("teacher", problems["teacher"], config.teacher)
     yield _finding("training pairs", train_problem(config), config.train_data)
     yield _benchmark("benchmark", config.benchmark)

@@ -6,6 +6,7 @@ from test_hub import SD, UNET, made, offline, served  # noqa: F401
 
 from faults.catalog import fault
 from sdslib import student, teacher
+from sdslib.checks import student_files
 from sdslib.io import hub
 
 
@@ -92,7 +93,7 @@ def test_a_repository_with_a_pickled_teacher_alone(served):  # noqa: F811
 
 @fault(35, "repository with a pickled student alone", "there are open_clip_pytorch_model.bin")
 def test_a_repository_with_a_pickled_student_alone(served):  # noqa: F811
-    (served.folder(reached.CLIP) / student.WEIGHTS).unlink()
+    (served.folder(reached.CLIP) / student_files.WEIGHTS).unlink()
     return reached.refused(student.load_student, f"hf-hub:{reached.CLIP}", None)
 
 

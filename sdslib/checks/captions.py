@@ -1,0 +1,51 @@
+"""What a caption must satisfy before a tokenizer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class VocabularyError(ValueError):
+    """A caption has words that the tokenizer can only write as unknown."""
+
+
+def check_markers(markers: Iterable[str], captions: Sequence[str], owner: str) -> None:
+    """Refuse captions that hold a tokenizer's own marks, of which it would make a beginning or an
+    end: `a red circle <end> left of` reads as `a red circle`."""
+    known = [mark.lower() for mark in dict.fromkeys(markers) if mark]
+    for caption in captions:
+        text = caption.lower()
+        if mark := next((mark for mark in known if mark in text), None):
+            raise VocabularyError(
+                f"caption {shortened(caption)!r} has {mark!r}, a mark of {owner}'s tokenizer and "
+                "no word; write it otherwise"
+            )
+
+
+def shortened(caption: str, most: int = 200) -> str:
+    """As much of a caption as an error should repeat."""
+    return caption if len(caption) <= most else caption[: most - 1] + "…"
+
+
+def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
+    """Refuse captions with words outside a closed vocabulary or with the tokenizer's own marks.
+
+    A vocabulary is closed where the unknown token is a token of its own; CLIP's byte-pair
+    tokenizer uses its end token there and can write any word.
+    """
+    check_markers(getattr(tokenizer, "all_special_tokens", ()), captions, owner)
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+    found = tokenizer(list(captions), add_special_tokens=False, return_offsets_mapping=True)
+    for caption, ids, spans in zip(
+        captions, found["input_ids"], found["offset_mapping"], strict=True
+    ):
+        pairs = zip(ids, spans, strict=True)
+        words = dict.fromkeys(caption[start:end] for i, (start, end) in pairs if i == unknown)
+        if words:
+            raise VocabularyError(
+                f"caption {shortened(caption)!r} has words outside {owner}'s vocabulary: "
+                + ", ".join(repr(word) for word in words)
+            )
