@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -129,6 +129,8 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
+    recipe: ClassVar[int] = RECIPE
+
     preset: Literal["mini", "paper"] = "mini"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"

@@ -210,7 +210,7 @@ def test_the_id_follows_the_recipe_and_not_the_code(tmp_path, monkeypatch):
     before = identify(config(), DATA)["id"]
     monkeypatch.setattr(runs, "code_hash", lambda: "another")
     assert identify(config(), DATA)["id"] == before
-    monkeypatch.setattr(runs, "RECIPE", runs.RECIPE + 1)
+    monkeypatch.setattr(FinetuneConfig, "recipe", FinetuneConfig.recipe + 1)
     assert identify(config(), DATA)["id"] != before
 
 

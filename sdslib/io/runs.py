@@ -34,7 +34,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sdslib.config import RECIPE, Config
 from sdslib.io import storage
 from sdslib.io.paths import path_problem, project_path, project_root, shown_path
 from sdslib.io.storage import LockedError, StorageError, read_json, write_json
@@ -43,6 +42,8 @@ from sdslib.io.wording import suggest
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
+
+    from sdslib.config import Config
 
 __all__ = ["Checkpoint", "LockedError", "Run", "RunError", "find_run", "list_runs", "open_run"]
 
@@ -577,7 +578,7 @@ def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
         "model": type(config).__name__,
         "params": kept,
         "data": data,
-        "recipe": RECIPE,
+        "recipe": config.recipe,
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return {"id": hashlib.sha256(text.encode()).hexdigest()[:10]} | identity
