@@ -88,7 +88,7 @@ class Trial:
             process.kill()
         for folder in self.temporary.glob("sdslib-*/owner.json") if tally.kind == "sweep" else []:
             tempfile.tempdir = str(folder.parents[1])
-            launch._clear()  # as the next start does
+            launch.clear()  # as the next start does
             tempfile.tempdir = None
         if files := [str(p) for p in self.temporary.rglob("*")]:
             tally.faults.append(f"left behind: {files[:3]}")

@@ -68,7 +68,7 @@ def pair():
         port = free.getsockname()[1]
     here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0"}
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    code = "import test_processes; test_processes.child()"
+    code = "import test_distributed; test_distributed.child()"
     there = os.environ | here | {"RANK": "1", "PYTHONPATH": path}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in here.items():

@@ -79,7 +79,7 @@ DOORS = {
         "sets.overlap",
     },
     "spacy": {"sets.shuffles"},
-    "safetensors": {"io.model_files", "io.runs", "bridge", "student", "miniworld.recipe"},
+    "safetensors": {"io.model_files", "io.run", "bridge", "student", "miniworld.recipe"},
 }
 # Installed by whoever needs it, as its language model is; the room says so when it is missing.
 OPTIONAL = {"spacy"}

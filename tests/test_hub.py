@@ -165,7 +165,7 @@ def test_a_commit_that_moves_no_weights_makes_no_new_run_and_an_old_one_can_be_n
 
 def blob(served, name, repo=SD):
     found = hub.cached(repo)
-    return (hub._cache_folder(repo) / "snapshots" / found.commit / name).resolve()
+    return (hub.cache_folder(repo) / "snapshots" / found.commit / name).resolve()
 
 
 def flip(file):

@@ -16,7 +16,7 @@ from test_experiment import SETTINGS
 from sdslib import experiment
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
-from sdslib.io import launch, storage
+from sdslib.io import launch, lock
 from sdslib.io.launch import ProcessError, Workers
 from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
@@ -142,7 +142,8 @@ def begun(code):
 def test_a_process_ends_with_its_parent_by_the_system_or_by_a_thread(portable):
     other = "sys.platform = 'other';" if portable else ""
     child = (
-        f"import os, sys, time; from sdslib import launch; {other} launch.die_with(os.getppid());"
+        "import os, sys, time; from sdslib.io import launch;"
+        f"{other} launch.die_with(os.getppid());"
         "print(os.getpid(), flush=True); time.sleep(600)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -168,7 +169,7 @@ def test_a_killed_parent_leaves_neither_the_launcher_nor_its_folder(tmp_path):
     folder.mkdir()
     parent = f"""if True:
         import os, pathlib, subprocess, sys
-        from sdslib import launch
+        from sdslib.io import launch
         words = launch.command(pathlib.Path({str(folder)!r}), 2)
         path = os.pathsep.join([{str(tmp_path)!r}, os.environ.get("PYTHONPATH", "")])
         subprocess.run(words, env=os.environ | {{"PYTHONPATH": path}}, cwd={str(tmp_path)!r})
@@ -189,7 +190,7 @@ def test_the_next_start_removes_the_folder_of_a_launch_that_was_killed(
     for name, owner in (("dead", {"started": 1.0}), ("alive", {}), ("made", None)):
         (tmp_path / f"sdslib-{name}").mkdir()
         if owner is not None:
-            text = json.dumps(storage.myself() | owner)
+            text = json.dumps(lock.myself() | owner)
             (tmp_path / f"sdslib-{name}" / "owner.json").write_text(text)
     with launch.workers({}, 2) as found:
         found.opened()

@@ -34,7 +34,7 @@ def test_a_line_is_logged_every_few_seconds(monkeypatch):
             now[0] += 0.5
             shown.update(done)
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 20 // progress._LOG_S + 1
+    assert len(lines) == 20 // progress.LOG_S + 1
     assert lines[0] == "job 10/100 · 0:45 left"
     assert lines[-1] == "job 40/100 · stopped after 0:20"
 

@@ -78,6 +78,12 @@ def test_a_folder_is_on_the_disk_file_by_file_before_its_manifest_and_its_name(t
     assert told[final + 1 :] == [("sync", "above")]
 
 
+def test_staging_survives_a_failure_without_leftovers(tmp_path):
+    with pytest.raises(ValueError, match="half"), storage.staged_folder(tmp_path / "x") as stage:
+        raise ValueError(f"half, with {(stage / 'a').write_text('a')} letter")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_whatever_a_reader_trips_over_becomes_a_declared_error():
     with pytest.raises(ValueError, match="KeyError: 'x'"), storage.declared():
         {}["x"]

@@ -20,7 +20,7 @@ from sweeping import begin, diary, light_notebook, remembered, wait_for
 from sdslib import experiment
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
-from sdslib.io import storage
+from sdslib.io import lock, storage
 from sdslib.io.paths import project_root
 from sdslib.io.progress import Progress
 from sdslib.io.runs import Run, list_runs, open_run
@@ -206,7 +206,7 @@ def test_a_run_held_on_another_host_is_waited_for_with_a_word(light, tmp_path, c
     run = open_run(found.pending[0].config, prints_beside(light))
     status = storage.read_summed(run.path / "status.json") | {"host": "elsewhere"}
     storage.write_summed(run.path / "status.json", status)
-    owner = storage.myself() | {"host": "elsewhere", "since": "then"}
+    owner = lock.myself() | {"host": "elsewhere", "since": "then"}
     (run.path / "lock").write_text(json.dumps(owner))
     assert [list(found._free()), list(found._free())] == [[], []]
     said = capsys.readouterr().err.splitlines()

@@ -8,9 +8,13 @@
     shards       samples of WebDataset tar files, here or behind http
     hub          models and data sets of the Hub: one commit, hashes checked, refusals told apart
     model_files  what a caption and a folder of weights must satisfy before a model sees them
-    storage      files that survive a kill, tables read with care, and the lock of a folder
+    storage      files that survive a kill, their checksums, and tables read with care
+    lock         who has a folder, and whether that process still lives
     state        modules and optimizers as flat named tensors
-    runs         a run's folder: parameters, status, history, scores, weights
+    identity     what makes two runs the same, and what one was computed with
+    history      the rows of a run, a line each
+    run          a run's folder: parameters, status, history, scores, weights
+    runs         the runs that there are: opened, found, listed, verified
     progress     how far a long job is
     distributed  several processes that train one model: parts of a batch, gathered, averaged
     launch       one run in several processes of this machine, and its news

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -51,7 +50,7 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        _heard(lambda: dist.init_process_group(backend, timeout=PATIENCE))
+        _heard(dist.init_process_group, backend, timeout=PATIENCE)
     return device
 
 
@@ -63,9 +62,9 @@ def leave() -> None:
 
 def part(size: int) -> slice:
     """The rows of a batch of B = `size` that are this process's; all parts are of one size."""
-    if size % count():
+    own, rest = divmod(size, count())
+    if rest:
         raise ValueError(f"a batch of {size} cannot be divided among {count()} processes")
-    own = size // count()
     return slice(place() * own, (place() + 1) * own)
 
 
@@ -80,17 +79,19 @@ def gather(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    # torch.distributed.nn's all_gather gives the same gradient, but a process that is lost in its
+    # backward is a RuntimeError like any fault of our own; and it is on its way out of torch.
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
         found = [torch.empty_like(rows) for _ in range(count())]
-        _heard(lambda: dist.all_gather(found, rows))
+        _heard(dist.all_gather, found, rows)
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
-        _heard(lambda: dist.all_reduce(grad))
+        _heard(dist.all_reduce, grad)
         return grad[part(len(grad))]
 
 
@@ -99,7 +100,7 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     if count() == 1:
         return list(tensors)
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    _heard(lambda: dist.all_reduce(flat))
+    _heard(dist.all_reduce, flat)
     parts = (flat / count()).split([tensor.numel() for tensor in tensors])
     return [found.view_as(tensor) for found, tensor in zip(parts, tensors, strict=True)]
 
@@ -118,18 +119,15 @@ def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def same(tensors: Iterable[Tensor]) -> None:
     """Give every process the main one's values, in place."""
-    if count() == 1:
-        return
-    for tensor in tensors:
-        _heard(partial(dist.broadcast, tensor.detach(), 0))
+    for tensor in tensors if count() > 1 else ():
+        _heard(dist.broadcast, tensor.detach(), 0)
 
 
 def told(make: Callable[[], T]) -> T:
     """What the main process makes, for all of them; it is made there alone."""
-    if count() == 1:
-        return make()
     box: list[Any] = [make() if is_main() else None]
-    _heard(lambda: dist.broadcast_object_list(box, 0))
+    if count() > 1:
+        _heard(dist.broadcast_object_list, box, 0)
     return box[0]
 
 
@@ -145,9 +143,9 @@ def main_first(make: Callable[[], T]) -> T:
     return make() if found is None else found
 
 
-def _heard(exchange: Callable[[], T]) -> T:
+def _heard(exchange: Callable[..., object], *given: Any, **options: Any) -> None:
     try:
-        return exchange()
+        exchange(*given, **options)
     except RuntimeError as error:  # torch has no type of its own for a closed connection
         if "out of memory" in str(error):
             raise

@@ -28,16 +28,10 @@ from sdslib.io.storage import file_sha256, write_bytes
 
 if TYPE_CHECKING:
     import datasets
-    from huggingface_hub import HfApi
 
-OFFLINE = "offline"
-NO_TOKEN = "no-token"
-TERMS = "terms-not-accepted"
-NOT_FOUND = "not-found"
-NO_REVISION = "no-revision"
-BUSY = "busy"
-FAILING = "failing"
-DAMAGED = "damaged"
+# Why something of the Hub is out of reach
+OFFLINE, NO_TOKEN, TERMS, NOT_FOUND = "offline", "no-token", "terms-not-accepted", "not-found"
+NO_REVISION, BUSY, FAILING, DAMAGED = "no-revision", "busy", "failing", "damaged"
 AGAIN = (429, 500, 502, 503, 504)  # answers after which it is worth to ask once more
 WAITS = (1.0, 4.0)  # seconds before the second and the third time
 LONGEST_WAIT_S = 20.0
@@ -83,16 +77,16 @@ def look(repo: str, revision: str | None = None, local: str = MODEL_LOCAL) -> Sn
     Out of reach, what the local cache holds is given back. AccessError says which of the refusals
     it was and what to do.
     """
+    from huggingface_hub import HfApi
+
     try:
-        info = _asked(repo, lambda: _api().model_info(
+        info = _asked(repo, lambda: HfApi().model_info(
             repo, revision=revision, files_metadata=True, timeout=patience()))  # fmt: skip
         told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in info.siblings or ()}
         return Snapshot(repo, revision or "main", str(info.sha), told)
     except Exception as error:  # the hub client raises a dozen unrelated types
         refused = refusal(error, repo, "model", local, revision)
-        if refused.reason not in (OFFLINE, NO_TOKEN, TERMS, NOT_FOUND, BUSY, FAILING):
-            raise refused from error
-        found = cached(repo, revision)
+        found = None if refused.reason in (NO_REVISION, DAMAGED) else cached(repo, revision)
         if found is None:
             raise refused from error
         return found._replace(refused=refused)
@@ -100,7 +94,7 @@ def look(repo: str, revision: str | None = None, local: str = MODEL_LOCAL) -> Sn
 
 def cached(repo: str, revision: str | None = None) -> Snapshot | None:
     """What the local cache holds of a model repository, without a network; None if nothing."""
-    folder, revision = _cache_folder(repo), revision or "main"
+    folder, revision = cache_folder(repo), revision or "main"
     kept = folder / "refs" / revision
     commit = kept.read_text().strip() if kept.is_file() else revision
     root = folder / "snapshots" / commit
@@ -117,7 +111,7 @@ def bring(found: Snapshot, names: Iterable[str]) -> Path:
     A file in the cache that is not is dropped and fetched once more. AccessError where that does
     not help, or the Hub is out of reach.
     """
-    folder = _cache_folder(found.repo) / "snapshots" / found.commit
+    folder = cache_folder(found.repo) / "snapshots" / found.commit
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -149,21 +143,11 @@ def _fetch(found: Snapshot, name: str, force: bool = False) -> Path:
 
     try:  # the client itself asks again here, five times
         with _word(f"{found.repo}/{name}"):
-            return Path(
-                hf_hub_download(
-                    found.repo,
-                    name,
-                    revision=found.commit,
-                    etag_timeout=patience(),
-                    force_download=force,
-                )
-            )
+            return Path(hf_hub_download(found.repo, name, revision=found.commit,
+                                        etag_timeout=patience(), force_download=force))  # fmt: skip
     except Exception as error:  # the hub client raises a dozen unrelated types
-        raise refusal(error, found.repo, "model", MODEL_LOCAL, _named(found)) from error
-
-
-def _named(found: Snapshot) -> str | None:
-    return None if found.revision == "main" else found.revision
+        named = None if found.revision == "main" else found.revision
+        raise refusal(error, found.repo, "model", MODEL_LOCAL, named) from error
 
 
 def _again(found: Snapshot, name: str, path: Path) -> Path:
@@ -176,19 +160,22 @@ def _again(found: Snapshot, name: str, path: Path) -> Path:
             "network",
             DAMAGED,
         )
-    blob.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    _drop(path)
     path = _fetch(found, name, force=True)
     if _whole(path, found.files.get(name, "")):
         return path
     told = _below_cache(path.resolve())
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    _drop(path)
     raise AccessError(
         f"{found.repo}: {name} arrived twice with another content than its hash says ({told}); "
         "look for a proxy, a mirror or a disk that changes files, and run again",
         DAMAGED,
     )
+
+
+def _drop(path: Path) -> None:
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _whole(path: Path, sha256: str) -> bool:
@@ -215,22 +202,21 @@ def _sha256_of_name(name: str) -> str:
 
 def _keep_ref(found: Snapshot) -> None:
     """Say in the cache, in its own form, which commit the revision is: offline reads it there."""
-    kept = _cache_folder(found.repo) / "refs" / found.revision
+    kept = cache_folder(found.repo) / "refs" / found.revision
     if not kept.is_file() or kept.read_text() != found.commit:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(kept, found.commit.encode())
 
 
-def _cache_folder(repo: str) -> Path:
+def cache_folder(repo: str) -> Path:
+    """Where the Hub's cache has what it holds of a model repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
 
 
 def _below_cache(blob: Path) -> str:
-    from huggingface_hub import constants
-
-    root = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    root = cache_folder("").parent.resolve()
     return str(blob.relative_to(root)) if blob.is_relative_to(root) else "/".join(blob.parts[-3:])
 
 
@@ -247,14 +233,16 @@ def hub_dataset(
     `DataError` where the split is not there. Never runs code from the Hub; the token is `HF_TOKEN`
     or that of `hf auth login`.
     """
-    refused = hub_access(repo, local)
     import datasets
 
+    refused = hub_access(repo, local)
     try:
         with cache_only(refused is not None), _word(f"data set {repo}"):
             found = undecoded(datasets.load_dataset(repo, config, split=split))
     except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
-        raise refused or _of_loading(reason, repo, split, local) from reason
+        if refused is None and (_status(reason) or isinstance(reason, httpx2.HTTPError)):
+            refused = refusal(reason, repo, "data set", local)
+        raise refused or DataError(f"{repo}, split {split!r}: {reason}") from reason
     if refused is not None and refused.reason != OFFLINE:
         told = f"{repo}: read from the local cache, for the Hub refuses it now ({refused.reason})"
         warnings.warn(told, stacklevel=2)
@@ -283,14 +271,8 @@ def _auth_check(repo: str) -> None:
 
     url = f"{constants.ENDPOINT}/api/datasets/{repo}/auth-check"
     headers = build_hf_headers(token=get_token() or False)
-    hf_raise_for_status(get_session().get(url, headers=headers, timeout=_timeout()))
-
-
-def _of_loading(error: Exception, repo: str, split: str, local: str) -> DataError:
-    """Access was given and then something failed: the Hub, or the set is not as asked."""
-    if _status(error) is not None or isinstance(error, httpx2.HTTPError):
-        return refusal(error, repo, "data set", local)
-    return DataError(f"{repo}, split {split!r}: {error}")
+    timeout = httpx2.Timeout(patience(), connect=min(10.0, patience()))
+    hf_raise_for_status(get_session().get(url, headers=headers, timeout=timeout))
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -299,11 +281,7 @@ def _of_loading(error: Exception, repo: str, split: str, local: str) -> DataErro
 def refusal(
     error: BaseException, repo: str, kind: str, local: str, revision: str | None = None
 ) -> AccessError:
-    """What an error of the hub client means and what to do about it; `kind` is model or data set.
-
-    `reason` is offline, no-token, terms-not-accepted, not-found, no-revision, busy, failing or
-    damaged.
-    """
+    """What an error of the hub client means and what to do; `kind` is model or data set."""
     if isinstance(error, AccessError):
         return error
     from huggingface_hub import constants, get_token
@@ -411,16 +389,6 @@ def _word(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _timeout() -> httpx2.Timeout:
-    return httpx2.Timeout(patience(), connect=min(10.0, patience()))
-
-
-def _api() -> HfApi:
-    from huggingface_hub import HfApi
-
-    return HfApi()
 
 
 def _is_offline() -> bool:

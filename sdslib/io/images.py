@@ -21,7 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from sdslib.io.storage import BLANK, POINTER
+
 PIXEL_LIMIT = 64_000_000
+LIMIT_MP = PIXEL_LIMIT // 10**6
 LONGEST = math.isqrt(PIXEL_LIMIT)  # side of the largest square
 _AVIF = features.check("avif")  # a part of Pillow that may be left out where it is built
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -51,12 +54,10 @@ def open_image(source: Path | str | bytes, name: str | None = None) -> Image.Ima
 
     The first frame of an animation; CMYK converted; deep gray scaled to 8 bits by the file's own
     depth, not clipped; EXIF that cannot be read turns nothing. Raises `ImageError` if it is
-    missing, empty, truncated, no image, or over 64 megapixels (read from the header, before
-    anything is decoded).
+    missing, empty, truncated, no image, or over 64 megapixels (told by the header alone).
     """
     data, name = _read(source, name)
-    image = _decode(data, name)
-    return _rgb(_upright(image), name)
+    return _rgb(_upright(_decode(data, name)), name)
 
 
 def open_crop(source: Path | str | bytes, box: Box, name: str | None = None) -> Image.Image:
@@ -67,18 +68,15 @@ def open_crop(source: Path | str | bytes, box: Box, name: str | None = None) -> 
     over 64 megapixels itself.
     """
     data, name = _read(source, name)
-    image = _rgb(_decode(data, name), name)
+    image, fault = _rgb(_decode(data, name), name), ""
     x, y, w, h = box
     if w < 1 or h < 1 or x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
-        raise ImageError(
-            f"{name}: bbox (x, y, w, h) = {box} does not overlap the image of "
-            f"{image.width}×{image.height}; correct the box or drop the row"
-        )
-    if w * h > PIXEL_LIMIT:
-        raise ImageError(
-            f"{name}: bbox (x, y, w, h) = ({', '.join(map(_short, box))}) exceeds the "
-            f"{PIXEL_LIMIT / 1e6:.0f} MP limit; correct the box or drop the row"
-        )
+        fault = f"does not overlap the image of {image.width}×{image.height}"
+    elif w * h > PIXEL_LIMIT:
+        fault = f"exceeds the {LIMIT_MP} MP limit"
+    if fault:
+        where = f"{name}: bbox (x, y, w, h) = ({', '.join(map(_short, box))})"
+        raise ImageError(f"{where} {fault}; correct the box or drop the row")
     return image.crop((x, y, x + w, y + h))
 
 
@@ -119,10 +117,7 @@ class ImageRef:
 
     def data(self) -> bytes:
         """The encoded file; raises `ImageError` where it cannot be read."""
-        try:
-            return self.read()
-        except OSError as reason:
-            raise ImageError(f"{self.name} cannot be read ({reason.strerror or reason})") from None
+        return _got(self.read, self.name)
 
     def load(self) -> Image.Image:
         """The picture, RGB; see `open_image` and, with a box, `open_crop`."""
@@ -172,12 +167,16 @@ def _read(source: Path | str | bytes, name: str | None) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, name or "image"
     name = name or str(source)
+    return _got(Path(source).read_bytes, name), name
+
+
+def _got(read: Callable[[], bytes], name: str) -> bytes:
     try:
-        return Path(source).read_bytes(), name
+        return read()
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist") from None
     except OSError as reason:
-        raise ImageError(f"{name} cannot be read ({reason.strerror})") from None
+        raise ImageError(f"{name} cannot be read ({reason.strerror or reason})") from None
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
@@ -185,10 +184,9 @@ def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); fetch it again")
     image = _header(data, name)
-    megapixels = image.width * image.height / 1e6
-    if megapixels * 1e6 > PIXEL_LIMIT:
-        raise _too_large(name, megapixels)
-    if megapixels == 0:
+    if (pixels := image.width * image.height) > PIXEL_LIMIT:
+        raise _too_large(name, pixels)
+    if not pixels:
         raise ImageError(f"{name} has no pixels ({image.width}×{image.height}); fetch it again")
     try:
         image.load()
@@ -209,22 +207,20 @@ def _header(data: bytes, name: str) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as reason:
         found = re.search(r"\((\d+) pixels\)", str(reason))
-        raise _too_large(name, int(found[1]) / 1e6 if found else 2 * PIXEL_LIMIT / 1e6) from None
+        raise _too_large(name, int(found[1]) if found else 2 * PIXEL_LIMIT) from None
     except Exception as reason:
         raise ImageError(f"{name} is not an image ({_looks_like(data, reason)})") from None
 
 
-def _too_large(name: str, megapixels: float) -> ImageError:
-    limit = PIXEL_LIMIT / 1e6
-    return ImageError(
-        f"{name}: {math.ceil(megapixels)} MP exceeds the {limit:.0f} MP limit; scale it down"
-    )
+def _too_large(name: str, pixels: int) -> ImageError:
+    megapixels = math.ceil(pixels / 1e6)
+    return ImageError(f"{name}: {megapixels} MP exceeds the {LIMIT_MP} MP limit; scale it down")
 
 
 def _looks_like(data: bytes, reason: Exception) -> str:
-    if data.startswith(b"version https://git-lfs"):
+    if data.startswith(POINTER):
         return "a Git LFS pointer; run git lfs pull"
-    start = data[:48].lstrip(b"\xef\xbb\xbf \r\n\t").split(b"\n")[0][:24]
+    start = data[:48].lstrip(BLANK).split(b"\n")[0][:24]
     if start.isascii() and start.decode("ascii").isprintable():
         return f"starts with '{start.decode('ascii').strip()}'"
     if isinstance(reason, Image.UnidentifiedImageError):

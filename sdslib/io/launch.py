@@ -25,26 +25,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdslib.io import storage
+from sdslib.io import lock
 from sdslib.io.paths import project_root
-from sdslib.io.storage import StorageError, write_json
+from sdslib.io.storage import read_json, write_json
+from sdslib.io.wording import InWords
 
 NEWS = "SDSLIB_NEWS"  # the folder in which processes tell who started them how they are
 LAUNCHER = "SDSLIB_LAUNCHER"  # the number of the process whose end is theirs
-_PREFIX, _OWNER = "sdslib-", "owner.json"
+_PREFIX, _OWNER, _OPENED = "sdslib-", "owner.json", "opened.json"
 _PR_SET_PDEATHSIG = 1
 _LOST = signal.SIGUSR1  # what the launcher is sent when its parent has ended
-_OPENED = "opened.json"
 _POLL_S = 0.1
 _PATIENCE_S = 60.0  # for a step and a checkpoint after a request to stop
 
 
-class ProcessError(RuntimeError):
+class ProcessError(InWords, RuntimeError):
     """A process of a run ended early; says which and why, and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython's hook: the reader of a notebook needs the message, not our stack.
-        return [str(self)]
 
 
 class Workers:
@@ -56,7 +52,7 @@ class Workers:
     def opened(self, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """path of the run, steps done and steps in all, as soon as the first step can begin.
 
-        `meanwhile()` is called again and again. Raises ProcessError where the processes end before.
+        `meanwhile()` is called again and again. ProcessError where the processes end before.
         """
         file = self.folder / _OPENED
         while not file.exists():
@@ -69,20 +65,19 @@ class Workers:
     def rows(self) -> Iterator[dict[str, Any] | None]:
         """The rows that the history grows by, and None while it does not, until all have ended.
 
-        Raises ProcessError where they do not end well.
+        ProcessError where they do not end well.
         """
         opened = self.opened()
         history, read = Path(opened["path"]) / "history.jsonl", 0
-        while True:
+        ended = False
+        while not ended:
             ended = self.process.poll() is not None
             lines = history.read_bytes()[read:] if history.exists() else b""
             whole = lines[: lines.rfind(b"\n") + 1]
             read += len(whole)
             rows = [json.loads(line) for line in whole.splitlines()]
             yield from (row for row in rows if row.get("step", 0) > opened["done"])
-            if ended:
-                break
-            if not rows:
+            if not rows and not ended:
                 yield None
                 time.sleep(_POLL_S)
         if self.process.returncode:
@@ -98,8 +93,7 @@ class Workers:
     def reason(self) -> str:
         """Why the processes ended, in one line: their own words, else how the first one died."""
         told = {p.stem: p.read_text("utf-8").strip() for p in self.folder.glob("rank-*.txt")}
-        own = [text for text in told.values() if "PeerLost" not in text]
-        if own:
+        if own := [text for text in told.values() if "PeerLost" not in text]:
             return own[0]
         log = (self.folder / "log").read_text("utf-8", "replace")
         dead = re.findall(r"\(local_rank: (\d+)\)|rank\s*:\s*(\d+)|exitcode\s*:\s*(-?\d+)", log)
@@ -122,13 +116,9 @@ def workers(params: Mapping[str, Any], count: int) -> Iterator[Workers]:
         write_json(folder / "params.json", dict(params))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                command(folder, count),
-                cwd=project_root(),
-                env=environment(params, count) | {NEWS: str(folder)},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+                command(folder, count), cwd=project_root(), stdout=log, stderr=log,
+                env=environment(params, count) | {NEWS: str(folder)}, start_new_session=True,
+            )  # fmt: skip
             found = Workers(folder, process)
             try:
                 yield found
@@ -142,7 +132,7 @@ def workers(params: Mapping[str, Any], count: int) -> Iterator[Workers]:
 
 def command(folder: Path, count: int) -> list[str]:
     """torchrun on this machine alone, at a port that is free, which ends with this process."""
-    serve = f"from sdslib import launch; launch._serve({os.getpid()}, {str(folder)!r})"
+    serve = f"from sdslib.io import launch; launch._serve({os.getpid()}, {str(folder)!r})"
     torchrun = [sys.executable, "-c", serve, "--standalone"]
     local = [f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
     rank = ["-m", "sdslib.io.launch", "sdslib.experiment"]
@@ -158,21 +148,18 @@ def environment(params: Mapping[str, Any], count: int) -> dict[str, str]:
 @contextmanager
 def temporary() -> Iterator[Path]:
     """A folder for temporary files; where this process is killed, the next such call removes it."""
-    _clear()
+    clear()
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
-        write_json(Path(name) / _OWNER, storage.myself())
+        write_json(Path(name) / _OWNER, lock.myself())
         yield Path(name)
 
 
-def _clear() -> None:
+def clear() -> None:
     """Remove the folders of processes that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            lost = not storage.is_alive(storage.read_json(folder / _OWNER))
-        except (StorageError, OSError, ValueError, AttributeError):
-            continue  # another one's, or one just made
-        if lost:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError, ValueError, AttributeError):  # another one's, or one just made
+            if not lock.is_alive(read_json(folder / _OWNER)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve(parent: int, folder: str) -> None:
@@ -201,18 +188,18 @@ def die_with(
     The system sends it on Linux, when the thread that started this process ends; elsewhere a
     thread of this process looks every half second.
     """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        gone()
+
     on_linux = sys.platform == "linux"
     asked = on_linux and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) == 0
     if os.getppid() != parent:  # it ended before we asked
         gone()
     if not asked:
-        threading.Thread(target=_watch, args=(parent, gone), daemon=True).start()
-
-
-def _watch(parent: int, gone: Callable[[], object]) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    gone()
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def die_with_launcher() -> None:
@@ -225,17 +212,15 @@ def die_with_launcher() -> None:
 
 def tell_opened(run: Path, done: int, steps: int) -> None:
     """Tell who started this process, if anybody did, which run it works on; the first time only."""
-    folder = os.environ.get(NEWS)
-    if folder and not (Path(folder) / _OPENED).exists():
-        write_json(Path(folder) / _OPENED, {"path": str(run), "done": done, "steps": steps})
+    if NEWS in os.environ and not (news := Path(os.environ[NEWS], _OPENED)).exists():
+        write_json(news, {"path": str(run), "done": done, "steps": steps})
 
 
 def tell_error(place: int, error: BaseException) -> None:
     """Tell who started this process, if anybody did, why it ends."""
-    folder = os.environ.get(NEWS)
-    if folder:
-        text = f"{type(error).__name__}: {error}"
-        (Path(folder) / f"rank-{place}.txt").write_text(text, "utf-8")
+    if NEWS in os.environ:
+        news = Path(os.environ[NEWS], f"rank-{place}.txt")
+        news.write_text(f"{type(error).__name__}: {error}", "utf-8")
 
 
 if __name__ == "__main__":  # a module as a program, that ends with its launcher from the first

@@ -1,7 +1,8 @@
 """How far a long job is: one line of HTML in a notebook, log lines elsewhere.
 
 A saved notebook holds exactly one output with the final state and no widget, so that it reads the
-same in JupyterLab, through nbconvert and offline.
+same in JupyterLab, through nbconvert and offline. (tqdm leaves a widget there, or an output for
+each redraw, and fills a log.)
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import html
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 _REDRAW_S = 0.2
-_LOG_S = 5.0
+LOG_S = 5.0
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Shows `done` of `total` with the time left; use it in a `with` block, which closes it.
 
     In a Jupyter kernel it redraws one output; elsewhere it writes a line to `stream` (stderr)
@@ -27,11 +28,9 @@ class Progress:
 
     def __init__(self, total: int, label: str = "", stream: TextIO | None = None) -> None:
         self.total, self.label, self.done, self.note = total, label, 0, ""
-        self._stream = stream
-        self._begun = time.monotonic()
+        self._stream, self._over = stream, False
+        self._begun = self._shown = time.monotonic()
         self._first: tuple[int, float] | None = None
-        self._shown = self._begun
-        self._over = False
         self._handle = _display(self._html()) if stream is None and _in_kernel() else None
 
     def update(self, done: int, note: str = "") -> None:
@@ -39,7 +38,7 @@ class Progress:
         self.done, self.note = done, note
         if self._first is None:  # the first item pays for what is loaded late
             self._first = (done, time.monotonic())
-        every = _LOG_S if self._handle is None else _REDRAW_S
+        every = LOG_S if self._handle is None else _REDRAW_S
         if time.monotonic() - self._shown >= every:
             self._show()
 
@@ -49,38 +48,33 @@ class Progress:
             self._over = True
             self._show()
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def text(self) -> str:
         """The state in words, as `fine-tuning 30/150 · 0:41 left · text 0.31`."""
-        spent = time.monotonic() - self._begun
-        if not self._over:
-            state = f"{clock(left)} left" if (left := self._left()) is not None else "starting"
+        if self._over:
+            spent = clock(time.monotonic() - self._begun)
+            state = f"{'done in' if self.done >= self.total else 'stopped after'} {spent}"
         else:
-            state = f"{'done in' if self.done >= self.total else 'stopped after'} {clock(spent)}"
+            state = self._left()
         count = f"{self.label} {self.done}/{self.total}".strip()
         return " · ".join(part for part in (count, state, self.note) if part)
 
-    def _left(self) -> float | None:
+    def _left(self) -> str:
         if self._first is None or self.done <= self._first[0]:
-            return None
+            return "starting"
         pace = (time.monotonic() - self._first[1]) / (self.done - self._first[0])
-        return pace * max(self.total - self.done, 0)
+        return f"{clock(pace * max(self.total - self.done, 0))} left"
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        if self._handle is not None:
+        if self._handle is None:
+            print(self.text(), file=self._stream or sys.stderr, flush=True)
+        else:
             from IPython.display import HTML
 
             self._handle.update(HTML(self._html()))
-        else:
-            print(self.text(), file=self._stream or sys.stderr, flush=True)
 
     def _html(self) -> str:
         label, text = html.escape(self.label or "progress"), html.escape(self.text())

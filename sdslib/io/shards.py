@@ -13,10 +13,8 @@ import io
 import json
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import braceexpand
 import pyarrow as pa
@@ -28,10 +26,10 @@ from sdslib.io.paths import project_path, project_root
 from sdslib.io.sources import (
     DataError,
     caption_at,
-    http_stream,
     http_tag,
+    is_remote,
+    opened,
     read_part,
-    read_range,
     refuse_pointer,
 )
 
@@ -53,13 +51,13 @@ def index_shards(pattern: str) -> pa.Table:
     """
     tables = [_index(shard) for shard in _shards(pattern)]
     left = [json.loads(table.schema.metadata[LEFT_OUT]) for table in tables]
-    if any(count for count, _ in left):
-        warnings.warn(_left_out(left, pattern), stacklevel=2)
+    if count := sum(count for count, _ in left):
+        example = next(name for _, name in left if name)
+        warnings.warn(_left_out(count, example, pattern), stacklevel=2)
     return pa.concat_tables([table.replace_schema_metadata() for table in tables])
 
 
-def _left_out(left: Sequence[tuple[int, str]], source: str) -> str:
-    count, example = sum(count for count, _ in left), next(name for _, name in left if name)
+def _left_out(count: int, example: str, source: str) -> str:
     stem, _, ending = PurePosixPath(example).name.partition(".")
     return (
         f"{source}: {count} members are neither image nor caption and are left out, as {example!r} "
@@ -69,28 +67,22 @@ def _left_out(left: Sequence[tuple[int, str]], source: str) -> str:
 
 def read_sample(row: Row) -> bytes:
     """The encoded image of one row of the index."""
-    if _is_remote(row["shard"]):
-        return read_range(row["shard"], row["offset"], row["size"])
     return read_part(row["shard"], row["offset"], row["size"])
 
 
-def _is_remote(shard: str) -> bool:
-    return shard.startswith(("http://", "https://"))
-
-
 def _shards(pattern: str) -> list[str]:
-    if _is_remote(pattern):
+    if is_remote(pattern):
         return list(braceexpand.braceexpand(pattern))
     path = project_path(pattern)
     if path.is_dir():
         return sorted(map(str, path.glob("*.tar")))
     if path.is_file():
         return [str(path)]
-    return [shard for name in braceexpand.braceexpand(path.name) for shard in _matching(path, name)]
+    names = braceexpand.braceexpand(path.name)
+    return [shard for name in names for shard in _matching(path.parent, name)]
 
 
-def _matching(path: Path, name: str) -> list[str]:
-    folder = path.parent
+def _matching(folder: Path, name: str) -> list[str]:
     found = sorted(glob.glob(name, root_dir=folder)) if glob.has_magic(name) else [name]
     if not found or not (folder / found[0]).is_file():
         where = "" if folder.is_dir() else f": there is no folder {folder}, taken as it is written"
@@ -102,13 +94,12 @@ def _matching(path: Path, name: str) -> list[str]:
 
 
 def _index(shard: str) -> pa.Table:
-    if not _is_remote(shard):
+    if not is_remote(shard):
         return _table(shard)
     key = hashlib.sha256(f"{LAYOUT} {shard} {http_tag(shard)}".encode()).hexdigest()[:32]
     kept = project_root() / "data" / "cache" / "shards" / f"{key}.parquet"
     if not kept.is_file():
-        buffer = io.BytesIO()
-        pq.write_table(_table(shard), buffer)
+        pq.write_table(_table(shard), buffer := io.BytesIO())
         kept.parent.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(kept, buffer.getvalue())
     return storage.read_parquet(kept)
@@ -116,11 +107,10 @@ def _index(shard: str) -> pa.Table:
 
 def _table(shard: str) -> pa.Table:
     samples: dict[str, Row] = {}
-    if not _is_remote(shard):
-        refuse_pointer(shard)
+    refuse_pointer(shard)
     left, name = list[str](), PurePosixPath(shard).name
     try:
-        with _stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with opened(shard) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
                 if member.isdir():
                     continue
@@ -130,7 +120,7 @@ def _table(shard: str) -> pa.Table:
     except (tarfile.ReadError, EOFError) as reason:
         raise DataError(f"{shard} is not a whole, uncompressed tar file ({reason})") from None
     if not samples:
-        why = f": {_left_out([(len(left), left[0])], name)}" if left else ""
+        why = f": {_left_out(len(left), left[0], name)}" if left else ""
         raise DataError(f"{shard}: has no samples{why}")
     rows = [_sample(key, sample, name) | {"shard": shard} for key, sample in samples.items()]
     about = {LEFT_OUT: json.dumps([len(left), left[0] if left else ""])}
@@ -147,16 +137,6 @@ def _sample(key: str, sample: Row, name: str) -> Row:
         what = "caption (.txt or .json)" if "offset" in sample else "image"
         raise DataError(f"{name}: sample {key!r} has no {what}")
     return sample | {"captions": captions}
-
-
-@contextmanager
-def _stream(shard: str) -> Iterator[IO[bytes]]:
-    if _is_remote(shard):
-        with http_stream(shard) as stream:
-            yield stream
-    else:
-        with open(shard, "rb") as file:
-            yield file
 
 
 def _check_member(member: tarfile.TarInfo, name: str) -> None:

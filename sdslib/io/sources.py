@@ -13,14 +13,17 @@ import os
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+
+from sdslib.io.storage import BLANK, POINTER
 
 if TYPE_CHECKING:
     import datasets
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 CAPTION_LIMIT = 10_000
 WORD_LIMIT = 1_000  # letters in a row: the time of CLIP's tokenizer grows with their square
 COCO_SPLIT = re.compile("(?:train|val|test)20(?:14|17)")
-POINTER = b"version https://git-lfs"
-BLANK = b"\xef\xbb\xbf \r\n\t"
 COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -63,7 +64,7 @@ class AccessError(DataError):
 
 def check_caption(text: str) -> str:
     """A caption that a tokenizer can take: with a word or a sign, no NUL, no half of a surrogate
-    pair. HTML entities count as what they stand for, as CLIP's own cleaning takes them."""
+    pair; HTML entities count as what they stand for, as in CLIP's own cleaning."""
     if not text.strip():
         raise ValueError("is empty")
     if len(text) > CAPTION_LIMIT:
@@ -101,38 +102,34 @@ def caption_at(text: Any, where: str) -> str:
 class Root:
     """A folder whose files are named by somebody else's annotations, so nothing may lead out of it.
 
-    `path(name)` raises `DataError` for absolute names, `..`, links that leave the folder, and files
-    that are missing (the right spelling is offered where only the case differs). Folders are
-    listed once each, so that 118,287 names cost no 118,287 system calls. `origin` says where the
-    images come from; of COCO's the names tell it.
+    Folders are listed once each, so that 118,287 names cost no 118,287 system calls. `origin` says
+    where the images come from; of COCO's the names tell it.
     """
 
     def __init__(self, folder: Path | str, origin: str = "") -> None:
         self.folder, self.origin = Path(folder), origin
         if not self.folder.is_dir():
-            raise DataError(
-                f"{self.folder} is not a folder; give the folder that holds the images"
-                + self._from(self.folder.name)
-            )
+            what = f"{self.folder} is not a folder; give the folder that holds the images"
+            raise DataError(what + self._from(self.folder.name))
         self._real = os.path.realpath(self.folder)
+        self._escapes = f"escapes the data root {self.folder}"
         self._listings: dict[str, dict[str, bool]] = {}  # folder -> name -> is it a link
 
     def path(self, name: str, where: str = "") -> Path:
-        """The file called `name` below the root; `where` says which row asks for it."""
+        """The file called `name` below the root; `where` says which row asks for it.
+
+        DataError for absolute names, `..`, links that lead out, and files that are missing.
+        """
         prefix = f"{where}: " if where else ""
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or DRIVE.match(name) or "\0" in name:
-            raise DataError(
-                f"{prefix}{name!r} escapes the data root {self.folder}; use paths below it"
-            )
+            raise DataError(f"{prefix}{name!r} {self._escapes}; use paths below it")
         is_link = self._listing(str(pure.parent), prefix).get(pure.name)
         if is_link is None:
             raise MissingFile(prefix + self._missing(pure))
         if is_link and not self._inside(os.path.realpath(self.folder / pure)):
-            raise DataError(
-                f"{prefix}{name!r} is a link that escapes the data root {self.folder}; "
-                "give the folder that it points into"
-            )
+            what = f"{prefix}{name!r} is a link that {self._escapes}"
+            raise DataError(f"{what}; give the folder that it points into")
         return self.folder / pure
 
     def paths(self, names: Sequence[tuple[str, str]]) -> list[Path]:
@@ -152,23 +149,18 @@ class Root:
 
     def _from(self, text: str) -> str:
         split = COCO_SPLIT.search(text)
-        known = (
-            f"COCO's {split[0]}, http://images.cocodataset.org/zips/{split[0]}.zip" if split else ""
-        )
-        return f" (they are {self.origin or known})" if self.origin or known else ""
+        zipped = "http://images.cocodataset.org/zips"
+        origin = self.origin or (split and f"COCO's {split[0]}, {zipped}/{split[0]}.zip")
+        return f" (they are {origin})" if origin else ""
 
     def _listing(self, parent: str, prefix: str) -> dict[str, bool]:
         if parent not in self._listings:
             real = os.path.realpath(self.folder / parent)
             if not self._inside(real):
-                raise DataError(
-                    f"{prefix}folder {parent!r} is a link that escapes the data root {self.folder}"
-                )
-            try:
-                with os.scandir(real) as entries:
-                    self._listings[parent] = {entry.name: entry.is_symlink() for entry in entries}
-            except OSError:
-                self._listings[parent] = {}
+                raise DataError(f"{prefix}folder {parent!r} is a link that {self._escapes}")
+            self._listings[parent] = {}
+            with suppress(OSError), os.scandir(real) as entries:
+                self._listings[parent] = {entry.name: entry.is_symlink() for entry in entries}
         return self._listings[parent]
 
     def _inside(self, real: str) -> bool:
@@ -181,24 +173,27 @@ class Root:
         return f"{str(pure)!r} does not exist in {self.folder}{hint}"
 
 
-def read_json(path: Path | str) -> Any:
-    """Parse a JSON file (a byte-order mark is allowed, NaN and double keys are not)."""
-    path = Path(path)
+def _text(path: Path) -> str:
     refuse_pointer(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as reason:
         raise DataError(f"{path} cannot be read as UTF-8 text ({reason})") from None
+
+
+def read_json(path: Path | str) -> Any:
+    """Parse a JSON file (a byte-order mark is allowed, NaN and double keys are not)."""
+    path = Path(path)
+    text = _text(path)
     if not text.strip():
         raise DataError(f"{path} is empty; fetch it again")
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_double_keys)
     except json.JSONDecodeError as reason:
-        raise DataError(
-            f"{path.name}:{reason.lineno}:{reason.colno}: {_no_json(text, reason)}"
-        ) from None
+        where = f"{path.name}:{reason.lineno}:{reason.colno}: not valid JSON ({reason.msg})"
+        raise DataError(f"{where}; the text starts with {text.strip()[:20]!r}") from None
     except (ValueError, RecursionError) as reason:
         raise DataError(f"{path.name}: {reason}") from None
 
@@ -206,13 +201,8 @@ def read_json(path: Path | str) -> Any:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; raises `DataError` with the line that is none."""
     rows = []
-    refuse_pointer(path)
-    try:
-        # not by splitlines, which splits at U+2028 too, and JSON allows that within a text
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as reason:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({reason})") from None
-    for number, line in enumerate(lines, 1):
+    # not by splitlines, which splits at U+2028 too, and JSON allows that within a text
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line, parse_constant=_no_constant))
@@ -234,10 +224,6 @@ def is_list(path: Path) -> bool:
     return path.is_file() and read_part(path, 0, 64).lstrip(BLANK).startswith(b"[")
 
 
-def _no_json(text: str, reason: json.JSONDecodeError) -> str:
-    return f"not valid JSON ({reason.msg}); the text starts with {text.strip()[:20]!r}"
-
-
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
@@ -245,8 +231,8 @@ def _no_constant(name: str) -> float:
 def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        double = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"key {double!r} appears twice in one object")
     return found
 
@@ -254,8 +240,7 @@ def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_rows(
     rows: Any, model: type[Model], name: str, keys: Sequence[str] | None = None
 ) -> list[Model]:
-    """Validate a list of rows; raises `DataError` with the path of the first faults, as
-    `visual_genome_relation.json[3].bbox_w: expected integer >= 1, got 0`.
+    """Validate a list of rows; DataError with the first faults, as `x.json[3].w: expected integer`.
 
     `keys` are what the file calls its rows, if not 0, 1, 2, ...
     """
@@ -291,30 +276,24 @@ def _place(loc: Sequence[int | str], keys: Sequence[str] | None) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
 
 
-EXPECTED = {
-    "missing": "is missing",
-    "extra_forbidden": "is not a known key",
-    "string_type": "expected text",
-    "int_type": "expected integer",
-    "int_parsing": "expected integer",
-    "int_from_float": "expected integer",
-    "float_type": "expected number",
-    "list_type": "expected list",
-    "model_type": "expected object",
-    "dict_type": "expected object",
-    "bytes_type": "expected bytes",
-}
+# What pydantic calls a fault -> what we say of it
+_EXPECTED = {
+    "extra_forbidden": "is not a known key", "string_type": "expected text",
+    "int_type": "expected integer", "int_parsing": "expected integer",
+    "int_from_float": "expected integer", "float_type": "expected number",
+    "list_type": "expected list", "model_type": "expected object",
+    "dict_type": "expected object", "bytes_type": "expected bytes",
+}  # fmt: skip
 
 
 def _expected(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
-        return EXPECTED[kind]
+        return "is missing"
     if kind == "value_error":
         return str(context["error"])
-    if kind == "greater_than_equal":
-        return f"expected integer >= {context['ge']}, got {error['input']!r}"
-    text = EXPECTED.get(kind, error["msg"])
+    least = kind == "greater_than_equal"
+    text = f"expected integer >= {context['ge']}" if least else _EXPECTED.get(kind, error["msg"])
     return f"{text}, got {_kind(error['input'])}"
 
 
@@ -340,34 +319,45 @@ def unique_ids(ids: Iterable[Any], name: str) -> None:
         seen.add(item)
 
 
-# --- http ----------------------------------------------------------------------------------------
+# --- here or behind http -------------------------------------------------------------------------
+
+
+def is_remote(source: Path | str) -> bool:
+    """Whether a source is a file behind http(s)."""
+    return str(source).startswith(("http://", "https://"))
 
 
 def http_tag(url: str) -> str:
     """What tells one version of a remote file from another: ETag, date and length."""
-    headers = _http("HEAD", url, {}).headers
+    with _told(url) as client:
+        headers = client.head(url).raise_for_status().headers
     return " ".join(headers.get(k, "") for k in ("etag", "last-modified", "content-length"))
 
 
-def read_range(url: str, start: int, size: int) -> bytes:
-    """`size` bytes of a remote file from byte `start`; raises `DataError` where it gives others."""
-    found = _http("GET", url, {"range": f"bytes={start}-{start + size - 1}"})
-    if found.status_code != 206 or len(found.content) != size:
-        raise DataError(f"{url}: the server does not read parts of a file; fetch the shards")
+def read_part(source: Path | str, start: int, count: int) -> bytes:
+    """`count` bytes of a file from byte `start`; of a remote one exactly so many, or DataError."""
+    if not is_remote(source):
+        with open(source, "rb") as file:
+            file.seek(start)
+            return file.read(count)
+    wanted = {"range": f"bytes={start}-{start + count - 1}"}
+    with _told(str(source)) as client:
+        found = client.get(str(source), headers=wanted).raise_for_status()
+    if found.status_code != 206 or len(found.content) != count:
+        raise DataError(f"{source}: the server does not read parts of a file; fetch the shards")
     return found.content
 
 
 @contextmanager
-def http_stream(url: str) -> Iterator[IO[bytes]]:
-    """A remote file from its beginning, chunk by chunk."""
-    import httpx2
-
-    try:
-        with _client(os.getpid()).stream("GET", url) as answer:
+def opened(source: str) -> Iterator[IO[bytes]]:
+    """A file from its beginning; a remote one chunk by chunk."""
+    if not is_remote(source):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        with _told(source) as client, client.stream("GET", source) as answer:
             answer.raise_for_status()
             yield io.BufferedReader(_Chunks(answer.iter_bytes()), 2**20)
-    except httpx2.HTTPError as reason:
-        raise DataError(f"{url} cannot be read ({reason})") from None
 
 
 class _Chunks(io.RawIOBase):
@@ -394,11 +384,13 @@ def _client(process: int) -> httpx2.Client:
     return httpx2.Client(transport=transport, follow_redirects=True, timeout=HTTP_TIMEOUT_S)
 
 
-def _http(method: str, url: str, headers: dict[str, str]) -> httpx2.Response:
+@contextmanager
+def _told(url: str) -> Iterator[httpx2.Client]:
+    """This process's client, whose failures are told as those of this file."""
     import httpx2
 
     try:
-        return _client(os.getpid()).request(method, url, headers=headers).raise_for_status()
+        yield _client(os.getpid())
     except httpx2.HTTPError as reason:
         raise DataError(f"{url} cannot be read ({reason})") from None
 
@@ -472,10 +464,3 @@ class ImageCells:
             return read_part(self._paths[row], start, count)
         cell = self._cells[row][self._column][0]["bytes"].as_buffer()
         return cell.slice(start, min(count, cell.size - start)).to_pybytes()
-
-
-def read_part(path: Path | str, start: int, count: int) -> bytes:
-    """`count` bytes of a file from byte `start`."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(count)

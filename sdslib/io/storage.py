@@ -1,4 +1,4 @@
-"""Files that survive a kill: staged, synced, hashed, renamed; and the lock of a folder.
+"""Files that survive a kill: staged, synced, hashed, renamed; tables and JSON read with care.
 
 A reader sees the old content or the new, never a mixture. A folder counts only if every file in
 it agrees with `manifest.json`, which is written last.
@@ -7,13 +7,10 @@ it agrees with `manifest.json`, which is written last.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
-import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
+from sdslib.io.wording import InWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,20 +29,17 @@ MANIFEST = "manifest.json"  # of a folder that was made at once
 SUMS = "sums.json"  # of a folder that grows file by file
 # Of a parquet file: far above any table of scores, and 800 MB where each is a number.
 MOST_CELLS = 100_000_000
-# Two clocks may disagree on when a process began (boot time is rounded and drifts).
-_SAME_START_S = 2.0
+POINTER = b"version https://git-lfs"  # what Git LFS leaves in the place of a file
+GONE = (  # said of a folder
+    "deleted or moved while it was written to; put it back and run again, "
+    "or run again to begin anew"
+)
+BLANK = b"\xef\xbb\xbf \r\n\t"  # before the first character of a text
+Sums = Mapping[str, Sequence[str | None]]
 
 
-class StorageError(OSError):
+class StorageError(InWords, OSError):
     """Something could not be written or read; the message says what, where, and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython's hook: the reader of a notebook needs the message, not our stack.
-        return [str(self)]
-
-
-class LockedError(StorageError):
-    """A living process holds the folder."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -61,8 +55,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):  # a folder that is gone has no part either
             part.unlink(missing_ok=True)
-        _raise_if_full(error, path, len(data))
-        _raise_if_gone(error, path)
+        _explain(error, path, len(data))
         raise
 
 
@@ -82,17 +75,31 @@ def append_line(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        _raise_if_full(error, path, len(line))
-        _raise_if_gone(error, path)
+        _explain(error, path, len(line))
         raise
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; StorageError names a file that is missing or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StorageError(f"{_short(path)} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{_short(path)} is not JSON: {error}") from error
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond, so that of two runs the later one is told."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# --- tables --------------------------------------------------------------------------------------
 
 
 @contextmanager
 def declared() -> Iterator[None]:
-    """Whatever a library's reader raises on a damaged file, as OSError or ValueError.
-
-    Damaged metadata trips such readers in ways that they do not declare (KeyError, TypeError, …).
-    """
+    """Whatever a library's reader trips over in a damaged file, as OSError or ValueError."""
     try:
         yield
     except (OSError, ValueError):
@@ -102,16 +109,13 @@ def declared() -> Iterator[None]:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a parquet file, or these columns of it.
-
-    Memory is taken for as many rows as the metadata claims, so the claim is checked first.
-    Raises OSError or ValueError where the file cannot be read.
-    """
+    """The table of a parquet file, or these columns of it; OSError or ValueError if damaged."""
     import pyarrow.parquet as pq
 
     with declared(), pq.ParquetFile(path) as file:
         metadata = file.metadata
-        # of the groups only: pyarrow aborts the process at a column whose statistics are damaged
+        # Memory is taken for as many rows as the metadata claims, so the claim is checked first;
+        # of the groups only: pyarrow aborts the process at a column whose statistics are damaged.
         rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise ValueError("its metadata contradicts itself about the number of rows")
@@ -144,17 +148,13 @@ def _unlike(names: Iterable[str]) -> None:
         raise ValueError(f"columns named twice: {', '.join(twice)}")
 
 
-def read_json(path: Path) -> Any:
-    """The parsed file; StorageError names a file that is missing or is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StorageError(f"{_short(path)} is missing") from error
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{_short(path)} is not JSON: {error}") from error
-
-
 # --- checksums -----------------------------------------------------------------------------------
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_summed(path: Path, value: Mapping[str, Any]) -> None:
@@ -182,12 +182,18 @@ def keep(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     sums = sums_of(folder) if (folder / SUMS).exists() else {}
     for name, data in files.items():
-        old = sums.get(name, [None])[-1:] if (folder / name).exists() else [None]
-        sums[name] = list(dict.fromkeys([*old, hashlib.sha256(data).hexdigest()]))
-    write_summed(folder / SUMS, {"files": sums})
+        known, found = sums.get(name, [None]), _sum_now(folder / name)
+        old = found if found in known else known[-1]
+        sums[name] = list(dict.fromkeys([old, hashlib.sha256(data).hexdigest()]))
+    write_sums(folder, sums)
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_bytes(folder / name, data)
+
+
+def write_sums(folder: Path, sums: Sums) -> None:
+    """The sums of a folder's files, for `sums_of`."""
+    write_summed(folder / SUMS, {"files": sums})
 
 
 def sums_of(folder: Path) -> dict[str, list[str | None]]:
@@ -219,15 +225,38 @@ def _manifest_sums(manifest: Path, *state: int) -> dict[str, dict[str, list[str 
     return found
 
 
-def sum_problem(folder: Path, name: str, sums: Mapping[str, Sequence[str | None]]) -> str | None:
+def sum_problem(folder: Path, name: str, sums: Sums) -> str | None:
     """How a file of the folder differs from its sum among `sums`, or None."""
     if name not in sums:
         return None
-    path = folder / name
-    found = file_sha256(path) if path.is_file() else None
+    found = _sum_now(folder / name)
     if found in sums[name]:
         return None
     return f"{name} differs from its sha256" if found else f"{name} is missing"
+
+
+def _sum_now(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def manifest_problem(folder: Path) -> str | None:
+    """Why the folder must not be used, or None when all its files agree with the manifest."""
+    try:
+        entries = read_json(folder / MANIFEST)
+        for name, entry in entries.items():
+            path, size = folder / name, entry["bytes"]
+            if path.is_file() and (found := path.stat().st_size) != size:
+                return f"{name} has {found} bytes in place of {size}"
+            if problem := sum_problem(folder, name, {name: [str(entry["sha256"])]}):
+                return problem
+    except StorageError as error:
+        return str(error)
+    except (AttributeError, KeyError, TypeError):
+        return f"{MANIFEST} has not the expected form"
+    return None if entries else f"{MANIFEST} is empty"
+
+
+# --- folders -------------------------------------------------------------------------------------
 
 
 def sync(path: Path) -> None:
@@ -248,12 +277,12 @@ def staged_folder(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     stage = final.with_name(f".stage-{final.name}-{os.getpid()}")
+    old = final.with_name(final.name + ".old")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     try:
         yield stage
         seal(stage)
-        old = final.with_name(final.name + ".old")
         if final.exists():
             discard(old)
             os.replace(final, old)
@@ -280,39 +309,13 @@ def seal(folder: Path) -> None:
     write_json(folder / MANIFEST, entries)
 
 
-def manifest_problem(folder: Path) -> str | None:
-    """Why the folder must not be used, or None when all its files agree with the manifest."""
-    try:
-        entries = read_json(folder / MANIFEST)
-        for name, entry in entries.items():
-            file, size = folder / name, entry["bytes"]
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes in place of {size}"
-            if file_sha256(file) != entry["sha256"]:
-                return f"{name} differs from its sha256"
-    except StorageError as error:
-        return str(error)
-    except (AttributeError, KeyError, TypeError):
-        return f"{MANIFEST} has not the expected form"
-    return None if entries else f"{MANIFEST} is empty"
-
-
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def discard(folder: Path) -> None:
     """Remove a folder so that a kill half-way leaves no half folder under its name."""
-    if not folder.exists():
-        return
-    trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.replace(folder, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    if folder.exists():
+        trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
+        shutil.rmtree(trash, ignore_errors=True)
+        os.replace(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -325,117 +328,16 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
 
-def acquire(folder: Path) -> None:
-    """Take the folder's `lock`, or raise LockedError naming the living process that has it.
-
-    A lock whose process is gone, or whose number now belongs to a younger process, is replaced.
-    A process may take its own lock again.
-    """
-    lock = folder / "lock"
-    with _alone(folder):
-        owner = _owner(lock)
-        if owner is not None and not is_me(owner) and is_alive(owner):
-            raise LockedError(
-                f"run {folder.name} is locked by pid {owner['pid']} on host {owner['host']} "
-                f"since {owner['since']}; wait for it or stop it"
-                + ("" if owner["host"] == socket.gethostname() else ", or delete its file `lock`")
-            )
-        text = json.dumps(myself() | {"since": now()})
-        write_bytes(lock, text.encode())
-
-
-def holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the folder's lock: pid, host, since; None where nobody lives who does."""
-    owner = _owner(folder / "lock")
-    return owner if owner is not None and is_alive(owner) else None
-
-
-def release(folder: Path) -> None:
-    """Give the folder's lock back; another process's lock is left alone."""
-    with _alone(folder):
-        owner = _owner(folder / "lock")
-        if owner is not None and is_me(owner):
-            (folder / "lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two processes that find the same stale lock must not both replace it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _owner(lock: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(lock.read_bytes())
-        boot = {"boot": owner["boot"]} if "boot" in owner else {}
-        found = {key: owner[key] for key in ("pid", "host", "started", "since")} | boot
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None  # its writer died between creating and filling it, or we would not be alone
-    return found if _names_a_process(found) else None
-
-
-def _names_a_process(owner: Mapping[str, Any]) -> bool:
-    """Whether number, host and times are such as `myself` writes."""
-    number = type(owner.get("pid")) is int and 0 < owner["pid"] < 2**31
-    times = (owner.get("started"), owner.get("boot", 0.0))
-    finite = all(isinstance(t, (int, float)) and math.isfinite(t) for t in times)
-    return number and isinstance(owner.get("host"), str) and finite
-
-
-def myself() -> dict[str, Any]:
-    """This process by number, host and start time; numbers are reused, the three are not.
-
-    The boot time is kept beside it: a clock that is set moves both, and their difference stands.
-    """
-    began = {"started": psutil.Process().create_time(), "boot": psutil.boot_time()}
-    return {"pid": os.getpid(), "host": socket.gethostname()} | began
-
-
-def is_me(owner: dict[str, Any]) -> bool:
-    """Whether the record names this very process."""
-    return owner["pid"] == os.getpid() and owner["host"] == socket.gethostname() and is_alive(owner)
-
-
-def is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded process still runs; one on another host cannot be asked and counts.
-
-    ValueError for a record that names no process.
-    """
-    if not _names_a_process(owner):
-        raise ValueError("it names no process")
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        process, boot = psutil.Process(owner["pid"]), psutil.boot_time()
-        moved = boot - owner.get("boot", boot)
-        same = abs(process.create_time() - owner["started"] - moved) < _SAME_START_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def now() -> str:
-    """The time in UTC, to the millisecond, so that of two runs the later one is told."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _short(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def _raise_if_gone(error: OSError, path: Path) -> None:
+def _explain(error: OSError, path: Path, needed: int) -> None:
+    """StorageError where the disk is full or the folder gone; else the error stands as it is."""
+    _raise_if_full(error, path, needed)
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
-        raise StorageError(
-            f"{_short(path)} cannot be written: its folder is gone, deleted or moved while it was "
-            "written to; put it back and run again, or run again to begin anew"
-        ) from error
+        what = f"{_short(path)} cannot be written: its folder is gone"
+        raise StorageError(f"{what}, {GONE}") from error
 
 
 def _raise_if_full(error: BaseException, path: Path, needed: int) -> None:

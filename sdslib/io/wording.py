@@ -7,16 +7,19 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 
-class ParameterError(ValueError):
+class InWords(Exception):
+    """An error whose message is for the reader of a notebook, without our stack."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython's hook
+        return [str(self)]
+
+
+class ParameterError(InWords, ValueError):
     """Some parameters cannot be used; the message names all of them, one a line."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("invalid parameters: " + "\n".join(self.problems))
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython's hook: the reader of a notebook needs the message, not our stack.
-        return [str(self)]
 
 
 def suggest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -19,7 +19,8 @@ import pandas as pd
 
 from sdslib import metrics, tables
 from sdslib.config import FinetuneConfig, set_name
-from sdslib.io.runs import Run, recipe_of
+from sdslib.io.identity import recipe_of
+from sdslib.io.runs import Run
 
 UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
 Pair = tuple[Run, Run]

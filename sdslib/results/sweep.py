@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import SweepConfig
 from sdslib.config import NOT_IN_ID
-from sdslib.io import storage
+from sdslib.io import lock, storage
 from sdslib.io.launch import die_with, temporary
 from sdslib.io.paths import path_problem
 from sdslib.io.progress import Progress
@@ -431,7 +431,7 @@ class Desk:
 
     def _at_work(self, run: Run | None) -> bool:
         """Whether a process has the run; one that cannot be asked is told of, once a run."""
-        owner = storage.holder(run.path) if run is not None else None
+        owner = lock.holder(run.path) if run is not None else None
         if run is None or owner is None:
             return False
         if owner["host"] != socket.gethostname() and run.name not in self._told:

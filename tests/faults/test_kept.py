@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from finished import finish
-from test_runs import saved
+from saving import saved
 
 from faults.catalog import fault
 from sdslib.checks.guard import guard

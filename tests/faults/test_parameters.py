@@ -239,8 +239,8 @@ def test_a_cut_notebook(tmp_path):
 def test_two_processes_in_one_run(tmp_path):
     run = open_run(FinetuneConfig(), root=tmp_path)
     code = (
-        "from pathlib import Path; from sdslib import storage\n"
-        f"storage.acquire(Path({str(run.path)!r}))"
+        "from pathlib import Path; from sdslib.io import lock\n"
+        f"lock.acquire(Path({str(run.path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

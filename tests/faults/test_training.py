@@ -7,13 +7,14 @@ import warnings
 import psutil
 import pytest
 import torch
-from test_runs import config as run_config
-from test_runs import full_disk, saved, tensors
+from saving import config as run_config
+from saving import full_disk, saved, tensors
 from test_train import SomePairs, config, folders, moved, parties, run, state  # noqa: F401
 
 from faults.catalog import fault
-from sdslib.io import storage
-from sdslib.io.runs import LockedError, RunError, RunWarning, find_run, open_run
+from sdslib.io import lock, storage
+from sdslib.io.lock import LockedError
+from sdslib.io.runs import RunError, RunWarning, find_run, open_run
 from sdslib.io.storage import StorageError
 from sdslib.train import Loop, TrainingError
 
@@ -246,13 +247,13 @@ def test_a_clock_that_was_set(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     parent = psutil.Process(os.getppid())
     began = {"started": parent.create_time(), "boot": psutil.boot_time()}
-    owner = storage.myself() | began | {"pid": parent.pid, "since": storage.now()}
+    owner = lock.myself() | began | {"pid": parent.pid, "since": storage.now()}
     (tmp_path / "x" / "lock").write_text(json.dumps(owner))
     boot, born = psutil.boot_time(), psutil.Process.create_time
     monkeypatch.setattr(psutil, "boot_time", lambda: boot + 3600)
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: born(self) + 3600)
     with pytest.raises(LockedError) as caught:
-        storage.acquire(tmp_path / "x")
+        lock.acquire(tmp_path / "x")
     return caught.value
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from sdslib import tables
 from sdslib.benchmarks import aro_relation, winoground
-from sdslib.io import model_files, runs, sources, storage
+from sdslib.io import lock, model_files, runs, sources, storage
 from sdslib.io.images import ImageError, open_image
 from sdslib.metrics import ScoreError
 from sdslib.pairs import coco_pairs, load_pairs
@@ -95,7 +95,7 @@ def run(data: bytes, folder: Path) -> None:
             lambda: runs.list_runs(folder / "runs"),
             lambda: runs.describe(runs.find_run(home)),
             lambda: runs.find_run(home).history(),
-            lambda: storage._owner(home / "lock"),
+            lambda: lock.holder(home),
             lambda: storage.manifest_problem(home),
         ):
             try:
