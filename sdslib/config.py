@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -24,18 +24,66 @@ from sdslib.io.wording import ParameterError, one_of
 # Part of every run's id: raise it whenever equal parameters, data and weights come to give other
 # numbers, so that no run of before is taken for one of after. tests/test_recipe.py holds to it.
 RECIPE = 1
-Arm = Literal[
-    "sds",
-    "clip-only",
-    "sds-only",
-    "shuffled-captions",
-    "random-teacher",
-    "latent-regression",
-    "hard-negatives",
-    "sds-text",
-    "sds-margin",
-    "teacher-choice",
-]
+_MAP_KNOBS = frozenset({"bridge_start", "bridge_pairs", "bridge_input"})
+_SDS_KNOBS = _MAP_KNOBS | {
+    *("sds_weight", "sds_gradient", "sds_reduction", "sds_share", "t_min", "t_max"),
+    *("teacher", "teacher_revision", "variant"),
+}
+
+
+class Arm(NamedTuple):
+    """What is known of an arm: its two terms, each as `room:function`, and what they read."""
+
+    sds: str | None = "train:sds_term"  # in the place of L_SDS; None: no teacher is needed
+    clip: str | None = "train:clip_term"  # in the place of L_CLIP
+    denoises: bool = True  # its second term is a denoising error of z = h_w(f(x))
+    maps: bool = True  # it has a map h_w
+    text: bool = False  # its second term teaches the text tower too
+    negatives: bool = False  # it is taught by false captions of the words of a true one
+    ignores: frozenset[str] = frozenset()  # parameters that its second term never reads
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Parameters that change nothing: outside the run id, so that one control serves many."""
+        choice = frozenset() if self.sds == "arms.choice:choice_term" else {"choice_draws"}
+        if self.sds is None:
+            return _SDS_KNOBS | choice
+        return self.ignores | choice | (frozenset() if self.maps else _MAP_KNOBS)
+
+
+ARMS: dict[str, Arm] = {
+    "sds": Arm(),
+    "clip-only": Arm(sds=None),
+    "sds-only": Arm(clip=None),
+    "shuffled-captions": Arm("arms.controls:shuffled_term"),
+    "random-teacher": Arm(),
+    "latent-regression": Arm(
+        "arms.controls:regression_term",
+        denoises=False,
+        ignores=frozenset({"sds_gradient", "t_min", "t_max"}),
+    ),
+    "hard-negatives": Arm(None, "arms.controls:hard_negative_term", negatives=True),
+    # extensions: not in the paper
+    "sds-text": Arm("arms.text:text_term", text=True),
+    "sds-margin": Arm(
+        "arms.margin:margin_term",
+        denoises=False,
+        negatives=True,
+        ignores=frozenset({"sds_gradient"}),
+    ),
+    "teacher-choice": Arm(
+        "arms.choice:choice_term",
+        denoises=False,
+        maps=False,
+        text=True,
+        negatives=True,
+        ignores=frozenset({"sds_gradient", "sds_reduction"}),
+    ),
+}
+if TYPE_CHECKING:
+    ArmName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
 TRAINABLE = (
     "layernorm",
     "bias",
@@ -47,36 +95,7 @@ TRAINABLE = (
     "lora",
     "all",
 )
-# What each arm leaves unread; it stays out of the run id, so that one control serves many runs.
-_SDS_KNOBS = frozenset(
-    [
-        "sds_weight",
-        "sds_gradient",
-        "sds_reduction",
-        "sds_share",
-        "t_min",
-        "t_max",
-        "bridge_start",
-        "bridge_pairs",
-        "bridge_input",
-        "teacher",
-        "teacher_revision",
-        "variant",
-    ]
-)
-WEIGHTLESS: tuple[Arm, ...] = ("clip-only", "hard-negatives")  # arms without a teacher's term
-TEXT_ARMS: tuple[Arm, ...] = (*WEIGHTLESS, "sds-text", "teacher-choice")
-# Arms that are taught by false captions of the words of a true one.
-ARMS_WITH_NEGATIVES: tuple[Arm, ...] = ("hard-negatives", "sds-margin", "teacher-choice")
 _OVERLAP_KNOBS = frozenset(["overlap", "apart_from", "vg_image_data"])  # unread in a mere report
-_BRIDGE_KNOBS = frozenset(["bridge_start", "bridge_pairs", "bridge_input"])
-UNREAD: dict[str, frozenset[str]] = {arm: frozenset({"choice_draws"}) for arm in get_args(Arm)} | {
-    "clip-only": _SDS_KNOBS | {"choice_draws"},
-    "hard-negatives": _SDS_KNOBS | {"choice_draws"},
-    "latent-regression": frozenset({"sds_gradient", "t_min", "t_max", "choice_draws"}),
-    "sds-margin": frozenset({"sds_gradient", "choice_draws"}),
-    "teacher-choice": _BRIDGE_KNOBS | {"sds_gradient", "sds_reduction"},
-}
 # What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
 NOT_IN_ID = frozenset(
     [
@@ -153,7 +172,7 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The parameters that change numbers, with those this arm never reads left out."""
-        unread = NOT_IN_ID | UNREAD.get(getattr(self, "arm", ""), frozenset())
+        unread = NOT_IN_ID | ARMS[arm].unread if (arm := getattr(self, "arm", "")) else frozenset()
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
@@ -213,7 +232,7 @@ class FinetuneConfig(ModelsConfig):
     None is those that are at hand.
     """
 
-    arm: Arm = "sds"
+    arm: ArmName = "sds"
     sds_weight: Weight = 1e-3
     sds_gradient: Literal["through", "residual"] = "through"
     sds_reduction: Literal["sum", "mean"] = "sum"
@@ -290,7 +309,7 @@ def preset(name: str) -> FinetuneConfig:
 def settle_arm(values: dict[str, Any]) -> dict[str, Any]:
     """The values with the arm that they amount to: weight 0 is `clip-only`, which has weight 0."""
     arm, weight = values["arm"], values.get("sds_weight")
-    if arm in WEIGHTLESS and isinstance(weight, (int, float, type(None))):
+    if not ARMS.get(arm, Arm()).sds and isinstance(weight, (int, float, type(None))):
         return values | {"sds_weight": 0.0}
     if arm != "sds-only" and not isinstance(weight, bool) and weight == 0:
         return values | {"arm": "clip-only"}
@@ -361,8 +380,8 @@ def _text_has_no_pooled(arm: str, bridge_input: str) -> str | None:
 
 
 def _reached(arm: str, trainable: str) -> str | None:
-    """Only `TEXT_ARMS` teach the text tower; L_SDS is a loss on the image embedding."""
-    if arm in TEXT_ARMS or trainable != "text-tower":
+    """Few arms teach the text tower; L_SDS is a loss on the image embedding."""
+    if ARMS[arm].text or not ARMS[arm].sds or trainable != "text-tower":
         return None
     return (
         f"arm {arm!r} gives trainable 'text-tower' no gradient of L_SDS; take arm 'clip-only', "
@@ -379,7 +398,7 @@ def _something_to_learn(arm: str, sds_weight: float) -> str | None:
 def _enough_for_ridge(
     arm: str, bridge_start: str, bridge_pairs: int, train_pairs: int | None, batch_size: int
 ) -> str | None:
-    if bridge_start != "ridge" or "bridge_start" in UNREAD.get(arm, ()):
+    if bridge_start != "ridge" or "bridge_start" in ARMS[arm].unread:
         return None
     whole = train_pairs is None or train_pairs < batch_size  # that is another problem
     counts = {"bridge_pairs": bridge_pairs} | ({} if whole else {"train_pairs": train_pairs})

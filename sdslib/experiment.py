@@ -35,7 +35,7 @@ from sdslib.checks.guard import override, validate
 from sdslib.checks.student_files import fingerprints as student_files
 from sdslib.checks.teacher_files import fingerprints as teacher_files
 from sdslib.checks.teacher_files import latent_shape
-from sdslib.config import FinetuneConfig, ModelsConfig, derive_seed, set_name
+from sdslib.config import ARMS, FinetuneConfig, ModelsConfig, derive_seed, set_name
 from sdslib.io import distributed, launch
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.paths import without_places
@@ -49,7 +49,7 @@ from sdslib.sets.roles import VALIDATION, Data, load_data
 from sdslib.show import figures
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
-from sdslib.train import TERMS, Loop, Parties, Step
+from sdslib.train import Loop, Parties, Step
 
 UNTOUCHED = "untouched"
 CONTROL = "L_CLIP only"
@@ -90,11 +90,11 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
 
 def has_teacher(config: ModelsConfig) -> bool:
     """Whether the arm, where there is one, needs a teacher at all."""
-    return not isinstance(config, FinetuneConfig) or "sds" in TERMS[config.arm]
+    return not isinstance(config, FinetuneConfig) or ARMS[config.arm].sds is not None
 
 
 def _has_bridge(config: FinetuneConfig) -> bool:
-    return has_teacher(config) and config.arm != "teacher-choice"
+    return has_teacher(config) and ARMS[config.arm].maps
 
 
 def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:

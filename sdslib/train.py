@@ -11,7 +11,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from sdslib import losses
 from sdslib.bridge import Bridge
-from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io import distributed
 from sdslib.io.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
@@ -34,6 +36,7 @@ ESTIMATORS = {
     "residual": losses.score_distillation_loss,
 }
 P = TypeVar("P")
+Term = Callable[["Parties", "Seen", FinetuneConfig], Tensor]
 INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
 
 
@@ -95,36 +98,47 @@ class Seen:
 # --- the objective -------------------------------------------------------------------------------
 
 
-def step_losses(
+def objective(
     parties: Parties,
     batch: Batch,
     t: Tensor,
     eps: Tensor,
     config: FinetuneConfig,
     rows: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The terms of the arm's objective, each one value a pair [B]; the caller weighs and averages.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_total = L_CLIP + sds_weight * L_SDS (Basu et al. 2024, the paper's one equation).
 
-    `L_total = L_CLIP + sds_weight * L_SDS` (Basu et al. 2024): "clip" is the first term, "sds"
-    what the arm puts in the second one's place. Of several processes each has the first term of
-    all pairs, and the second of its own.
+    The scalar, and its terms with one value a pair [B]: "clip", and "sds" for what the arm puts in
+    the second one's place. Of several processes each has the first term of all pairs, and the
+    second of its own.
 
     `rows` [M], of `draw_rows`, are the places of the pairs that the second term sees; t and eps
     are theirs then, [M]. Their values are scaled so that the mean over the batch, those that are
     not seen counted as 0, is the full batch's on average.
     """
+    arm, terms = ARMS[config.arm], dict[str, Tensor]()
     image_emb = parties.student.encode_images(batch.pixels)
-    values = {}
-    for name, term in TERMS[config.arm].items():
-        if name == "clip" or rows is None:
-            values[name] = term(parties, Seen(batch, image_emb, t, eps), config)
-        else:
-            values[name] = image_emb.new_zeros(len(image_emb))
-            if len(rows):
-                found = term(parties, Seen(batch.take(rows), image_emb[rows], t, eps), config)
-                scale = config.batch_size / seen_pairs(config)
-                values[name] = values[name].index_put((rows.to(found.device),), scale * found)
-    return values
+    if arm.clip:
+        terms["clip"] = term(arm.clip)(parties, Seen(batch, image_emb, t, eps), config)
+    if arm.sds and rows is None:
+        terms["sds"] = term(arm.sds)(parties, Seen(batch, image_emb, t, eps), config)
+    elif arm.sds and rows is not None:
+        terms["sds"] = image_emb.new_zeros(len(image_emb))
+        if len(rows):
+            part = Seen(batch.take(rows), image_emb[rows], t, eps)
+            values = term(arm.sds)(parties, part, config)
+            scale = config.batch_size / seen_pairs(config)
+            terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
+    weights = {"clip": 1.0, "sds": config.sds_weight}
+    return torch.stack([weights[k] * values.mean() for k, values in terms.items()]).sum(), terms
+
+
+@cache
+def term(place: str) -> Term:
+    """The function that stands for a term, from `config.ARMS`: `room:function`."""
+    room, _, function = place.partition(":")
+    found: Term = getattr(import_module(f"sdslib.{room}"), function)
+    return found
 
 
 def seen_pairs(config: FinetuneConfig) -> int:
@@ -146,116 +160,14 @@ def draw_rows(step: int, config: FinetuneConfig) -> Tensor | None:
 
 def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_CLIP of the batch, all processes' pairs together."""
-    text_emb = _embed(parties, seen.batch.captions, seen.image_emb)
-    image_emb, text_emb = _everyones(seen.image_emb, text_emb)
+    text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
+    image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
     return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
-
-
-def hard_negative_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """L_CLIP in which every image also sees a caption of the same words that it does not show."""
-    captions = [*seen.batch.captions, *_negatives(parties, seen.batch, config)]
-    text_emb, negative_emb = _embed(parties, captions, seen.image_emb).chunk(2)
-    image_emb, text_emb, negative_emb = _everyones(seen.image_emb, text_emb, negative_emb)
-    scale = parties.student.scale
-    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
 
 
 def sds_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
-    return _denoise(parties, seen, seen.batch.captions, config)
-
-
-def shuffled_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
-    return _denoise(parties, seen, seen.batch.others, config)
-
-
-def text_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """Half of L_SDS on z = h_w(f(x)), half on z = h_w(g(c)): so the text tower is taught too."""
-    captions = seen.batch.captions
-    by_text = replace(seen, image_emb=_embed(parties, captions, seen.image_emb))
-    both = [_denoise(parties, one, captions, config) for one in (seen, by_text)]
-    return torch.stack(both).mean(dim=0)
-
-
-def margin_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one."""
-    teacher = _there(parties.teacher, "a teacher", config)
-    right = teacher.embed_texts(seen.batch.captions)
-    wrong = teacher.embed_texts(_negatives(parties, seen.batch, config))
-
-    def values(z: Tensor, rows: slice) -> Tensor:
-        return losses.denoising_margin_loss(
-            teacher.predict_noise,
-            z,
-            (right[rows], wrong[rows]),
-            seen.t[rows],
-            seen.eps[rows],
-            teacher.alpha_bar[seen.t[rows]],
-            config.sds_reduction,
-        )
-
-    return in_parts(values, _latent(parties, seen, config), config.micro_batch)
-
-
-def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """The student chooses between a caption and one of the same words as the teacher does.
-
-    The teacher sees the image itself, by its VAE latent, and is not told which caption is true.
-    A caption that has no other one gives 0.
-    """
-    batch, image_emb = seen.batch, seen.image_emb
-    wrong = _negatives(parties, batch, config)
-    able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
-    values = image_emb.new_zeros(len(batch.captions))
-    if not able:
-        return values
-    z = _there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(image_emb)
-    captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
-    t, eps = (x[:, able] for x in spread_draws(seen.t, seen.eps, config))
-    with torch.no_grad():
-        errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
-    text_emb = torch.stack([_embed(parties, some, image_emb) for some in captions], 1)
-    logits = parties.student.scale * (image_emb[able][:, None] * text_emb).sum(-1)
-    teacher_says = losses.caption_log_likelihoods(errors, z[0].numel())
-    found = losses.choice_loss(logits, teacher_says)
-    return values.index_put((torch.tensor(able, device=values.device),), found)
-
-
-def _errors(
-    parties: Parties,
-    z: Tensor,
-    captions: Sequence[str],
-    t: Tensor,
-    eps: Tensor,
-    config: FinetuneConfig,
-) -> Tensor:
-    """The teacher's mean squared error [A, D] on latents z [A, ...] for t, eps [D, A, ...]."""
-    teacher = _there(parties.teacher, "a teacher", config)
-    draws, t_all, eps_all = len(t), t.flatten(), eps.flatten(0, 1)
-    text = teacher.embed_texts(captions).repeat(draws, 1, 1)
-
-    def values(z: Tensor, rows: slice) -> Tensor:
-        t = t_all[rows]
-        abar = teacher.alpha_bar[t]
-        return losses.denoising_loss(
-            teacher.predict_noise, z, text[rows], t, eps_all[rows], abar, "mean"
-        )
-
-    found = in_parts(values, z.repeat(draws, 1, 1, 1), config.micro_batch)
-    return found.reshape(draws, -1).T
-
-
-def spread_draws(t: Tensor, eps: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor]:
-    """`choice_draws` draws a pair from one: t [B], eps [B, C, H, W] -> [D, B], [D, B, C, H, W].
-
-    A pair's D timesteps are evenly spread over t_min...t_max, its noises those of D pairs: each
-    draw by itself is distributed as the one given, and a pair's draws are independent noises.
-    """
-    draws, span = config.choice_draws, config.t_max - config.t_min + 1
-    shifts = [span * d // draws for d in range(draws)]
-    spread = torch.stack([config.t_min + (t - config.t_min + shift) % span for shift in shifts])
-    return spread, torch.stack([eps.roll(-d, dims=0) for d in range(draws)])
+    return denoise(parties, seen, seen.batch.captions, config)
 
 
 def in_parts(
@@ -282,50 +194,39 @@ def in_parts(
     return torch.cat(found)
 
 
-def _everyones(*embeddings: Tensor) -> tuple[Tensor, ...]:
+def of_all_processes(*embeddings: Tensor) -> tuple[Tensor, ...]:
     """The embeddings [B, D] of all processes' pairs, through one exchange."""
     together = distributed.gather(torch.cat(embeddings, dim=1))
     return together.chunk(len(embeddings), dim=1)
 
 
-def _embed(parties: Parties, captions: Sequence[str], like: Tensor) -> Tensor:
+def embed_captions(parties: Parties, captions: Sequence[str], like: Tensor) -> Tensor:
+    """Captions of the batch as the student embeds them, [B, D] of unit length."""
     student = parties.student
     return student.encode_texts(student.tokenize(captions).to(like.device))
 
 
-def _negatives(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[str]:
-    negative = _there(parties.negative, "swapped captions", config)
-    return [
-        negative(caption, derive_seed(config.seed, "negative", int(index)))
-        for caption, index in zip(batch.captions, batch.index, strict=True)
-    ]
-
-
-def regression_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
-    z_hat = _latent(parties, seen, config)
-    z = _there(parties.latents, "the pairs' latents", config)(seen.batch.index)
-    return losses.latent_regression_loss(z_hat, z.to(z_hat), config.sds_reduction)
-
-
-def _latent(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def map_images(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """z = h_w(f(x)), the latents [B, C, H, W] of the images; f is pooled or projected."""
     emb = seen.image_emb
     if config.bridge_input == "pooled":
         pooled = parties.student.pooled_images(seen.batch.pixels)
         emb = nn.functional.normalize(pooled, dim=-1)
-    return _there(parties.bridge, "a bridge", config)(emb)
+    return there(parties.bridge, "a bridge", config)(emb)
 
 
-def _there(party: P | None, what: str, config: FinetuneConfig) -> P:
+def there(party: P | None, what: str, config: FinetuneConfig) -> P:
+    """What takes part, or a TrainingError where the arm needs it and it is missing."""
     if party is None:
         raise TrainingError(f"arm {config.arm!r} needs {what}")
     return party
 
 
-def _denoise(
+def denoise(
     parties: Parties, seen: Seen, captions: Sequence[str], config: FinetuneConfig
 ) -> Tensor:
-    teacher = _there(parties.teacher, "a teacher", config)
+    """The denoising error [B] of z = h_w(f(x)) under these captions, by the estimator of the run."""
+    teacher = there(parties.teacher, "a teacher", config)
     text = teacher.embed_texts(captions)
 
     def values(z: Tensor, rows: slice) -> Tensor:
@@ -339,32 +240,7 @@ def _denoise(
             config.sds_reduction,
         )
 
-    return in_parts(values, _latent(parties, seen, config), config.micro_batch)
-
-
-Term = Callable[[Parties, Seen, FinetuneConfig], Tensor]
-TERMS: dict[str, dict[str, Term]] = {
-    "sds": {"clip": clip_term, "sds": sds_term},
-    "clip-only": {"clip": clip_term},
-    "sds-only": {"sds": sds_term},
-    "shuffled-captions": {"clip": clip_term, "sds": shuffled_term},
-    "random-teacher": {"clip": clip_term, "sds": sds_term},
-    "latent-regression": {"clip": clip_term, "sds": regression_term},
-    "hard-negatives": {"clip": hard_negative_term},
-    # extensions: not in the paper
-    "sds-text": {"clip": clip_term, "sds": text_term},
-    "sds-margin": {"clip": clip_term, "sds": margin_term},
-    "teacher-choice": {"clip": clip_term, "sds": choice_term},
-}
-# Arms whose second term is a denoising error of the bridge's latent, so that it is told as one.
-DENOISING = frozenset(arm for arm, terms in TERMS.items()
-                      if terms.get("sds") in (sds_term, shuffled_term, text_term))  # fmt: skip
-
-
-def objective(terms: dict[str, Tensor], sds_weight: float) -> Tensor:
-    """L_total of one batch: a scalar."""
-    weights = {"clip": 1.0, "sds": sds_weight}
-    return torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
+    return in_parts(values, map_images(parties, seen, config), config.micro_batch)
 
 
 def draw_noise(
@@ -504,10 +380,9 @@ class Loop:
             group["lr"] = lr
         parties.student.train()
         t, eps, rows = self._draws(step)
-        terms = step_losses(parties, batch.to(_device(parties)), t, eps, config, rows)
+        loss, terms = objective(parties, batch.to(_device(parties)), t, eps, config, rows)
         _check_finite(terms, step, batch)
         ratio = self._ratio(terms, step)
-        loss = objective(terms, config.sds_weight)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # not where the objective is of pairs in other processes alone
             self.accelerator.backward(loss)
@@ -584,7 +459,7 @@ class Loop:
         total, *each = torch.stack(found).tolist()
         means = dict(zip(terms, each, strict=True))
         teacher, error = self.parties.teacher, means.get("sds")
-        if teacher is None or self.config.arm not in DENOISING:
+        if teacher is None or not ARMS[self.config.arm].denoises:
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
             error /= math.prod(teacher.latent_shape)

@@ -12,19 +12,19 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 from safetensors.torch import load_file
 
 from sdslib import experiment
 from sdslib.checks.guard import validate
-from sdslib.config import TRAINABLE, Arm, FinetuneConfig
+from sdslib.config import ARMS, TRAINABLE, FinetuneConfig
 from sdslib.io.wording import ParameterError
 
 SMALL = {"steps": 3, "batch_size": 8, "warmup": 1, "eval_every": 2, "eval_items": 8,
          "bridge_pairs": 32, "train_pairs": 64, "keep": "none", "validation": "none"}  # fmt: skip
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "arm": get_args(Arm),
+    "arm": tuple(ARMS),
     "sds_weight": (0.0, 1e-4, 1e-2, 1.0),
     "trainable": (*TRAINABLE, "bias+projection", "lora+layernorm"),
     "sds_gradient": ("through", "residual"),

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.config import RECIPE, FinetuneConfig
+from sdslib.config import ARMS, RECIPE, FinetuneConfig
 from sdslib.evaluate import clip_scorer, diffusion_scorer, score_grids
 from sdslib.experiment import load_parties
 from sdslib.io.images import ImageRef
 from sdslib.io.state import plain_torch
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.train import TERMS, Loop
+from sdslib.train import Loop
 
 KEPT = Path(__file__).with_name("golden.json")
 CAPTIONS = (
@@ -31,7 +31,7 @@ CAPTIONS = (
     "a green triangle right of a large red square",
     "a yellow circle below a purple triangle",
 )
-SETTINGS = {arm: {"arm": arm} for arm in TERMS} | {
+SETTINGS = {arm: {"arm": arm} for arm in ARMS} | {
     "all parameters": {"trainable": "all", "logit_scale": "trained"},
     "lora": {"trainable": "lora", "bridge_start": "random"},
     "residual gradient": {"sds_gradient": "residual", "sds_share": 0.5},

@@ -27,7 +27,7 @@ runs = None
 threads = None
 """
 _GUARD = """\
-from sdslib.config import guard
+from sdslib import guard
 config = guard(globals(), "finetune")
 """
 _WORK = """\

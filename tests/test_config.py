@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import nbformat
 import pytest
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from sdslib.checks import models
 from sdslib.checks.guard import guard, override, validate
 from sdslib.checks.notebooks import MODELS, BaselineConfig
-from sdslib.config import Arm, FinetuneConfig, derive_seed, mini, paper, preset
+from sdslib.config import ARMS, FinetuneConfig, derive_seed, mini, paper, preset
 from sdslib.io import paths
 from sdslib.io.model_files import TEACHER_CONFIGS, TEACHER_WEIGHTS
 from sdslib.io.paths import folder_at, project_path, project_root, resolved, shown_path
@@ -261,7 +260,7 @@ SOME_READ = {
 }
 
 
-@pytest.mark.parametrize("arm", get_args(Arm))
+@pytest.mark.parametrize("arm", ARMS)
 def test_what_an_arm_reads_moves_its_identity_and_what_it_does_not_read_does_not(folders, arm):
     config = override(guard(dict(folders)), arm=arm)
     changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100,
@@ -400,7 +399,7 @@ def test_a_name_with_two_letters_swapped_finds_its_way_back(name, data):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from sdslib.config import guard; import sdslib.io.runs, sdslib.io.progress\n"
+        "import sys; from sdslib import guard; import sdslib.io.runs, sdslib.io.progress\n"
         "try: guard({'preset': 'paper', 'clip_model': 'ViT-B32'})\n"
         "except ValueError: pass\n"
         "print({'torch', 'open_clip', 'diffusers', 'pandas', 'IPython'} & set(sys.modules))"
@@ -414,7 +413,7 @@ def test_papermill_ends_with_the_guards_message_and_a_failing_exit_code(tmp_path
     book.cells = [
         nbformat.v4.new_code_cell("sds_weight = None\nseed = 0", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            'from sdslib.config import guard\n\nconfig = guard(globals(), "finetune")'
+            'from sdslib import guard\n\nconfig = guard(globals(), "finetune")'
         ),
     ]
     book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}

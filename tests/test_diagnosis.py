@@ -20,7 +20,7 @@ from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
-from sdslib.train import Parties, draw_noise, step_losses
+from sdslib.train import Parties, draw_noise, objective
 
 CONFIG = FinetuneConfig(trainable="all", batch_size=8, bridge_pairs=24)
 COLOR, SHAPE = "color of the left or upper", "shape of the left or upper"
@@ -285,7 +285,7 @@ def test_kinds_of_parameters_add_up_to_their_tower_and_norms_to_the_whole(step):
     assert (counts[True] == counts[False]).all()
     trained = sum(value.numel() for value in step[0].trained)
     assert counts.loc[["image tower", "text tower"], True].sum() == trained
-    terms = step_losses(*step, CONFIG)
+    terms = objective(*step, CONFIG)[1]
     grads = torch.autograd.grad(terms["clip"].mean(), step[0].trained)
     norm = torch.stack([g.double().norm() for g in grads]).norm()
     assert np.sqrt(squares_of(table, "clip")) == pytest.approx(float(norm), rel=1e-6)

@@ -183,7 +183,7 @@ def good():
         cells=[
             new_markdown_cell("# A question?\n\n*Reads* a.\n*Writes* b.\n*Takes* c."),
             new_code_cell("steps = 3  # how many\nlr = None", metadata={"tags": ["parameters"]}),
-            new_code_cell("from sdslib.config import guard\n\nconfig = guard(globals())"),
+            new_code_cell("from sdslib import guard\n\nconfig = guard(globals())"),
             new_markdown_cell("The answer."),
             new_code_cell("from sdslib import figures"),
         ],

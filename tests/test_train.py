@@ -17,14 +17,15 @@ from scipy import stats
 from tiny import save_student, save_teacher
 
 from sdslib import pairs, train
+from sdslib.arms import controls
+from sdslib.arms.choice import spread_draws
 from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
-from sdslib.config import FinetuneConfig
+from sdslib.config import ARMS, FinetuneConfig
 from sdslib.pairs import batches
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 from sdslib.train import (
-    TERMS,
     Loop,
     Parties,
     Step,
@@ -35,8 +36,6 @@ from sdslib.train import (
     learning_rate,
     make_optimizer,
     objective,
-    spread_draws,
-    step_losses,
     total_steps,
 )
 
@@ -229,7 +228,7 @@ def test_gradient_ratio_is_that_of_the_two_terms_alone(parties):
         batch = next(batches(SomePairs(), party.student.transform, 2, 0, range(6)))
         party.student.train()
         t, eps = draw_noise(0, 2, party.teacher.latent_shape, settings)
-        step_losses(party, batch, t, eps, settings)[name].mean().backward()
+        objective(party, batch, t, eps, settings)[1][name].mean().backward()
         grads = [p.grad for p in party.trained if p.grad is not None]
         norms[name] = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
     assert step.grad_ratio == pytest.approx(0.05 * norms["sds"] / norms["clip"], rel=1e-4)
@@ -272,7 +271,7 @@ def test_a_map_that_starts_at_zero_hands_gradient_on_after_its_first_step(partie
     assert rows[1].grad_ratio > 0
 
 
-@pytest.mark.parametrize("arm", sorted(TERMS))
+@pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_takes_a_step(parties, arm):
     weight = {"sds_weight": 0.0} if arm in ("clip-only", "hard-negatives") else {}
     settings = config(arm=arm, choice_draws=2, **weight)
@@ -308,7 +307,7 @@ def choice_values(parties, negative, **changes):
     some = replace(parties(), latents=lambda index: latents[index], negative=negative)
     batch = next(iter(batches(SomePairs(), some.student.transform, 6, 0, range(1))))
     t, eps = draw_noise(0, 6, some.teacher.latent_shape, settings)
-    return step_losses(some, batch, t, eps, settings)["sds"], (some, batch, latents, t, eps)
+    return objective(some, batch, t, eps, settings)[1]["sds"], (some, batch, latents, t, eps)
 
 
 def test_the_teachers_choice_is_that_of_its_errors_on_the_true_latents(parties):
@@ -364,7 +363,7 @@ def test_the_loss_on_the_text_embedding_reaches_the_text_tower(parties):
         some, settings = parties(), config(arm=arm)
         batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, range(1))))
         t, eps = draw_noise(0, 2, some.teacher.latent_shape, settings)
-        step_losses(some, batch, t, eps, settings)["sds"].mean().backward()
+        objective(some, batch, t, eps, settings)[1]["sds"].mean().backward()
         reached[arm] = {
             name.split(".")[1]
             for name, p in some.student.named_parameters()
@@ -447,7 +446,7 @@ def test_a_trained_scale_gets_the_gradient_of_the_contrastive_loss(parties, arm)
     student = some.student.eval()
     set_trainable(student, "layernorm", train_scale=True)
     batch = next(batches(SomePairs(), student.transform, 4, 0, range(1)))
-    losses = step_losses(some, batch, None, None, config(arm=arm, sds_weight=0.0))["clip"]
+    losses = objective(some, batch, None, None, config(arm=arm, sds_weight=0.0))[1]["clip"]
     losses.mean().backward()
     with torch.no_grad():
         image = student.encode_images(batch.pixels).double()
@@ -482,19 +481,19 @@ def test_no_two_draws_of_a_step_share_their_seed(monkeypatch):
     draw_rows(0, settings)
     given = []
     some = Parties(None, [], negative=lambda caption, seed: given.append(seed) or caption)
-    train._negatives(some, batch, settings)
+    controls.false_captions(some, batch, settings)
     assert len(drawn) == len(set(drawn)) == 1 + 4 + 1 + 1 + 4
     assert {seed for seed, *_ in drawn} == {11}
     assert len(set(given)) == 4  # a pair's negative is drawn for itself
     again = []
     some = Parties(None, [], negative=lambda caption, seed: again.append(seed) or caption)
-    train._negatives(some, batch.take(torch.tensor([2, 0])), settings)
+    controls.false_captions(some, batch.take(torch.tensor([2, 0])), settings)
     assert again == [given[2], given[0]]  # and is the pair's own wherever it stands
 
 
 def second_term(some, batch, draws, **changes):
     """The second term of the arm for the batch, one value a pair."""
-    return step_losses(some, batch, *draws, config(batch_size=4, **changes))["sds"].detach()
+    return objective(some, batch, *draws, config(batch_size=4, **changes))[1]["sds"].detach()
 
 
 def test_sds_text_is_half_of_each_towers_error(parties):
@@ -519,7 +518,7 @@ def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(parti
     some = replace(parties(), negative=lambda caption, seed: CAPTIONS[(len(caption) + seed) % 6])
     batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
     draws = draw_noise(0, 4, some.teacher.latent_shape, config())
-    false = train._negatives(some, batch, config(batch_size=4))
+    false = controls.false_captions(some, batch, config(batch_size=4))
     assert tuple(false) != batch.others
     right, wrong = (
         second_term(some, replace(batch, captions=tuple(told), others=()), draws, arm="sds")
@@ -576,9 +575,13 @@ def test_validation_is_called_when_due_and_at_the_end(parties):
     assert [row["step"] for row in rows if "val_text" in row] == [2, 4, 5]
 
 
-def test_objective_is_linear_in_the_weight():
-    terms = {"clip": torch.tensor([1.0, 3.0]), "sds": torch.tensor([2.0, 4.0])}
-    assert float(objective(terms, 0.5)) == pytest.approx(2.0 + 0.5 * 3.0)
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_objective_is_l_clip_plus_the_weight_times_l_sds(parties, weight):
+    some, settings = parties(), config(sds_weight=weight)
+    batch = next(batches(SomePairs(), some.student.transform, 2, 0, range(1)))
+    draws = draw_noise(0, len(batch.index), some.teacher.latent_shape, settings)
+    loss, terms = objective(some, batch, *draws, settings)
+    assert float(loss) == pytest.approx(float(terms["clip"].mean() + weight * terms["sds"].mean()))
 
 
 @pytest.mark.gpu
@@ -598,9 +601,9 @@ def test_the_first_losses_on_a_gpu_agree_with_the_cpu(folders):
 def gradient_of(some, settings, batch, draws, rows=None):
     """The gradient of the whole objective with respect to everything that learns."""
     t, eps = draws
-    terms = step_losses(some, batch, t, eps, settings, rows)
+    loss, terms = objective(some, batch, t, eps, settings, rows)
     params = [*some.trained, *some.bridge.parameters()]
-    grads = torch.autograd.grad(objective(terms, settings.sds_weight), params, allow_unused=True)
+    grads = torch.autograd.grad(loss, params, allow_unused=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in
                       zip(grads, params, strict=True)]).double(), terms  # fmt: skip
 

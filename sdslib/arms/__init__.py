@@ -1,5 +1,9 @@
 """What stands in the place of L_SDS, or beside L_CLIP: controls, and extensions of the paper's arm.
 
+    controls   shuffled captions, a regression on the latent, hard negatives
+    text       L_SDS on the text embedding too
+    margin     a caption against a false one, by the denoising error
+    choice     the student chooses as the teacher does
     negatives  false captions of the words of a true one
     trainable  which of the student's parameters train
 

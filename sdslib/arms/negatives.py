@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sdslib.config import ARMS_WITH_NEGATIVES, FinetuneConfig, is_mini
+from sdslib.config import ARMS, FinetuneConfig, is_mini
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import exchanged_words
 from sdslib.pairs import load_pairs
@@ -53,7 +53,7 @@ def problem(config: FinetuneConfig) -> str | None:
 
     Raises `DataError` where the pairs cannot be read.
     """
-    if config.arm not in ARMS_WITH_NEGATIVES or is_mini(config.train_data):
+    if not ARMS[config.arm].negatives or is_mini(config.train_data):
         return None
     share = _share_of(config.train_data)
     if share <= MOST:

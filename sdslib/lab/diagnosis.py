@@ -43,7 +43,7 @@ from sdslib.results import formatting
 from sdslib.results.studies import config_of
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
-from sdslib.train import Parties, draw_noise, step_losses
+from sdslib.train import Parties, draw_noise, objective
 
 SWAPS = ("Object", "Relation", "Both")
 HELD, AGAIN = "", "drawn anew"  # the validation world itself, and its scenes once more
@@ -327,9 +327,9 @@ def gradients(
     """
     swaps = [swapped_caption(c, derive_seed(config.seed, "swap", n))
              for n, c in enumerate(batch.captions)]  # fmt: skip
-    terms = step_losses(parties, batch, t, eps, config)
+    terms = objective(parties, batch, t, eps, config)[1]
     for name, captions in (("swapped", swaps), ("shuffled", batch.others)):
-        false = step_losses(parties, replace(batch, captions=tuple(captions)), t, eps, config)
+        _, false = objective(parties, replace(batch, captions=tuple(captions)), t, eps, config)
         terms[name] = false["sds"]
     named = {n: p for n, p in parties.student.model.named_parameters() if p.requires_grad}
     if parties.bridge is not None:

@@ -31,13 +31,13 @@ from sdslib.arms.negatives import swapped_caption
 from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
 from sdslib.checks.guard import validate
-from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab.random_models import random_student, random_teacher
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.teacher import Teacher
-from sdslib.train import TERMS, Loop, Parties, TrainingError, seen_pairs
+from sdslib.train import Loop, Parties, TrainingError, seen_pairs
 
 COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017
 STEPS = 2  # that are timed at each size, after one that is not
@@ -190,7 +190,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     student = random_student(config.clip_model, device, seed)
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     trained = [value for _, value in chosen]
-    if "sds" not in TERMS[config.arm]:
+    if ARMS[config.arm].sds is None:
         return Parties(student, trained, negative=swapped_caption)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)

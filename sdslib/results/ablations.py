@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +18,8 @@ from sdslib.arms import negatives
 from sdslib.arms.trainable import set_trainable
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import AblateTrainableConfig, AblateWeightConfig, SweepConfig
-from sdslib.config import TRAINABLE, WEIGHTLESS, Arm, FinetuneConfig
+from sdslib.config import ARMS as KNOWN
+from sdslib.config import TRAINABLE, FinetuneConfig
 from sdslib.io.paths import shown_path
 from sdslib.io.runs import Run
 from sdslib.io.wording import ParameterError, suggest
@@ -107,7 +108,7 @@ def weights(config: AblateWeightConfig) -> Study:
         parts[panel] = _cells(list(PANELS[panel]), fixed | base, few)
     unasked = [] if config.arms else ARMS
     usual = [arm for arm in unasked if not _left_out(fixed | _of_arm(arm, base))]
-    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, usual, get_args(Arm))]
+    arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, usual, KNOWN)]
     if arms:
         parts["arms"] = _cells(arms, fixed, few if config.grid == "reduced" else config.seeds or 5)
     return _run(config, parts)
@@ -148,7 +149,7 @@ def _left_out(given: Given) -> bool:
 
 
 def _of_arm(arm: str, weight: Given) -> Given:
-    return {"arm": arm} if arm in WEIGHTLESS else {"arm": arm} | weight
+    return {"arm": arm} if KNOWN[arm].sds is None else {"arm": arm} | weight
 
 
 def _fixed(config: SweepConfig) -> Given:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from sdslib import experiment
 from sdslib.checks.notebooks import ReportConfig
-from sdslib.config import WEIGHTLESS, FinetuneConfig, preset
+from sdslib.config import ARMS, FinetuneConfig, preset
 from sdslib.experiment import Show
 from sdslib.io import runs
 from sdslib.io.paths import folder_at, project_path
@@ -247,7 +247,7 @@ def papermill_line(run: Run) -> str:
         given.pop("runs")
     for name in ("device", "threads", "num_workers", "resume", "tracker", "preset"):
         given.pop(name, None)
-    if config.arm in WEIGHTLESS:
+    if ARMS[config.arm].sds is None:
         given.pop("sds_weight", None)
     if config.preset != "mini":
         given = {"preset": config.preset} | given

@@ -16,7 +16,7 @@ import numpy as np
 from sdslib import benchmarks
 from sdslib.arms.negatives import check as check_negatives
 from sdslib.benchmarks import Benchmark
-from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.hub import cached_dataset
 from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError
@@ -26,7 +26,6 @@ from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sets import overlap
 from sdslib.sets.overlap import Shared
 from sdslib.student import imagenet_classes
-from sdslib.train import TERMS
 
 VALIDATION = "validation"
 HELD_OUT, NONE = "held-out", "none"
@@ -111,7 +110,7 @@ def load_data(config: FinetuneConfig) -> Data:
 def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
     """What is allowed and leads to nothing: a batch of one, few captions, too high a rate."""
     found, size = list[str](), config.batch_size
-    contrastive = "clip" in TERMS[config.arm]
+    contrastive = ARMS[config.arm].clip is not None
     if contrastive and size == 1 and config.arm != "hard-negatives":
         found.append("batch_size 1: L_CLIP is 0 whatever the student does, for it chooses within a "
                      "batch; take 2 or more")  # fmt: skip

@@ -104,7 +104,7 @@ def notebook(kernel="python3", tags=(["parameters"],)):
         cells=[
             new_markdown_cell("# A question?\n\n*Reads* a.\n*Writes* b.\n*Takes* c."),
             *(new_code_cell("steps = 3", metadata={"tags": tag}) for tag in tags),
-            new_code_cell("from sdslib.config import guard\n\nconfig = guard(globals())"),
+            new_code_cell("from sdslib import guard\n\nconfig = guard(globals())"),
         ],
     )
 

@@ -1,0 +1,40 @@
+"""Controls: what a gain must not also come from."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sdslib import losses
+from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.pairs import Batch
+from sdslib.train import Parties, Seen, denoise, embed_captions, map_images, of_all_processes, there
+
+
+def shuffled_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
+    return denoise(parties, seen, seen.batch.others, config)
+
+
+def regression_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
+    z_hat = map_images(parties, seen, config)
+    z = there(parties.latents, "the pairs' latents", config)(seen.batch.index)
+    return losses.latent_regression_loss(z_hat, z.to(z_hat), config.sds_reduction)
+
+
+def hard_negative_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """L_CLIP in which every image also sees a caption of the same words that it does not show."""
+    captions = [*seen.batch.captions, *false_captions(parties, seen.batch, config)]
+    text_emb, negative_emb = embed_captions(parties, captions, seen.image_emb).chunk(2)
+    image_emb, text_emb, negative_emb = of_all_processes(seen.image_emb, text_emb, negative_emb)
+    scale = parties.student.scale
+    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
+
+
+def false_captions(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[str]:
+    """A caption of the same words for each of the batch, drawn from the seed and the pair alone."""
+    negative = there(parties.negative, "swapped captions", config)
+    return [
+        negative(caption, derive_seed(config.seed, "negative", int(index)))
+        for caption, index in zip(batch.captions, batch.index, strict=True)
+    ]

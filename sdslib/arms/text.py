@@ -1,0 +1,19 @@
+"""`sds-text`: half of L_SDS on the text embedding, so that the text tower is taught too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sdslib.config import FinetuneConfig
+from sdslib.train import Parties, Seen, denoise, embed_captions
+
+
+def text_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """Half of L_SDS on z = h_w(f(x)), half on z = h_w(g(c)): so the text tower is taught too."""
+    captions = seen.batch.captions
+    by_text = replace(seen, image_emb=embed_captions(parties, captions, seen.image_emb))
+    both = [denoise(parties, one, captions, config) for one in (seen, by_text)]
+    return torch.stack(both).mean(dim=0)
