@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sdslib import benchmarks, evaluate
+from sdslib import benchmarks
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.io.paths import project_path
 from sdslib.io.progress import track
 from sdslib.io.storage import file_sha256, write_bytes
 from sdslib.miniworld import files
+from sdslib.scorers import diffusion
 from sdslib.teacher import load_teacher
 
 FILE = Path(__file__).with_name("errors.npz")
@@ -47,11 +48,11 @@ def main() -> int:
     """Compute the table item by item, one noise a timestep, the same for all."""
     files.ensure_world()
     teacher, found = load_teacher(BaselineConfig().teacher), items()
-    draws = evaluate.shared_draws(teacher.latent_shape, STEPS, 1, (0, STEPS - 1), antithetic=False)
+    draws = diffusion.shared_draws(teacher.latent_shape, STEPS, 1, (0, STEPS - 1), antithetic=False)
     rows = []
     for item in track("items")(found.items):
-        scorer = evaluate.diffusion_scorer(teacher, draws, empty=False, batch_size=250)
-        table = evaluate.error_table(scorer, [item])
+        scorer = diffusion.diffusion_scorer(teacher, draws, empty=False, batch_size=250)
+        table = diffusion.error_table(scorer, [item])
         rows.append(table.pivot_table("error", ["image", "caption"], "draw").to_numpy())
     errors = np.stack(rows).reshape(ITEMS, 2, 2, STEPS).astype(np.float32)
     buffer = io.BytesIO()

@@ -17,6 +17,8 @@ from sdslib.checks.notebooks import BaselineConfig
 from sdslib.lab import baseline, near_ties
 from sdslib.miniworld import models, sets
 from sdslib.pairs import load_pairs
+from sdslib.scorers import diffusion
+from sdslib.scorers.sequential import sequential_diffusion_scorer
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 
@@ -33,8 +35,8 @@ def sequential(items: int) -> list[Row]:
     judge = baseline.load_judge(BaselineConfig())
     teacher, profile = judge.teacher, judge.profile
     found = load_benchmark("mini:winoground").sample(items, 0)
-    fixed = evaluate.diffusion_scorer(teacher, 64, 0, profile, empty=False, batch_size=128)
-    stopping = evaluate.sequential_diffusion_scorer(teacher, 64, 0, profile=profile, batch_size=128)
+    fixed = diffusion.diffusion_scorer(teacher, 64, 0, profile, empty=False, batch_size=128)
+    stopping = sequential_diffusion_scorer(teacher, 64, 0, profile=profile, batch_size=128)
     whole, part = (evaluate.score_grids(scorer, found) for scorer in (fixed, stopping))
     right = [tables.outcomes(scores, "relative")["text"] for scores in (whole, part)]
     text = [float(one.mean()) for one in right]
@@ -56,9 +58,9 @@ def against_every_timestep() -> list[Row]:
     t, table, ids = errors.read()
     judge = baseline.load_judge(BaselineConfig())
     assert judge.profile is not None
-    weights = evaluate.relative_weights(judge.profile, t.tolist())
+    weights = diffusion.relative_weights(judge.profile, t.tolist())
     whole = (table * weights).mean(-1)  # [N, I, K]
-    scorer = evaluate.sequential_diffusion_scorer(
+    scorer = sequential_diffusion_scorer(
         judge.teacher, 64, 0, profile=judge.profile, batch_size=128
     )
     scores = evaluate.score_grids(scorer, errors.items())
@@ -95,7 +97,7 @@ def half_precision(items: int) -> list[Row]:
 
 def _rechecked(name: str, weights: str, low: Teacher, full: Teacher, found: Benchmark) -> Row:
     half, whole, spare = (
-        evaluate.diffusion_scorer(one, 32, 0, empty=False, batch_size=128)
+        diffusion.diffusion_scorer(one, 32, 0, empty=False, batch_size=128)
         for one in (low, full, full)
     )
     rounding = near_ties.rounding(half, spare, found.items[: baseline.ROUNDED])
@@ -227,10 +229,10 @@ def equal_evaluations(items: int, draws: int, rounds: int) -> list[Row]:
     """The diffusion score at equal (t, eps) beside two common ways of computing it."""
     teacher = proportioned_teacher()
     found = load_benchmark("mini:winoground").sample(items, 0).items
-    shared = evaluate.shared_draws(teacher.latent_shape, draws, 0)
+    shared = diffusion.shared_draws(teacher.latent_shape, draws, 0)
 
     def ours() -> np.ndarray:
-        scorer = evaluate.diffusion_scorer(teacher, shared, empty=False, batch_size=64)
+        scorer = diffusion.diffusion_scorer(teacher, shared, empty=False, batch_size=64)
         return np.array([scored.grids[""] for scored in scorer(found)])
 
     def inside() -> np.ndarray:

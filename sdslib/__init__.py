@@ -20,6 +20,7 @@ may import what stands before it and nothing behind:
 
     io          disk, network and other processes
     checks      what is refused before anything heavy is loaded
+    scorers     scores of images with captions beside CLIP's cosine
     arms        what stands in the place of L_SDS, or beside L_CLIP
     sets        the sets beside Winoground, and which of them a run needs
     miniworld   the embedded default: a drawn world and two small models
@@ -45,7 +46,8 @@ _HOMES = {
     "pairs": "load_pairs",
     "benchmarks": "load_benchmark",
     "train": "Loop Parties",
-    "evaluate": "clip_scorer diffusion_scorer score_grids",
+    "evaluate": "clip_scorer score_grids",
+    "scorers.diffusion": "diffusion_scorer",
     "tables": "tabulate compare",
     "experiment": "finetune score",
     "io.runs": "find_run list_runs open_run",

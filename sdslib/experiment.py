@@ -12,13 +12,11 @@ import ast
 import hashlib
 import json
 import math
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,26 +25,24 @@ from torch import Tensor
 
 from sdslib import evaluate, tables
 from sdslib.arms.negatives import swapped_caption
-from sdslib.arms.trainable import interpolate, set_trainable, trainable_table, trained_weights
+from sdslib.arms.trainable import interpolate, set_trainable, trained_weights
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
 from sdslib.checks.guard import override, validate
 from sdslib.checks.student_files import fingerprints as student_files
 from sdslib.checks.teacher_files import fingerprints as teacher_files
-from sdslib.checks.teacher_files import latent_shape
 from sdslib.config import ARMS, FinetuneConfig, ModelsConfig, derive_seed, set_name
 from sdslib.io import distributed, launch
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run, find_run, open_run
 from sdslib.io.state import plain_torch
+from sdslib.io.stopping import Stop, stop_requested
 from sdslib.io.storage import read_json, write_json
 from sdslib.io.wording import ParameterError
 from sdslib.pairs import Pairs
-from sdslib.sets.overlap import Shared
-from sdslib.sets.roles import VALIDATION, Data, load_data
-from sdslib.show import figures
+from sdslib.sets.roles import Data, load_data
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 from sdslib.train import Loop, Parties, Step
@@ -70,7 +66,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     if not has_teacher(config):
-        trained = _trained(student, config)
+        trained = what_trains(student, config)
         return Parties(student, trained, negative=swapped_caption)
     teacher = load_teacher(
         config.teacher,
@@ -83,9 +79,9 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     )
     captions.check_markers(teacher.marks, pairs.all_captions(), teacher.name)
     latents, bridge = LatentCache(teacher, pairs), None
-    if _has_bridge(config):
+    if has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
-    return Parties(student, _trained(student, config), teacher, bridge, swapped_caption, latents)
+    return Parties(student, what_trains(student, config), teacher, bridge, swapped_caption, latents)
 
 
 def has_teacher(config: ModelsConfig) -> bool:
@@ -93,11 +89,13 @@ def has_teacher(config: ModelsConfig) -> bool:
     return not isinstance(config, FinetuneConfig) or ARMS[config.arm].sds is not None
 
 
-def _has_bridge(config: FinetuneConfig) -> bool:
+def has_bridge(config: FinetuneConfig) -> bool:
+    """Whether the arm has a map h_w."""
     return has_teacher(config) and ARMS[config.arm].maps
 
 
-def _trained(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:
+def what_trains(student: Student, config: FinetuneConfig) -> list[torch.nn.Parameter]:
+    """The parameters of the student that learn, everything else frozen."""
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     return [parameter for _, parameter in chosen]
 
@@ -341,97 +339,7 @@ def save_student(run: Run, parties: Parties) -> None:
             parties.bridge.save(folder / "bridge.safetensors")
 
 
-class Terminated(SystemExit):
-    """SIGTERM was obeyed after a step; the process ends with status 143, as the shell has it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = 128 + signal.SIGTERM
-
-
-class Stop(threading.Event):
-    """Whether a signal asked to stop, and which."""
-
-    number = signal.SIGINT
-
-    def obey(self, step: int) -> NoReturn:
-        """Raise Terminated or KeyboardInterrupt, as the signal would have."""
-        message = f"stopped after step {step}; run again to go on"
-        raise (Terminated if self.number == signal.SIGTERM else KeyboardInterrupt)(message)
-
-
-@contextmanager
-def stop_requested() -> Iterator[Stop]:
-    """An event that the first SIGINT or SIGTERM sets, so that a step is never cut in two.
-
-    A second signal ends the process as usual. Outside the main thread signals stay as they are.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def ask(number: int, frame: object) -> None:
-        stop.number = signal.Signals(number)
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for kind in kinds:
-        signal.signal(kind, ask)
-    try:
-        yield stop
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
 # --- what the notebook shows ---------------------------------------------------------------------
-
-
-def note(config: FinetuneConfig) -> str:
-    """The label under every figure: mini-world figures are no evidence about real CLIP."""
-    return config.label
-
-
-def human(config: FinetuneConfig) -> dict[str, float] | None:
-    """What people reach on the benchmark, where somebody measured it."""
-    return figures.HUMAN_WINOGROUND if set_name(config.benchmark) == "winoground" else None
-
-
-def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
-    """What trains: groups of the student's parameters and the bridge, with counts and shares."""
-    student = load_student(config.clip_model, config.clip_pretrained, "cpu")
-    _trained(student, config)
-    bridge = None
-    if _has_bridge(config):
-        width = student.pooled_width if config.bridge_input == "pooled" else student.width
-        bridge = Bridge(width, latent_shape(config.teacher, config.teacher_revision))
-    return trainable_table(student, bridge)
-
-
-def sets_table(run: Run) -> pd.DataFrame:
-    """What the run was trained on, chosen on and measured on, with counts."""
-    rows = run.environment.get("noted", {}).get("sets", [])
-    found = pd.DataFrame(rows, columns=["for", "set", "items"])
-    for use, missing in (
-        (VALIDATION, "none: nothing was chosen on the way"),
-        ("must not suffer", "none at hand; keep names some"),
-    ):
-        if len(found) and use not in set(found["for"]):
-            found.loc[len(found)] = [use, missing, 0]
-    return found
-
-
-def overlap_table(run: Run) -> pd.DataFrame:
-    """How many images of each test set the run was trained on, or had left out of its training."""
-    rows = run.environment.get("noted", {}).get("overlap", [])
-    left_out = run.params.get("overlap") == "exclude"
-    found = pd.DataFrame([Shared(**row) for row in rows], columns=list(Shared._fields))
-    told = found["shared"].map(lambda n: "cannot be told" if pd.isna(n) else f"{int(n):,}")
-    names = {"known": "with a COCO id", "shared": "left out" if left_out else "trained on"}
-    return found.assign(shared=told).rename(columns=names)
 
 
 def control(config: FinetuneConfig) -> FinetuneConfig:
@@ -439,65 +347,9 @@ def control(config: FinetuneConfig) -> FinetuneConfig:
     return override(config, arm="clip-only", run=None)
 
 
-def models(finished: Run, control: Run, name: str | None = None) -> dict[str, pd.DataFrame]:
-    """Score tables of the untouched student, the L_CLIP-only one and this run's, in this order.
-
-    `name` is that of a scored set; the reported benchmark by default.
-    """
-    name = name or reported(finished)
-    found = {UNTOUCHED: finished.scores(f"{UNTOUCHED}-{name}"), CONTROL: control.scores(name)}
-    arm = finished.params["arm"]
-    return found if arm == "clip-only" else found | {arm: finished.scores(name)}
-
-
 def reported(run: Run) -> str:
     """The name under which a run keeps the scores of the benchmark that it reports."""
     return set_name(run.params["benchmark"])
-
-
-def before_after(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`tables.tabulate` of all models by collapsed tag, with a column `model`."""
-    rows = [
-        tables.tabulate(None, table, by=[t for t in ("collapsed_tag",) if t in table])
-        for table in scores.values()
-    ]
-    found = pd.concat([r.assign(model=m) for m, r in zip(scores, rows, strict=True)])
-    found = found[found["label"] != "macro"]
-    return found[["model", *(c for c in found if c != "model")]].reset_index(drop=True)
-
-
-def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The last model against each other one, paired by item, by collapsed tag."""
-    *others, last = scores
-    rows = [
-        tables.compare(
-            scores[other], scores[last], by=[t for t in ("collapsed_tag",) if t in scores[last]]
-        ).assign(comparison=f"{last} against {other}")
-        for other in others
-    ]
-    found = pd.concat(rows, ignore_index=True)
-    return found[["comparison", *(c for c in found if c != "comparison")]]
-
-
-def retention(finished: Run, control: Run) -> pd.DataFrame:
-    """The sets that must not suffer: shares of right items of all models, with their intervals."""
-    done = {reported(finished), VALIDATION}
-    names = [n for n in finished.score_names() if not n.startswith(UNTOUCHED) and n not in done]
-    rows = [
-        tables.tabulate(None, table, by=()).assign(set=name, model=model)
-        for name in names
-        for model, table in models(finished, control, name).items()
-    ]
-    columns = ["set", "model", "metric", "n", "accuracy", "low", "high"]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
-    return found[columns]
-
-
-def save_results(run: Run, **tables_: pd.DataFrame) -> str:
-    """Write the tables as one long `results.parquet`, and say where the run is."""
-    rows = [table.assign(table=name) for name, table in tables_.items() if len(table)]
-    run.save_results(pd.concat(rows, ignore_index=True))
-    return run.shown_path
 
 
 # --- as a program --------------------------------------------------------------------------------

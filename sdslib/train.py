@@ -225,7 +225,7 @@ def there(party: P | None, what: str, config: FinetuneConfig) -> P:
 def denoise(
     parties: Parties, seen: Seen, captions: Sequence[str], config: FinetuneConfig
 ) -> Tensor:
-    """The denoising error [B] of z = h_w(f(x)) under these captions, by the estimator of the run."""
+    """The denoising error [B] of z = h_w(f(x)) under these captions, by the run's estimator."""
     teacher = there(parties.teacher, "a teacher", config)
     text = teacher.embed_texts(captions)
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import ARMS, RECIPE, FinetuneConfig
-from sdslib.evaluate import clip_scorer, diffusion_scorer, score_grids
+from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import load_parties
 from sdslib.io.images import ImageRef
 from sdslib.io.state import plain_torch
 from sdslib.pairs import Pairs, load_pairs
+from sdslib.scorers.diffusion import diffusion_scorer
 from sdslib.train import Loop
 
 KEPT = Path(__file__).with_name("golden.json")

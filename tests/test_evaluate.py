@@ -16,6 +16,7 @@ from scipy import stats
 from sdslib import evaluate, metrics, tables
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.io.images import ImageRef
+from sdslib.scorers import diffusion, sequential
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 
@@ -161,7 +162,7 @@ def test_preprocessing_modes_keep_the_middle_the_whole_or_the_shape(student, tea
         evaluate.squared(wide, "stretch")
     for make in (
         lambda mode: evaluate.clip_scorer(student, mode=mode),
-        lambda mode: evaluate.diffusion_scorer(teacher, 2, mode=mode),
+        lambda mode: diffusion.diffusion_scorer(teacher, 2, mode=mode),
     ):
         found = [
             tables.grids_of(evaluate.score_grids(make(m), benchmark(grid_items(1))))
@@ -205,8 +206,8 @@ def test_a_tower_that_sees_its_padding_gets_all_of_it(tmp_path, monkeypatch):
 
 
 def test_draws_are_stratified_shared_and_antithetic():
-    draws = evaluate.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
-    again = evaluate.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
+    draws = diffusion.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
+    again = diffusion.shared_draws((4, 4, 4), 64, seed=3, t_range=(20, 980))
     assert torch.equal(draws.eps, again.eps)
     assert torch.equal(draws.t, again.t)
     assert draws.t.dtype == torch.int64
@@ -217,14 +218,14 @@ def test_draws_are_stratified_shared_and_antithetic():
     assert sorted(strata) == list(range(32))
     for count in (2, 4, 8, 16):  # every prefix is spread over the range
         assert sorted(s * count // 32 for s in strata[:count]) == list(range(count))
-    other = evaluate.shared_draws((4, 4, 4), 64, seed=4)
+    other = diffusion.shared_draws((4, 4, 4), 64, seed=4)
     assert not torch.equal(draws.eps, other.eps)
 
 
 def test_draws_cover_the_range_to_both_ends_and_single_draws_are_independent():
-    seen = torch.cat([evaluate.shared_draws((1,), 50, s, (3, 7), False).t for s in range(20)])
+    seen = torch.cat([diffusion.shared_draws((1,), 50, s, (3, 7), False).t for s in range(20)])
     assert sorted(set(seen.tolist())) == [3, 4, 5, 6, 7]
-    single = evaluate.shared_draws((4, 4, 4), 8, seed=0, antithetic=False)
+    single = diffusion.shared_draws((4, 4, 4), 8, seed=0, antithetic=False)
     assert single.group == 1
     assert abs(float((single.eps[0] * single.eps[1]).mean())) < 0.5
 
@@ -232,14 +233,14 @@ def test_draws_cover_the_range_to_both_ends_and_single_draws_are_independent():
 @pytest.mark.parametrize("bad", [{"draws": 0}, {"draws": 3}, {"draws": 4, "t_range": (9, 3)}])
 def test_impossible_draws_are_refused(bad):
     with pytest.raises(tables.TableError, match="must be"):
-        evaluate.shared_draws((4, 4, 4), **{"draws": 4, "seed": 0, **bad})
+        diffusion.shared_draws((4, 4, 4), **{"draws": 4, "seed": 0, **bad})
 
 
 def test_diffusion_scores_equal_a_double_loop_of_single_evaluations(teacher):
     """Every cell, draw and batch place: an asymmetric fixture with all errors distinct."""
-    items, draws = grid_items(3), evaluate.shared_draws(teacher.latent_shape, 6, seed=1)
+    items, draws = grid_items(3), diffusion.shared_draws(teacher.latent_shape, 6, seed=1)
     table = evaluate.score_grids(
-        evaluate.diffusion_scorer(teacher, draws, batch_size=7), benchmark(items)
+        diffusion.diffusion_scorer(teacher, draws, batch_size=7), benchmark(items)
     )
     pairs = [(int(t), eps) for t, eps in zip(draws.t, draws.eps, strict=True)]
     for row, one in enumerate(items):
@@ -255,7 +256,7 @@ def test_diffusion_scores_equal_a_double_loop_of_single_evaluations(teacher):
 
 def test_batches_are_full_and_every_cell_is_evaluated_once(teacher, unet_batches):
     items = grid_items(3)
-    scorer = evaluate.diffusion_scorer(teacher, 4, empty=False, batch_size=8)
+    scorer = diffusion.diffusion_scorer(teacher, 4, empty=False, batch_size=8)
     table = evaluate.score_grids(scorer, benchmark(items))
     distinct = {(ref.key, c) for i in items for ref in i.images for c in i.captions}
     assert sum(unet_batches) == scorer.counts["unet_evaluations"] == 4 * len(distinct)
@@ -270,7 +271,7 @@ def test_batches_are_full_and_every_cell_is_evaluated_once(teacher, unet_batches
 def test_the_same_caption_twice_is_exactly_a_tie(teacher):
     twins = item("t", [noise(1), noise(2)], ("a red circle", "a RED circle"))
     twice = item("u", [noise(1), noise(2)], ("a blue square", "a blue square"))
-    scorer = evaluate.diffusion_scorer(teacher, 4, batch_size=3)
+    scorer = diffusion.diffusion_scorer(teacher, 4, batch_size=3)
     table = evaluate.score_grids(scorer, benchmark([*grid_items(1), twins, twice]))
     assert table["equal_captions"].tolist() == [False, True, True]
     grids = tables.grids_of(table)[1:]
@@ -280,7 +281,7 @@ def test_the_same_caption_twice_is_exactly_a_tie(teacher):
 def test_scores_do_not_depend_on_batch_size_order_or_company(teacher):
     items = grid_items(4)
     scores = [
-        evaluate.score_grids(evaluate.diffusion_scorer(teacher, 4, batch_size=b), benchmark(some))
+        evaluate.score_grids(diffusion.diffusion_scorer(teacher, 4, batch_size=b), benchmark(some))
         for b, some in ((64, items), (3, items[::-1]), (1, items[:2]))
     ]
     first = scores[0].set_index("id")
@@ -292,14 +293,14 @@ def test_scores_do_not_depend_on_batch_size_order_or_company(teacher):
 def test_every_weighting_follows_from_the_stored_error_table(teacher, tmp_path):
     items = grid_items(3)
     apart = [item("v", [noise(77), noise(78)], CAPTIONS[:2])]
-    profile = evaluate.error_profile(
-        evaluate.error_table(evaluate.diffusion_scorer(teacher, 32, seed=9), apart)
+    profile = diffusion.error_profile(
+        diffusion.error_table(diffusion.diffusion_scorer(teacher, 32, seed=9), apart)
     )
-    scorer = evaluate.diffusion_scorer(teacher, 8, profile=profile)
+    scorer = diffusion.diffusion_scorer(teacher, 8, profile=profile)
     table = evaluate.score_grids(scorer, benchmark(items))
     path = tmp_path / "errors.parquet"
-    evaluate.error_table(scorer, items).to_parquet(path)
-    again = evaluate.scores_from_errors(pd.read_parquet(path), profile)
+    diffusion.error_table(scorer, items).to_parquet(path)
+    again = diffusion.scores_from_errors(pd.read_parquet(path), profile)
     assert again["id"].tolist() == ["g0", "g1", "g2"]
     rules = {"", "normalized", "relative", "relative_normalized"}
     for rule in rules:
@@ -313,20 +314,20 @@ def test_the_relative_rule_divides_by_the_mean_error_at_each_t(teacher):
         "id": "x", "image": 0, "caption": [0, 1, -1] * 2, "draw": [0, 0, 0, 1, 1, 1],
         "t": [100] * 3 + [900] * 3, "error": [3.0, 5.0, 9.0, 0.2, 0.6, 9.0],
     })  # fmt: skip
-    profile = evaluate.error_profile(errors)
+    profile = diffusion.error_profile(errors)
     assert profile["error"].tolist() == pytest.approx([4.0, 0.4])
-    row = evaluate.scores_from_errors(errors, profile).iloc[0]
+    row = diffusion.scores_from_errors(errors, profile).iloc[0]
     assert row["relative.s_0_0"] == pytest.approx(-(3 / 4 + 0.2 / 0.4) / 2)
     assert row["s_0_1"] == pytest.approx(-2.8)
     assert row["normalized.s_0_0"] == pytest.approx(-(3 - 9 + 0.2 - 9) / 2)
-    middle = evaluate.relative_weights(profile, [500])[0]
+    middle = diffusion.relative_weights(profile, [500])[0]
     assert 1 / middle == pytest.approx(np.sqrt(4.0 * 0.4))
 
 
 def test_a_score_that_is_not_finite_stops_with_the_items_id(teacher, student, monkeypatch):
     monkeypatch.setattr(teacher, "predict_noise", lambda z_t, t, text: z_t * float("nan"))
     with pytest.raises(metrics.ScoreError, match="item 'g0' is not finite"):
-        evaluate.score_grids(evaluate.diffusion_scorer(teacher, 2), benchmark(grid_items()))
+        evaluate.score_grids(diffusion.diffusion_scorer(teacher, 2), benchmark(grid_items()))
     monkeypatch.setattr(
         student, "encode_short_texts", lambda tokens: torch.full((len(tokens), 16), np.nan)
     )
@@ -337,7 +338,7 @@ def test_a_score_that_is_not_finite_stops_with_the_items_id(teacher, student, mo
 def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
     """Wherever the true difference lies, zero and heavy tails included."""
     rng, total, looks, rate = np.random.default_rng(1), 32, (4, 6, 8, 12, 16, 24), 0.05
-    level = evaluate.look_level(looks, total, rate)
+    level = sequential.look_level(looks, total, rate)
     assert rate / len(looks) < level < rate
     for effect in (0.0, 0.2, 1.0):
         for noise in (rng.normal(size=(500, total)), rng.standard_t(4, size=(500, total))):
@@ -345,7 +346,7 @@ def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
             for row in noise + effect:
                 errors = np.stack([np.zeros(total), row])
                 for count in looks:
-                    if evaluate.choice_is_settled(errors[..., :count], total, level):
+                    if sequential.choice_is_settled(errors[..., :count], total, level):
                         settled += 1
                         wrong += (row[:count].mean() > 0) != (row.mean() > 0)
                         break
@@ -356,11 +357,11 @@ def test_a_settled_choice_is_that_of_the_full_budget_at_the_stated_rate():
 
 def test_the_union_over_captions_keeps_the_stated_rate():
     rng, rate, wrong = np.random.default_rng(1), 0.1, 0
-    level = evaluate.look_level((6, 12), 24, rate)
+    level = sequential.look_level((6, 12), 24, rate)
     for _ in range(1500):
         errors = rng.normal(size=(5, 24))
         for count in (6, 12):
-            if evaluate.choice_is_settled(errors[..., :count], 24, level):
+            if sequential.choice_is_settled(errors[..., :count], 24, level):
                 wrong += errors[..., :count].mean(-1).argmin() != errors.mean(-1).argmin()
                 break
     assert wrong / 1500 <= rate
@@ -368,9 +369,9 @@ def test_the_union_over_captions_keeps_the_stated_rate():
 
 def test_every_other_caption_has_to_be_beaten():
     own, worse, rival = np.zeros(8), np.linspace(0.9, 1.1, 8), np.linspace(-1.0, 1.1, 8)
-    assert evaluate.choice_is_settled(np.stack([own, worse]), 32, 0.01)
-    assert evaluate.choice_is_settled(np.stack([worse, own, worse]), 32, 0.01)
-    assert not evaluate.choice_is_settled(np.stack([own, worse, rival]), 32, 0.01)
+    assert sequential.choice_is_settled(np.stack([own, worse]), 32, 0.01)
+    assert sequential.choice_is_settled(np.stack([worse, own, worse]), 32, 0.01)
+    assert not sequential.choice_is_settled(np.stack([own, worse, rival]), 32, 0.01)
 
 
 def settled_by_a_t_test(errors, total, level):
@@ -395,7 +396,7 @@ def test_the_stopping_rule_is_a_t_test_with_a_finite_population_and_a_shared_lev
             rng.normal(size=(captions, count))
             + rng.uniform(0, 20) / count * np.arange(captions)[:, None]
         )
-        seen.append(evaluate.choice_is_settled(errors, 32, 0.02))
+        seen.append(sequential.choice_is_settled(errors, 32, 0.02))
         assert seen[-1] == settled_by_a_t_test(errors, 32, 0.02)
     assert 10 < sum(seen) < 95
 
@@ -403,28 +404,28 @@ def test_the_stopping_rule_is_a_t_test_with_a_finite_population_and_a_shared_lev
 def test_what_settles_a_choice_is_the_error_that_decides(teacher):
     """Under a profile the relative one: its two orders of the captions would disagree."""
     asked, profile = [], pd.DataFrame({"t": [0, 500, 999], "error": [9.0, 1.0, 0.1]})
-    bank = evaluate.diffusion_scorer(teacher, 8, empty=False).bank
+    bank = diffusion.diffusion_scorer(teacher, 8, empty=False).bank
     for known in (None, profile):
         asked.clear()
-        scorer = evaluate.DiffusionScorer(bank, known, [4], lambda e: asked.append(e) or False)
+        scorer = diffusion.DiffusionScorer(bank, known, [4], lambda e: asked.append(e) or False)
         list(scorer(grid_items(1)))
-        row = evaluate.Row(grid_items(1)[0].images[0], grid_items(1)[0].captions)
-        weights = 1.0 if known is None else evaluate.relative_weights(known, bank.draws.t[:4])
+        row = diffusion.Row(grid_items(1)[0].images[0], grid_items(1)[0].captions)
+        weights = 1.0 if known is None else diffusion.relative_weights(known, bank.draws.t[:4])
         expected = (bank.errors(row, 4)[0] * weights).reshape(2, 2, 2).mean(-1)
         np.testing.assert_allclose(asked[0], expected)
 
 
 def test_captions_are_twins_only_where_the_teacher_cannot_tell_them_apart(teacher):
-    bank = evaluate.diffusion_scorer(teacher, 2).bank
+    bank = diffusion.diffusion_scorer(teacher, 2).bank
     state = teacher.embed_texts([CAPTIONS[0]])[0]
     bank._texts = {"a": state, "near": state * 1.01, "same": state * (1 + 1e-6)}
-    row = evaluate.Row(noise(1), ("a", "near", "same"))
+    row = diffusion.Row(noise(1), ("a", "near", "same"))
     assert bank.captions(row) == ["a", "near", "a"]
-    assert bank.captions(evaluate.Row(noise(1), ("near", "a"))) == ["near", "a"]
+    assert bank.captions(diffusion.Row(noise(1), ("near", "a"))) == ["near", "a"]
 
 
 def test_t_is_uniform_within_its_stratum():
-    drawn = [evaluate.shared_draws((1,), 8, seed, (0, 999), False).t for seed in range(300)]
+    drawn = [diffusion.shared_draws((1,), 8, seed, (0, 999), False).t for seed in range(300)]
     within = torch.stack(drawn).sort(dim=1).values - 125 * torch.arange(8)
     assert within.min() >= 0
     assert within.max() < 125
@@ -456,7 +457,7 @@ def test_models_are_in_evaluation_mode_while_they_score(student, teacher, monkey
 
         monkeypatch.setattr(module, name, seen)
         module.train()
-    for scorer in (evaluate.clip_scorer(student), evaluate.diffusion_scorer(teacher, 2)):
+    for scorer in (evaluate.clip_scorer(student), diffusion.diffusion_scorer(teacher, 2)):
         list(scorer(grid_items(1)))
     assert {name for name, *_ in modes} == {
         "encode_images", "encode_short_texts", "embed_texts", "predict_noise",
@@ -479,7 +480,7 @@ def test_of_two_classes_that_are_one_neither_is_ever_right(student):
 
 def test_a_null_runs_to_the_cap_and_ties():
     equal = np.ones((2, 8)) * np.linspace(1, 2, 8)
-    assert not evaluate.choice_is_settled(equal, 32, 0.49)
+    assert not sequential.choice_is_settled(equal, 32, 0.49)
 
 
 def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_budget(
@@ -499,13 +500,13 @@ def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_b
         item("same", refs, (CAPTIONS[0],) * 2),
         item("clear too", refs, CAPTIONS[1:3]),
     ]
-    scorer = evaluate.sequential_diffusion_scorer(teacher, 64, batch_size=16)
+    scorer = sequential.sequential_diffusion_scorer(teacher, 64, batch_size=16)
     table = evaluate.score_grids(scorer, benchmark(items)).set_index("id")
     assert table["draws"].tolist() == [8, 64, 8]
     assert table["settled"].tolist() == [True, False, True]
     assert table["unet_evaluations"].tolist() == [4 * 8, 2 * 64, 4 * 8]
     assert scorer.counts["unet_evaluations"] == sum(unet_batches) == 2 * 64 + 4 * 8
-    full = evaluate.diffusion_scorer(teacher, 64, empty=False)
+    full = diffusion.diffusion_scorer(teacher, 64, empty=False)
     whole = evaluate.score_grids(full, benchmark(items)).set_index("id")
     for early, late in zip(tables.grids_of(table), tables.grids_of(whole), strict=True):
         assert (early.argmax(1) == late.argmax(1)).all()
@@ -515,13 +516,13 @@ def test_sequential_scoring_spends_less_on_clear_items_and_decides_as_the_full_b
 def test_images_settled_at_different_draws_keep_levels_that_compare(teacher):
     """Only the first image's choice is settled early; its level comes from the common draws."""
     one = item("i", [noise(1), noise(2)], CAPTIONS[:2])
-    draws = evaluate.shared_draws(teacher.latent_shape, 16, seed=0)
-    full = evaluate.diffusion_scorer(teacher, draws, empty=False)
-    errors = evaluate.error_table(full, [one]).pivot(
+    draws = diffusion.shared_draws(teacher.latent_shape, 16, seed=0)
+    full = diffusion.diffusion_scorer(teacher, draws, empty=False)
+    errors = diffusion.error_table(full, [one]).pivot(
         index=["image", "caption"], columns="draw", values="error"
     )
     first = errors.loc[[(0, 0), (0, 1)]].to_numpy()[:, :8].reshape(2, 4, 2).mean(-1)
-    part = evaluate.DiffusionScorer(full.bank, None, [8], lambda e: np.allclose(e, first))
+    part = diffusion.DiffusionScorer(full.bank, None, [8], lambda e: np.allclose(e, first))
     (scored,) = part([one])
     grid, early, late = scored.grids[""], errors.to_numpy()[:, :8].mean(1), errors.mean(axis=1)
     np.testing.assert_allclose(grid[0], -early[:2])
@@ -539,11 +540,11 @@ def test_a_partial_run_is_labelled_partial_and_the_table_keeps_its_origin(studen
     assert again.attrs["scorer"] == "clip"
     assert again.attrs["total"] == 4
     assert tables.tags_of(again) == ["kind"]
-    assert evaluate.tabulate(whole, again)["partial"].all()
+    assert tables.tabulate(whole, again)["partial"].all()
     pd.testing.assert_frame_equal(again, table)
     full = evaluate.score_grids(evaluate.clip_scorer(student), whole)
-    assert not evaluate.tabulate(whole, full)["partial"].any()
-    assert evaluate.tabulate(benchmark(grid_items(4), total=9), full)["partial"].all()
+    assert not tables.tabulate(whole, full)["partial"].any()
+    assert tables.tabulate(benchmark(grid_items(4), total=9), full)["partial"].all()
 
 
 def test_items_with_different_numbers_of_captions_make_one_table(student):
@@ -567,7 +568,7 @@ def test_evaluating_twice_gives_the_same_bits(student, teacher):
     items = grid_items(3)
     for make in (
         lambda: evaluate.clip_scorer(student),
-        lambda: evaluate.diffusion_scorer(teacher, 4),
+        lambda: diffusion.diffusion_scorer(teacher, 4),
     ):
         one, two = (evaluate.score_grids(make(), benchmark(items)) for _ in range(2))
         pd.testing.assert_frame_equal(one, two, rtol=0, atol=0)
@@ -591,7 +592,7 @@ def test_zero_shot_ranks_equal_class_by_class_scores(student):
         assert row.rank == sorted(scores, reverse=True).index(scores[one.answer])
         others = max(s for k, s in enumerate(scores) if k != one.answer)
         assert row.margin == pytest.approx(scores[one.answer] - others, abs=1e-6)
-    found = evaluate.tabulate(None, table).set_index(["label", "metric"])
+    found = tables.tabulate(None, table).set_index(["label", "metric"])
     assert found.loc[("all", "accuracy")].accuracy == (table["rank"] == 0).mean()
     assert found.loc[("all", "accuracy")].chance == pytest.approx(1 / 3)
     assert found.loc[("a", "top5")].accuracy == 1
@@ -610,7 +611,7 @@ def test_retrieval_ranks_equal_sorted_scores(student):
         for k in range(2):
             place = list(np.argsort(-grid[:, 2 * n + k])).index(n)
             assert table.set_index("id").loc[f"r{n}#{k}", "rank"] == place
-    found = evaluate.tabulate(None, table).set_index(["label", "metric"])
+    found = tables.tabulate(None, table).set_index(["label", "metric"])
     assert found.loc[("image_to_text", "recall@1")].chance == pytest.approx(2 / 6)
     assert found.loc[("text_to_image", "recall@1")].chance == pytest.approx(1 / 3)
     assert found.loc[("text_to_image", "recall@5")].chance == 1

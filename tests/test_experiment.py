@@ -18,11 +18,13 @@ from sdslib import benchmarks, experiment
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
+from sdslib.io import stopping
 from sdslib.io.paths import project_path
 from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
 from sdslib.pairs import coco_pairs, load_pairs
+from sdslib.results import finetuned
 from sdslib.sets import roles
 from sdslib.teacher import load_teacher
 from sdslib.train import Loop
@@ -131,7 +133,7 @@ def test_a_run_cut_off_by_a_signal_goes_on_to_the_same_end(config, finished, tmp
 def test_signals_are_put_back_after_training():
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(kind) for kind in kinds]
-    with experiment.stop_requested() as stop:
+    with stopping.stop_requested() as stop:
         assert all(signal.getsignal(kind) not in before for kind in kinds)
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
@@ -193,26 +195,26 @@ def test_untouched_scores_are_those_before_training(config, finished):
 
 
 def test_tables_hold_all_models_with_intervals_and_paired_tests(finished, control):
-    scores = experiment.models(finished, control)
+    scores = finetuned.models(finished, control)
     assert list(scores) == ["untouched", "L_CLIP only", "sds"]
-    table = experiment.before_after(scores)
+    table = finetuned.before_after(scores)
     assert set(table["model"]) == set(scores)
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
-    paired = experiment.paired(scores)
+    paired = finetuned.paired(scores)
     assert set(paired["comparison"]) == {"sds against untouched", "sds against L_CLIP only"}
     assert {"p", "p_holm", "mdd", "up", "down"} <= set(paired)
 
 
 def test_retention_covers_zero_shot_and_retrieval(finished, control):
-    kept = experiment.retention(finished, control)
+    kept = finetuned.retention(finished, control)
     assert set(kept["set"]) == {"mini-zeroshot-color", "mini-zeroshot-shape", "retrieval"}
     assert len(kept) == len(kept.drop_duplicates(["set", "model", "metric"]))
 
 
 def test_results_are_kept_in_the_run(finished, control):
-    scores = experiment.models(finished, control)
-    table = experiment.before_after(scores)
-    shown = experiment.save_results(finished, before_after=table)
+    scores = finetuned.models(finished, control)
+    table = finetuned.before_after(scores)
+    shown = finetuned.save_results(finished, before_after=table)
     assert shown.endswith(finished.name)
     assert len(finished.results()) == len(table)
 
@@ -224,7 +226,7 @@ def test_parameters_and_environment_are_recorded(finished):
 
 
 def test_the_parameter_table_counts_layernorms_and_bridge(config):
-    table = experiment.parameter_table(config).set_index("group")
+    table = finetuned.parameter_table(config).set_index("group")
     assert table.loc["bridge", "parameters"] == (128 + 1) * 4 * 8 * 8
     assert table.loc["image tower", "parameters"] == 2 * 128 * (2 * 4 + 2)
 
@@ -265,8 +267,8 @@ def test_a_device_that_is_not_there_is_one_clear_line(monkeypatch):
 
 
 def test_figures_of_the_mini_world_say_so(config):
-    assert experiment.note(config) == "mini-world"
-    assert experiment.human(config) is None
+    assert finetuned.note(config) == "mini-world"
+    assert finetuned.human(config) is None
     assert files.ensure_world().is_dir()
 
 

@@ -10,6 +10,7 @@ from test_evaluate import CAPTIONS, noise
 from sdslib import evaluate
 from sdslib.benchmarks import Item
 from sdslib.checks.captions import VocabularyError
+from sdslib.scorers import diffusion
 from sdslib.show import explain
 from sdslib.show.explain import Remembering, reorderings
 from sdslib.student import load_student
@@ -165,7 +166,7 @@ def test_captions_longer_than_the_context_are_told(student):
 
 
 def test_the_teachers_draws_have_the_mean_that_is_its_score(teacher):
-    scorer = evaluate.diffusion_scorer(teacher, 4, empty=False)
+    scorer = diffusion.diffusion_scorer(teacher, 4, empty=False)
     errors = explain.draw_errors(scorer, noise(0), CAPTIONS[:2])
     assert len(errors) == 4
     found = explain.score(scorer, noise(0), CAPTIONS[:2])

@@ -16,7 +16,7 @@ from test_experiment import SETTINGS
 from sdslib import experiment
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
-from sdslib.io import launch, lock
+from sdslib.io import launch, lock, stopping
 from sdslib.io.launch import ProcessError, Workers
 from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
@@ -198,7 +198,7 @@ def test_the_next_start_removes_the_folder_of_a_launch_that_was_killed(
 
 
 def test_a_request_to_stop_reaches_the_processes_and_is_obeyed(sleeper):
-    with experiment.stop_requested() as stop, launch.workers({}, 2) as found:
+    with stopping.stop_requested() as stop, launch.workers({}, 2) as found:
         found.opened()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(SystemExit, match="stopped after step 0; run again") as end:

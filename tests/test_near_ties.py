@@ -9,6 +9,7 @@ from test_evaluate import CAPTIONS, benchmark, item, noise
 
 from sdslib import evaluate, tables
 from sdslib.lab import near_ties
+from sdslib.scorers import diffusion
 from sdslib.teacher import load_teacher
 
 
@@ -24,7 +25,7 @@ def items():
 
 
 def scorers(teachers, draws=4):
-    return [evaluate.diffusion_scorer(one, draws, empty=False, batch_size=16) for one in teachers]
+    return [diffusion.diffusion_scorer(one, draws, empty=False, batch_size=16) for one in teachers]
 
 
 def test_near_ties_carry_the_scores_of_full_precision_and_the_rest_those_of_half(teachers, items):
@@ -47,7 +48,7 @@ def test_near_ties_carry_the_scores_of_full_precision_and_the_rest_those_of_half
 
 
 def test_fewer_draws_make_more_items_near(teachers, items):
-    stop = evaluate.DiffusionScorer(scorers(teachers)[0].bank, None, [2], lambda errors: True)
+    stop = diffusion.DiffusionScorer(scorers(teachers)[0].bank, None, [2], lambda errors: True)
     whole, early = (
         near_ties.RecheckedScorer(low, scorers(teachers)[1], 1.0)
         for low in (scorers(teachers)[0], stop)
@@ -70,7 +71,7 @@ def test_the_rounding_is_measured_between_the_precisions_at_the_same_draws(teach
     assert found == pytest.approx(np.sqrt(np.mean((changes[0] - changes[1]) ** 2)), rel=1e-4)
     assert found > 0
     assert near_ties.rounding(full, full, items) == 0
-    other = evaluate.diffusion_scorer(teachers[1], 4, seed=1, empty=False)
+    other = diffusion.diffusion_scorer(teachers[1], 4, seed=1, empty=False)
     with pytest.raises(ValueError, match="the same draws"):
         near_ties.rounding(low, other, items)
 
@@ -95,7 +96,7 @@ PROFILE = pd.DataFrame({"t": [0, 300, 999], "error": [0.02, 0.5, 4.0]})
 
 def test_with_a_profile_the_rounding_is_that_of_the_relative_leads(teachers, items):
     low, full = (
-        evaluate.diffusion_scorer(one, 4, profile=PROFILE, empty=False, batch_size=16)
+        diffusion.diffusion_scorer(one, 4, profile=PROFILE, empty=False, batch_size=16)
         for one in teachers
     )
     leads = []

@@ -15,6 +15,7 @@ from sdslib.io.images import ImageRef
 from sdslib.io.runs import open_run
 from sdslib.io.sources import DataError
 from sdslib.pairs import Pairs, load_pairs
+from sdslib.results import finetuned
 from sdslib.sets import overlap
 from sdslib.sets.overlap import Shared
 
@@ -172,9 +173,9 @@ def test_the_run_keeps_what_was_told(tmp_path):
     run = open_run(FinetuneConfig(runs=str(tmp_path)), {})
     told = [Shared("sugarcrepe", 3, 3, 2), Shared("winoground", 800, 0, None)]
     with run:
-        assert experiment.overlap_table(run).empty
+        assert finetuned.overlap_table(run).empty
         run.note(overlap=[row._asdict() for row in told])
-    table = experiment.overlap_table(run)
+    table = finetuned.overlap_table(run)
     assert list(table.columns) == ["set", "images", "with a COCO id", "trained on"]
     assert table["trained on"].tolist() == ["2", "cannot be told"]
 

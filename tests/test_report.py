@@ -18,7 +18,7 @@ from sdslib import experiment
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io.sources import AccessError
-from sdslib.results import cases, failures, formatting
+from sdslib.results import cases, failures, finetuned, formatting
 from sdslib.show import atlas, modelcard, pdf, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
@@ -119,7 +119,7 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
     for chapter in CHAPTERS:
         assert f">{chapter}</h2>" in saved[1]
         assert chapter in saved[2]
-    table = experiment.before_after(told.cases[0].scores)
+    table = finetuned.before_after(told.cases[0].scores)
     for row in table.itertuples():
         shown = formatting.share(row.accuracy, row.low, row.high)
         assert f"<td>{shown}</td>" in saved[1]

@@ -18,6 +18,7 @@
     progress     how far a long job is
     distributed  several processes that train one model: parts of a batch, gathered, averaged
     launch       one run in several processes of this machine, and its news
+    stopping     a signal is obeyed after a step
 
 Imports nothing else of the library; whatever stands above may import it.
 """

@@ -27,6 +27,7 @@ from sdslib.io.worlds import world_of
 from sdslib.lab import near_ties
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import failures
+from sdslib.scorers import diffusion, sequential
 from sdslib.sets import text_only
 from sdslib.sets.roles import RETRIEVAL, load_set
 from sdslib.student import load_student
@@ -181,10 +182,10 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     if world is None:
         return Judge(teacher, None, full)
     known = load_set(world.VALIDATION).sample(items, config.seed)
-    scorer = evaluate.diffusion_scorer(
+    scorer = diffusion.diffusion_scorer(
         full or teacher, 32, config.seed, empty=False, batch_size=128
     )
-    profile = evaluate.error_profile(evaluate.error_table(scorer, known.items))
+    profile = diffusion.error_profile(diffusion.error_table(scorer, known.items))
     return Judge(teacher, profile, full)
 
 
@@ -214,8 +215,8 @@ def teacher_scores(
     return found
 
 
-def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> evaluate.DiffusionScorer:
-    return evaluate.sequential_diffusion_scorer(
+def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> diffusion.DiffusionScorer:
+    return sequential.sequential_diffusion_scorer(
         teacher,
         getattr(config, "draws", 32),
         config.seed,

@@ -30,7 +30,7 @@ from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.bridge import ridge_start
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, derive_seed, mini
-from sdslib.evaluate import clip_scorer, shared_draws
+from sdslib.evaluate import clip_scorer
 from sdslib.experiment import LatentCache, embed_pairs, start_bridge
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
@@ -41,6 +41,7 @@ from sdslib.miniworld.drawing import Scene
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.results import formatting
 from sdslib.results.studies import config_of
+from sdslib.scorers.diffusion import shared_draws
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 from sdslib.train import Parties, draw_noise, objective

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sdslib.evaluate import DiffusionScorer, Scored, error_table, scores_from_errors
+from sdslib.evaluate import Scored
+from sdslib.scorers.diffusion import DiffusionScorer, error_table, scores_from_errors
 
 if TYPE_CHECKING:
     import pandas as pd

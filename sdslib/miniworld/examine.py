@@ -9,11 +9,12 @@ from dataclasses import replace
 import pandas as pd
 from PIL import Image
 
-from sdslib import evaluate
+from sdslib import evaluate, tables
 from sdslib.checks.notebooks import MiniworldConfig
 from sdslib.miniworld.models import target
 from sdslib.miniworld.sets import benchmark
 from sdslib.pairs import load_pairs
+from sdslib.scorers import diffusion
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 
@@ -64,7 +65,7 @@ def naming(student: Student) -> pd.DataFrame:
     for task in ("color", "shape"):
         named = benchmark(f"mini:zeroshot-{task}")
         scores = evaluate.score_grids(evaluate.clip_scorer(student), named)
-        rows.append(evaluate.tabulate(named, scores, by=()).assign(task=task))
+        rows.append(tables.tabulate(named, scores, by=()).assign(task=task))
     found = pd.concat(rows, ignore_index=True)
     return found[["task", "metric", "n", "accuracy", "low", "high", "chance"]]
 
@@ -78,19 +79,19 @@ def who_knows(student: Student, teacher: Teacher, items: int, draws: int) -> pd.
     whole = benchmark("mini:winoground:val")
     chosen = replace(whole, items=spread(whole.items, items))
     rest = [item for item in whole.items if item not in chosen.items]
-    errors = evaluate.error_table(evaluate.diffusion_scorer(teacher, draws), rest[-24:])
-    profile = evaluate.error_profile(errors)
-    diffusion = evaluate.diffusion_scorer(
+    errors = diffusion.error_table(diffusion.diffusion_scorer(teacher, draws), rest[-24:])
+    profile = diffusion.error_profile(errors)
+    teachers = diffusion.diffusion_scorer(
         teacher, draws, profile=profile, empty=False, batch_size=128
     )
     scorers: dict[str, tuple[evaluate.Scorer, str]] = {
         "student": (evaluate.clip_scorer(student), ""),
-        "teacher": (diffusion, "relative"),
+        "teacher": (teachers, "relative"),
     }
     rows = []
     for name, (scorer, rule) in scorers.items():
         scores = evaluate.score_grids(scorer, chosen)
-        table = evaluate.tabulate(whole, scores, rule=rule, by=("collapsed_tag",))
+        table = tables.tabulate(whole, scores, rule=rule, by=("collapsed_tag",))
         rows.append(table.assign(model=name))
     found = pd.concat(rows, ignore_index=True)
     return found[["model", *(c for c in found if c != "model")]]

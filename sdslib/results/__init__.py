@@ -8,6 +8,7 @@
     publish     what stands behind a published figure; its tables, rebuilt and retrained
     failures    which inequality of an item failed, by how much, and what flipped
     formatting  tables of results as people read them
+    finetuned   what one finished run says beside its controls
 
 Imports `experiment` and what stands before it; `lab` and `show` may import it.
 """

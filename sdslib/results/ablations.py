@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from sdslib import experiment
 from sdslib.arms import negatives
 from sdslib.arms.trainable import set_trainable
 from sdslib.checks.guard import validate
@@ -23,7 +22,7 @@ from sdslib.config import TRAINABLE, FinetuneConfig
 from sdslib.io.paths import shown_path
 from sdslib.io.runs import Run
 from sdslib.io.wording import ParameterError, suggest
-from sdslib.results import studies, sweep
+from sdslib.results import finetuned, studies, sweep
 from sdslib.results.grid import combine, literal
 from sdslib.results.studies import Pair, Setting, StudyError
 from sdslib.show import figures
@@ -220,7 +219,7 @@ def _swept(parts: Mapping[str, list[tuple[Given, Given]]], options: sweep.Option
     found = {name: _part(done, part) for name, part in parts.items()}
     first = next(iter(done.cells)).config
     assert isinstance(first, FinetuneConfig)
-    return Study(done, found, experiment.note(first))
+    return Study(done, found, finetuned.note(first))
 
 
 def _part(done: sweep.Sweep, cells: Sequence[tuple[Given, Given]]) -> Part:

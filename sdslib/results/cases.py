@@ -23,7 +23,7 @@ from sdslib.io import runs
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.runs import Run
 from sdslib.io.wording import ParameterError
-from sdslib.results import studies
+from sdslib.results import finetuned, studies
 from sdslib.results.studies import config_of
 
 SMALL = "small"
@@ -74,7 +74,7 @@ class Case:
     @property
     def note(self) -> str:
         """What stands in the titles of figures."""
-        return experiment.note(self.config)
+        return finetuned.note(self.config)
 
     @cached_property
     def scores(self) -> dict[str, pd.DataFrame]:
@@ -83,8 +83,8 @@ class Case:
 
     @cached_property
     def paired(self) -> pd.DataFrame:
-        """`experiment.paired` of these: the arm against each other model."""
-        return experiment.paired(self.scores)
+        """`finetuned.paired` of these: the arm against each other model."""
+        return finetuned.paired(self.scores)
 
 
 def members(cases: Sequence[Case]) -> list[tuple[Run, Run | None]]:
@@ -215,8 +215,8 @@ def _by_folder(some: Sequence[Run]) -> dict[Path, list[Run]]:
 
 
 def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
-    """`experiment.models`, also where no run with L_CLIP alone stands beside this one."""
-    found = experiment.models(run, control or run, name)
+    """`finetuned.models`, also where no run with L_CLIP alone stands beside this one."""
+    found = finetuned.models(run, control or run, name)
     if control is None and run.params["arm"] != "clip-only":
         found.pop(experiment.CONTROL)
     return found

@@ -21,7 +21,7 @@ from sdslib.benchmarks import Benchmark, Item
 from sdslib.checks.captions import shortened
 from sdslib.checks.notebooks import DemoConfig
 from sdslib.config import is_mini
-from sdslib.evaluate import DiffusionScorer, Scorer, diffusion_scorer
+from sdslib.evaluate import Scorer
 from sdslib.experiment import UNTOUCHED, pick_device
 from sdslib.io import worlds
 from sdslib.io.images import ENDINGS, ImageError, ImageRef, open_image
@@ -31,6 +31,7 @@ from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.miniworld import drawing
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES, Scene, Thing, say
+from sdslib.scorers.diffusion import DiffusionScorer, diffusion_scorer
 from sdslib.show import atlas, explain, failure_study, figures, page
 from sdslib.show.explain import Remembering
 from sdslib.show.figures import Picture

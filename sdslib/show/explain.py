@@ -15,8 +15,9 @@ import pandas as pd
 from sdslib import metrics
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import derive_seed
-from sdslib.evaluate import ClipScorer, DiffusionScorer, Scorer, error_table, score_grids
+from sdslib.evaluate import ClipScorer, Scorer, score_grids
 from sdslib.io.images import ImageRef
+from sdslib.scorers.diffusion import DiffusionScorer, error_table
 from sdslib.student import Student
 
 WORDS = 80  # of a caption that are taken apart; CLIP reads 75 tokens

@@ -26,6 +26,7 @@ from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
+from sdslib.results import finetuned
 from sdslib.results.cases import config_of, duration, objective, score_tables
 from sdslib.results.formatting import p_value, points, share
 from sdslib.show import page
@@ -57,7 +58,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
     """The card of a finished run; `source` is where a reader will load the weights from."""
     config = config_of(run)
     scores = score_tables(run, control)
-    whole = experiment.before_after(scores).query("tag == 'all'")
+    whole = finetuned.before_after(scores).query("tag == 'all'")
     return ModelCard.from_template(
         _metadata(run, config, whole),
         template_str=page.asset("modelcard.md"),

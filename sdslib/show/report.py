@@ -26,7 +26,7 @@ from sdslib.io import storage
 from sdslib.io.paths import shown_path, without_places
 from sdslib.io.runs import Run, runs_root
 from sdslib.io.sources import DataError
-from sdslib.results import failures, formatting
+from sdslib.results import failures, finetuned, formatting
 from sdslib.results.cases import (
     SMALL,
     Case,
@@ -37,7 +37,7 @@ from sdslib.results.cases import (
     score_tables,
 )
 from sdslib.results.formatting import p_value, points
-from sdslib.sets.roles import RETRIEVAL, load_set
+from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
 from sdslib.show import atlas, figures, modelcard, page, pdf
 from sdslib.show.atlas import Atlas, Query
 
@@ -151,7 +151,7 @@ def _data(case: Case) -> pd.DataFrame:
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     parts = [("training pairs", config.train_data, pairs, "pairs")]
     uses = {
-        experiment.VALIDATION: "chosen on, never reported",
+        VALIDATION: "chosen on, never reported",
         experiment.reported(run): "reported",
     }
     for name in _sets(run):
@@ -174,7 +174,7 @@ def source(name: str, config: FinetuneConfig) -> str:
 
     Validation and retrieval do not say whose they are: the reported set brings them.
     """
-    own = name in (experiment.VALIDATION, RETRIEVAL) and is_mini(config.benchmark)
+    own = name in (VALIDATION, RETRIEVAL) and is_mini(config.benchmark)
     drawn = own or is_mini(name) or name.startswith("mini-") or "data/mini/" in name
     return without_places(name) + " (mini-world)" * drawn
 
@@ -196,7 +196,7 @@ def _sets(run: Run) -> list[str]:
 
 def _case(case: Case) -> dict[str, Any]:
     """One case by the template's names: names, answers, tables of words, and figures."""
-    shares, over = experiment.before_after(case.scores), _over_seeds(case)
+    shares, over = finetuned.before_after(case.scores), _over_seeds(case)
     one = case.paired[case.paired["tag"] == "all"]
     asked = one if over is None else over
     first = asked[asked["metric"] == asked["metric"].iloc[0]]
@@ -209,7 +209,7 @@ def _case(case: Case) -> dict[str, Any]:
         "seeds": [run.params["seed"] for run in case.runs],
         "model": last,
         "count": len(case.scores[last]),
-        "human": bool(experiment.human(case.config)),
+        "human": bool(finetuned.human(case.config)),
         "answers": [verdict(row) for row in first.itertuples()],
         "shares": _keyed(formatting.shares(shares), "metric, tag"),
         "paired": _keyed(formatting.differences(case.paired), "comparison", "metric, tag"),
@@ -255,7 +255,7 @@ def _seed_rows(over: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kept(case: Case) -> pd.DataFrame | None:
-    kept = experiment.retention(case.run, case.control or case.run)
+    kept = finetuned.retention(case.run, case.control or case.run)
     if kept.empty:
         return None
     if case.control is None and case.run.params["arm"] != "clip-only":
@@ -268,7 +268,7 @@ def _figures(case: Case, shares: pd.DataFrame) -> dict[str, figures.Picture]:
     note, scores = case.note, case.scores
     *_, last = scores
     found = {
-        "scores": figures.scores_by_tag(shares, note, experiment.human(case.config)),
+        "scores": figures.scores_by_tag(shares, note, finetuned.human(case.config)),
         "change": figures.before_after(case.paired, note),
         "training": figures.history(_history(case), note),
     }
