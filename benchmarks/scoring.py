@@ -12,13 +12,14 @@ from reference import clip_grids, score_grid_with_one_pair_at_a_time, score_grid
 from benchmarks import errors
 from benchmarks.harness import Row, paired
 from sdslib import evaluate, tables
-from sdslib.benchmarks import Benchmark, load_benchmark, retrieval
+from sdslib.benchmarks import Benchmark, load_benchmark
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.lab import baseline, near_ties
 from sdslib.miniworld import models, sets
 from sdslib.pairs import load_pairs
 from sdslib.scorers import diffusion
 from sdslib.scorers.sequential import sequential_diffusion_scorer
+from sdslib.sets.retrieval import retrieval
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 

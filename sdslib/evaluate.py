@@ -7,9 +7,6 @@ independent draws (antithetic pairs), N items, T captions.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,17 +24,7 @@ from torch import Tensor, nn
 from sdslib import metrics
 from sdslib.io.images import LONGEST
 from sdslib.student import caption_lengths
-from sdslib.tables import (
-    NOTES,
-    Caution,
-    TableError,
-    cautions,
-    cell_columns,
-    read_scores,
-    summary,
-    tabulate,
-    tags_of,
-)
+from sdslib.tables import NOTES, Caution, TableError, cautions, cell_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -253,36 +240,6 @@ def evaluating(module: nn.Module) -> Iterator[torch.device]:
             yield next(module.parameters()).device
     finally:
         module.train(training)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figures of a file of score grids; see `python -m sdslib.evaluate --help`."""
-    parser = argparse.ArgumentParser(prog="python -m sdslib.evaluate", description=main.__doc__)
-    parser.add_argument("--scores", required=True, metavar="FILE", help="CSV or parquet of grids")
-    parser.add_argument("--by", help="tag columns, separated by commas")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args(arguments)
-    by = options.by.split(",") if options.by else None
-    try:
-        scores = read_scores(options.scores)
-        missing = set(by or ()) - set(scores.columns)
-        if missing:
-            raise TableError(f"no tag {sorted(missing)[0]!r}; there are {tags_of(scores)}")
-        found = summary(scores, by)
-        for text in cautions(scores):
-            print(f"caution: {text}", file=sys.stderr)
-    except (TableError, metrics.ScoreError) as reason:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    if options.json:
-        print(json.dumps(found))
-    else:
-        print(tabulate(None, scores, by=list(found["by"])).to_string(index=False))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 def squared(image: Image, mode: str) -> Image:

@@ -7,16 +7,12 @@ N items, I images an item, K captions an item, S seeds.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
-
-_KEPT_ITEMS = 5000  # up to so many items a bootstrap's draws are kept, 100 MB at most each
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
@@ -350,49 +346,6 @@ def paired_difference(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high), len(after))
-
-
-def over_seeds(
-    values: np.ndarray, seed: int, level: float = 0.95, resamples: int = 5000
-) -> Interval:
-    """Mean of values[S, N] with a bootstrap over seeds and items at once.
-
-    Seeds and items are crossed (all seeds answer the same items), so each resample draws seeds
-    and, for all of them, items (Owen, The pigeonhole bootstrap, 2007). Give outcomes, or paired
-    differences of outcomes. With S seeds the spread between seeds is understated by (S-1)/S.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
-        raise ScoreError(f"values must be finite and [S, N], not {list(table.shape)}")
-    s, n = table.shape
-    # Sums of whole numbers (right, wrong, their differences) are exact in any order: the same bytes
-    # on any machine, and single precision holds them.
-    whole = (table == np.rint(table)).all() and np.abs(table).max() * n < 2**24
-    kind = np.float32 if whole else np.float64
-    drawn = _drawn if n <= _KEPT_ITEMS else _drawn.__wrapped__
-    means = [
-        (items.astype(kind, copy=False) @ table.T.astype(kind) * seeds).sum(axis=1) / (s * n)
-        for seeds, items in drawn(s, n, seed, resamples)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(table.mean()), float(low), float(high), n)
-
-
-@lru_cache(maxsize=10)
-def _drawn(s: int, n: int, seed: int, resamples: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """How often each resample draws each seed and item, in chunks; all comparisons share them."""
-    rng, chunk = np.random.default_rng(seed), max(1, 2_000_000 // n)
-    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
-    return [
-        (rng.multinomial(s, np.full(s, 1 / s), size),
-         rng.multinomial(n, np.full(n, 1 / n), size).astype(np.float32))
-        for size in sizes
-    ]  # fmt: skip
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm-adjusted p values of one family of tests, e.g. the labels of one tag."""
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
 
 
 def minimum_detectable_difference(

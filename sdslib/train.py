@@ -12,8 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +24,7 @@ from sdslib import losses
 from sdslib.bridge import Bridge
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io import distributed
+from sdslib.io.lazy import named
 from sdslib.io.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
 from sdslib.student import Student
@@ -36,7 +35,6 @@ ESTIMATORS = {
     "residual": losses.score_distillation_loss,
 }
 P = TypeVar("P")
-Term = Callable[["Parties", "Seen", FinetuneConfig], Tensor]
 INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
 
 
@@ -119,26 +117,18 @@ def objective(
     arm, terms = ARMS[config.arm], dict[str, Tensor]()
     image_emb = parties.student.encode_images(batch.pixels)
     if arm.clip:
-        terms["clip"] = term(arm.clip)(parties, Seen(batch, image_emb, t, eps), config)
+        terms["clip"] = named(arm.clip)(parties, Seen(batch, image_emb, t, eps), config)
     if arm.sds and rows is None:
-        terms["sds"] = term(arm.sds)(parties, Seen(batch, image_emb, t, eps), config)
+        terms["sds"] = named(arm.sds)(parties, Seen(batch, image_emb, t, eps), config)
     elif arm.sds and rows is not None:
         terms["sds"] = image_emb.new_zeros(len(image_emb))
         if len(rows):
             part = Seen(batch.take(rows), image_emb[rows], t, eps)
-            values = term(arm.sds)(parties, part, config)
+            values = named(arm.sds)(parties, part, config)
             scale = config.batch_size / seen_pairs(config)
             terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
     weights = {"clip": 1.0, "sds": config.sds_weight}
     return torch.stack([weights[k] * values.mean() for k, values in terms.items()]).sum(), terms
-
-
-@cache
-def term(place: str) -> Term:
-    """The function that stands for a term, from `config.ARMS`: `room:function`."""
-    room, _, function = place.partition(":")
-    found: Term = getattr(import_module(f"sdslib.{room}"), function)
-    return found
 
 
 def seen_pairs(config: FinetuneConfig) -> int:

@@ -12,24 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sdslib import benchmarks
-from sdslib.benchmarks import (
-    Benchmark,
-    Item,
-    aro_attribution,
-    aro_relation,
-    coco_order,
-    flickr_order,
-    load_benchmark,
-    retrieval,
-    sugarcrepe,
-    winoground,
-    zero_shot,
-)
+from sdslib.benchmarks import Benchmark, Item, load_benchmark
 from sdslib.config import derive_seed
 from sdslib.io.images import ImageError, ImageRef
 from sdslib.io.sources import AccessError, DataError
 from sdslib.miniworld import sets
+from sdslib.sets.aro import aro_attribution, aro_relation, coco_order, flickr_order
+from sdslib.sets.retrieval import retrieval
 from sdslib.sets.shuffles import (
     SHUFFLES,
     Tagger,
@@ -39,6 +28,9 @@ from sdslib.sets.shuffles import (
     read_frozen,
     shuffles_of,
 )
+from sdslib.sets.sugarcrepe import SUGARCREPE, sugarcrepe
+from sdslib.sets.winoground import winoground
+from sdslib.sets.zero_shot import zero_shot
 
 RED = (255, 0, 0)
 
@@ -250,7 +242,7 @@ def test_winoground_from_the_hub_is_read_as_bytes_and_refusals_name_the_local_fo
     hub = datasets.Dataset.from_list(table.to_pylist())
     hub = hub.cast_column("image_0", datasets.Image(decode=False))
     hub = hub.cast_column("image_1", datasets.Image(decode=False))
-    monkeypatch.setattr(benchmarks, "hub_dataset", lambda *args, **options: hub)
+    monkeypatch.setattr("sdslib.sets.winoground.hub_dataset", lambda *args, **options: hub)
     found = winoground("facebook/winoground")
     assert np.array(found.items[3].images[1].load())[0, 0, 0] == 7
     monkeypatch.undo()
@@ -511,7 +503,7 @@ def test_a_folder_without_writing_rights_asks_for_another_file(karpathy):
 
 @pytest.fixture
 def crepe(tmp_path):
-    for name in benchmarks.SUGARCREPE:
+    for name in SUGARCREPE:
         rows = {
             str(3 * i): {
                 "filename": f"{i:012d}.jpg",
@@ -529,7 +521,7 @@ def crepe(tmp_path):
 
 def test_sugarcrepe_holds_seven_subsets_with_the_true_caption_first(crepe):
     found = sugarcrepe(crepe)
-    assert [item.tags["subset"] for item in found.items[::2]] == list(benchmarks.SUGARCREPE)
+    assert [item.tags["subset"] for item in found.items[::2]] == list(SUGARCREPE)
     item = found.items[13]
     assert item.id == "swap_obj/3"  # the authors removed rows, so the numbers have gaps
     assert (item.captions, item.answer) == (("swap_obj true 1", "swap_obj false 1"), 0)
@@ -615,7 +607,7 @@ def test_hub_sets_of_classes_are_read_by_their_label_column(monkeypatch):
     asked = []
     hub = datasets.Dataset.from_list(rows, features=features)
     monkeypatch.setattr(
-        benchmarks, "hub_dataset", lambda *args, **options: asked.append(args) or hub
+        "sdslib.sets.zero_shot.hub_dataset", lambda *args, **options: asked.append(args) or hub
     )
     found = load_benchmark("cifar100")
     assert asked == [("uoft-cs/cifar100", "test")]
@@ -644,7 +636,7 @@ def test_hub_rows_without_an_image_are_named(monkeypatch):
     hub = datasets.Dataset.from_list(rows)
     hub = hub.cast_column("img", datasets.Image(decode=False))
     hub = hub.cast_column("label", datasets.ClassLabel(names=["a", "b"]))
-    monkeypatch.setattr(benchmarks, "hub_dataset", lambda *args, **options: hub)
+    monkeypatch.setattr("sdslib.sets.zero_shot.hub_dataset", lambda *args, **options: hub)
     with pytest.raises(DataError, match=r"who/what\[1\]\.img: has no image; leave them out"):
         zero_shot("who/what")
 
@@ -729,7 +721,7 @@ def test_each_hub_set_is_asked_for_the_split_that_has_labels(monkeypatch, name, 
         asked.append(names)
         raise DataError("not here")
 
-    monkeypatch.setattr(benchmarks, "hub_dataset", refuse)
+    monkeypatch.setattr("sdslib.sets.zero_shot.hub_dataset", refuse)
     with pytest.raises(DataError, match="not here"):
         load_benchmark(name)
     assert asked == [(repo, split)]

@@ -16,6 +16,7 @@ from scipy import stats
 from sdslib import evaluate, metrics, tables
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.io.images import ImageRef
+from sdslib.results import comparison
 from sdslib.scorers import diffusion, sequential
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
@@ -535,7 +536,7 @@ def test_a_partial_run_is_labelled_partial_and_the_table_keeps_its_origin(studen
     whole = benchmark(grid_items(4))
     table = evaluate.score_grids(evaluate.clip_scorer(student), whole, limit=3)
     table.to_parquet(tmp_path / "scores.parquet")
-    again = tables.read_scores(tmp_path / "scores.parquet")
+    again = comparison.read_scores(tmp_path / "scores.parquet")
     assert again.attrs["benchmark"] == "toy"
     assert again.attrs["scorer"] == "clip"
     assert again.attrs["total"] == 4

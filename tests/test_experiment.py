@@ -23,9 +23,10 @@ from sdslib.io.paths import project_path
 from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
-from sdslib.pairs import coco_pairs, load_pairs
+from sdslib.pairs import load_pairs
 from sdslib.results import finetuned
 from sdslib.sets import roles
+from sdslib.sets.pair_files import coco_pairs
 from sdslib.teacher import load_teacher
 from sdslib.train import Loop
 

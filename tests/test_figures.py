@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from sdslib import tables
+from sdslib.results import comparison
 from sdslib.show import figures
 
 NOTE = "mini-world, 300 of 1200 items"
@@ -44,7 +45,7 @@ def sets():
 
 
 def differences():
-    return tables.compare(scores(), scores(2, 1.0))
+    return comparison.compare(scores(), scores(2, 1.0))
 
 
 def run_history(steps=60):

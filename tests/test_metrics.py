@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from sdslib import metrics
+from sdslib.results import statistics
 
 # Image 0 prefers its own caption and image 1 does not care which of them; both captions
 # prefer image 0: text wrong by a tie, image wrong by caption 1.
@@ -275,7 +276,7 @@ def test_paired_tests_refuse_different_items():
 @pytest.mark.parametrize("kept", [0, 5000])
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, kept, whole):
-    monkeypatch.setattr(metrics, "_KEPT_ITEMS", kept)
+    monkeypatch.setattr(statistics, "_KEPT_ITEMS", kept)
     table = np.random.default_rng(1).random((3, 50))
     table = np.rint(2 * table - 1) if whole else table
     rng, means = np.random.default_rng(7), []
@@ -285,17 +286,17 @@ def test_the_bootstrap_over_seeds_is_a_plain_loop_over_resamples(monkeypatch, ke
         rows = np.repeat(table, of_seed, axis=0)
         means.append(np.repeat(rows, of_item, axis=1).mean())
     for _ in range(2):  # the second call reads the draws that were kept
-        found = metrics.over_seeds(table, seed=7, resamples=200)
+        found = statistics.over_seeds(table, seed=7, resamples=200)
         assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]))
         assert found.mean == pytest.approx(table.mean())
 
 
 def test_intervals_of_outcomes_are_the_same_to_the_last_bit_in_any_order_of_the_sums():
     table = np.rint(np.random.default_rng(2).random((5, 1200)))
-    found = metrics.over_seeds(table, seed=0, resamples=100)
+    found = statistics.over_seeds(table, seed=0, resamples=100)
     means = [
         math.fsum((np.outer(seeds, items) * table).ravel()) / (5 * 1200)
-        for part in metrics._drawn(5, 1200, 0, 100)
+        for part in statistics._drawn(5, 1200, 0, 100)
         for seeds, items in zip(*part, strict=True)
     ]
     assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
@@ -310,8 +311,8 @@ def test_interval_over_seeds_covers_a_known_mean_and_is_wider_than_items_alone()
             + rng.normal(0, 0.5, size=(1, 100))
             + rng.normal(size=(8, 100))
         )
-        both = metrics.over_seeds(table, seed=trial, resamples=400)
-        items = metrics.over_seeds(table.mean(axis=0, keepdims=True), seed=trial, resamples=400)
+        both = statistics.over_seeds(table, seed=trial, resamples=400)
+        items = statistics.over_seeds(table.mean(axis=0, keepdims=True), seed=trial, resamples=400)
         covered += both.low <= 0 <= both.high
         wider += both.high - both.low > items.high - items.low
     assert covered >= 88
@@ -320,15 +321,15 @@ def test_interval_over_seeds_covers_a_known_mean_and_is_wider_than_items_alone()
 
 def test_one_seed_reduces_to_a_bootstrap_over_items():
     values = np.random.default_rng(3).random((1, 300)) < 0.4
-    found = metrics.over_seeds(values, seed=0)
+    found = statistics.over_seeds(values, seed=0)
     assert found.mean == pytest.approx(values.mean())
     sd = values.std() / np.sqrt(300)
     assert found.high - found.low == pytest.approx(2 * 1.96 * sd, rel=0.08)
 
 
 def test_holm_worked_out_by_hand():
-    np.testing.assert_allclose(metrics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
-    assert metrics.holm([]).shape == (0,)
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert statistics.holm([]).shape == (0,)
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(400, 0.2), (1000, 0.1), (200, 0.4)])

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sdslib import benchmarks, experiment
-from sdslib.benchmarks import Benchmark, Item, aro_relation, sugarcrepe
+from sdslib import experiment
+from sdslib.benchmarks import Benchmark, Item
 from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.images import ImageRef
@@ -17,7 +17,9 @@ from sdslib.io.sources import DataError
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import finetuned
 from sdslib.sets import overlap
+from sdslib.sets.aro import aro_relation
 from sdslib.sets.overlap import Shared
+from sdslib.sets.sugarcrepe import SUGARCREPE, sugarcrepe
 
 IDS = (7, 8, 9, 10, 391895)  # of the training images; 9 and 10 are in SugarCrepe, 391895 in ARO
 
@@ -50,7 +52,7 @@ def folder(tmp_path):
         str(i): {"filename": f"{i:012d}.jpg", "caption": "true", "negative_caption": "false"}
         for i in (9, 10, 11)
     }
-    for name in benchmarks.SUGARCREPE:
+    for name in SUGARCREPE:
         write(tmp_path / "crepe" / "data" / f"{name}.json", rows)
     for i in (9, 10, 11):
         picture(tmp_path / "crepe" / "val2017" / f"{i:012d}.jpg")

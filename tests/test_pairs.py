@@ -25,7 +25,8 @@ from sdslib.io import shards
 from sdslib.io.hub import hub_dataset
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError, Root
-from sdslib.pairs import batches, coco_pairs, dataset_pairs, load_pairs
+from sdslib.pairs import batches, load_pairs
+from sdslib.sets.pair_files import coco_pairs, dataset_pairs
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -301,7 +302,9 @@ def test_no_file_is_opened_whose_size_no_other_has(tmp_path, monkeypatch):
         path = images / f"{i:012d}.png"
         path.write_bytes(b"x" * (100 + i))
     opened = []
-    monkeypatch.setattr(module, "read_part", lambda path, *part: opened.append(path.name) or b"")
+    monkeypatch.setattr(
+        "sdslib.sets.pair_files.read_part", lambda path, *part: opened.append(path.name) or b""
+    )
     assert len(coco_pairs(annotations, images)) == 10
     assert opened == []
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from realworld import make
 
-from sdslib import benchmarks
 from sdslib.config import FinetuneConfig, set_name
 from sdslib.io.wording import ParameterError
 from sdslib.pairs import load_pairs
@@ -110,7 +109,9 @@ def test_imagenet_s_folders_get_the_names_of_their_classes_and_train_is_no_class
 def test_winoground_is_read_from_its_usual_place_by_its_name_alone(world, monkeypatch):
     folder = Path(world.winoground_jsonl.partition(":")[2])
     usual = {"data/winoground": folder}
-    monkeypatch.setattr(benchmarks, "project_path", lambda path: usual.get(path, Path(path)))
+    monkeypatch.setattr(
+        "sdslib.sets.winoground.project_path", lambda path: usual.get(path, Path(path))
+    )
     found = roles.load_set("winoground")
     assert found.label == "winoground (partial: 16 of 400)"
 

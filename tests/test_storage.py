@@ -11,6 +11,7 @@ from fuzz.parsers import CORPUS
 
 from sdslib import tables
 from sdslib.io import storage
+from sdslib.results import comparison
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
@@ -131,4 +132,4 @@ def test_scores_whose_ids_are_lists_are_refused(tmp_path):
     table = pa.table({"id": [["a"], ["b"]], "s_0_0": [1.0, 2.0]})
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(tables.TableError, match="ids must be text or numbers"):
-        tables.read_scores(tmp_path / "t.parquet")
+        comparison.read_scores(tmp_path / "t.parquet")

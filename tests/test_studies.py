@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from finished import finish
 
-from sdslib import metrics, tables
+from sdslib import tables
 from sdslib.config import FinetuneConfig
 from sdslib.io.runs import Run, find_run, open_run
-from sdslib.results import studies
+from sdslib.results import comparison, statistics, studies
 from sdslib.results.studies import StudyError
 
 
@@ -84,7 +84,7 @@ def test_a_mean_is_that_of_all_seeds_and_its_interval_the_bootstrap_over_both(fo
     right = [tables.outcomes(run.scores("mini-winoground"))["text"] for run in found[0].runs]
     row = table.iloc[0]
     assert row["mean"] == pytest.approx(np.mean(right))
-    share = metrics.over_seeds(np.array(right, dtype=float), 0)
+    share = statistics.over_seeds(np.array(right, dtype=float), 0)
     assert (row["low"], row["high"]) == pytest.approx((share.low, share.high), abs=0.03)
     before = tables.outcomes(found[0].runs[0].scores("untouched-mini-winoground"))["text"]
     assert row["reference"] == pytest.approx(before.mean())
@@ -104,7 +104,7 @@ def test_differences_are_paired_with_the_untouched_student_and_the_control(found
     own = table[(table["setting"] == "sds, 0.01") & (table["measure"] == "text")]
     assert own["against"].tolist() == ["untouched", "L_CLIP only"]
     name, setting = "mini-winoground", found[0]
-    want = tables.compare_over_seeds(
+    want = comparison.compare_over_seeds(
         [control.scores(name) for control in setting.controls],
         [run.scores(name) for run in setting.runs],
     ).iloc[0]
@@ -151,7 +151,7 @@ def test_means_are_of_the_items_by_id_and_of_every_seed(apart):
     table = studies.means(apart, ["text"])
     for setting, row in zip(apart, table.itertuples(), strict=True):
         right = np.array([right_by_id(run, "mini-winoground") for run in setting.runs])
-        share = metrics.over_seeds(right, 0)
+        share = statistics.over_seeds(right, 0)
         assert (row.seeds, row.n) == (3, 30)
         assert row.mean == pytest.approx(right.mean())
         assert (row.low, row.high) == pytest.approx((share.low, share.high))
@@ -180,7 +180,10 @@ def test_figures_by_tag_are_of_the_items_that_carry_it_and_of_every_seed(apart):
         right = np.array([right_by_id(run, "mini-winoground") for run in setting.runs])
         parts = [("all", slice(None)), *((x, slice(n, None, 3)) for n, x in enumerate(LABELS))]
         for label, index in parts:
-            row, share = table.loc[(setting.label, label)], metrics.over_seeds(right[:, index], 0)
+            row, share = (
+                table.loc[(setting.label, label)],
+                statistics.over_seeds(right[:, index], 0),
+            )
             assert (row["seeds"], row["n"]) == (3, share.n)
             assert row["accuracy"] == pytest.approx(share.mean)
             assert (row["low"], row["high"]) == pytest.approx((share.low, share.high))

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sdslib import evaluate, metrics, tables
+from sdslib import metrics, tables
+from sdslib.results import comparison
 
 # Six items, cells c<caption>_i<image> as Winoground's authors name them. By hand (text, image,
 # group): 0 yes yes yes, 1 yes no no, 2 no yes no, 3 no no no, 4 only ties, 7 yes yes yes.
@@ -49,13 +50,22 @@ def grid_file(tmp_path):
 
 
 def test_the_command_prints_the_figures_worked_out_by_hand(grid_file):
-    command = [sys.executable, "-m", "sdslib.evaluate", "--scores", str(grid_file), "--json"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [
+        sys.executable,
+        "-m",
+        "sdslib.results.comparison",
+        "--scores",
+        str(grid_file),
+        "--json",
+    ]
+    printed = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(printed) == EXPECTED
 
 
 def test_the_command_without_json_prints_a_table(grid_file, capsys):
-    assert evaluate.main(["--scores", str(grid_file), "--by", "num_main_preds"]) == 0
+    assert comparison.main(["--scores", str(grid_file), "--by", "num_main_preds"]) == 0
     printed = capsys.readouterr().out
     assert "num_main_preds" in printed
     assert "collapsed_tag" not in printed
@@ -74,29 +84,29 @@ def test_the_command_without_json_prints_a_table(grid_file, capsys):
 )
 def test_a_file_that_no_figure_may_rest_on_is_refused(grid_file, capsys, old, new, message):
     grid_file.write_text(GRID.replace(old, new))
-    assert evaluate.main(["--scores", str(grid_file), "--json"]) == 1
+    assert comparison.main(["--scores", str(grid_file), "--json"]) == 1
     found = capsys.readouterr()
     assert message in found.err
     assert not found.out
 
 
 def test_a_missing_file_and_an_unknown_tag_are_named(grid_file, capsys):
-    assert evaluate.main(["--scores", "no/such.csv"]) == 1
+    assert comparison.main(["--scores", "no/such.csv"]) == 1
     assert "no score file at no/such.csv" in capsys.readouterr().err
-    assert evaluate.main(["--scores", str(grid_file), "--by", "colour"]) == 1
+    assert comparison.main(["--scores", str(grid_file), "--by", "colour"]) == 1
     assert "no tag 'colour'; there are ['collapsed_tag'" in capsys.readouterr().err
 
 
 def test_a_table_survives_parquet(grid_file, tmp_path):
-    table = tables.read_scores(grid_file)
+    table = comparison.read_scores(grid_file)
     table.to_parquet(tmp_path / "grids.parquet")
-    again = tables.read_scores(tmp_path / "grids.parquet")
+    again = comparison.read_scores(tmp_path / "grids.parquet")
     pd.testing.assert_frame_equal(again, table, check_dtype=False)
-    assert tables.summary(again) == EXPECTED
+    assert comparison.summary(again) == EXPECTED
 
 
 def test_tabulate_has_intervals_ties_chance_and_macro_rows(grid_file):
-    table = tables.tabulate(None, tables.read_scores(grid_file), by=["collapsed_tag"])
+    table = tables.tabulate(None, comparison.read_scores(grid_file), by=["collapsed_tag"])
     rows = table.set_index(["tag", "label", "metric"])
     whole = rows.loc[("all", "all", "text")]
     share = metrics.wilson(np.array([True] * 3 + [False] * 3))
@@ -153,7 +163,7 @@ def test_items_with_fewer_captions_ignore_the_empty_cells():
 
 def test_an_unknown_rule_names_the_ones_there_are(grid_file):
     with pytest.raises(tables.TableError, match=r"no scores of rule 'relative'.*\[''\]"):
-        tables.grids_of(tables.read_scores(grid_file), "relative")
+        tables.grids_of(comparison.read_scores(grid_file), "relative")
 
 
 def test_a_comparison_worked_out_by_hand():
@@ -162,7 +172,7 @@ def test_a_comparison_worked_out_by_hand():
     new = [[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 2
     tag = ["b"] * 6 + ["a"] * 4
     before, after = (choice_table(s, [0] * 10, kind=tag) for s in (old, new))
-    table = tables.compare(before, after.sample(frac=1, random_state=0))
+    table = comparison.compare(before, after.sample(frac=1, random_state=0))
     rows = table.set_index(["tag", "label"])
     whole = rows.loc[("all", "all")]
     assert (whole.up, whole.down, whole.n) == (2, 1, 10)
@@ -189,7 +199,7 @@ def test_a_comparison_is_of_items_whatever_order_the_tables_stand_in():
     for order in range(2):
         mixed = (table.sample(frac=1, random_state=order + 7 * n) for n, table in
                  enumerate((before, after)))  # fmt: skip
-        row = tables.compare(*mixed, by=()).iloc[0]
+        row = comparison.compare(*mixed, by=()).iloc[0]
         assert (row.up, row.down) == ((~old & new).sum(), (old & ~new).sum())
         assert 0 < row.down < row.up + row.down
 
@@ -199,7 +209,7 @@ def test_seeds_are_compared_item_by_item_whatever_order_any_table_stands_in():
     before, after = ([pair[n] for pair in found] for n in (0, 1))
     sorted_too = [[t.sort_values("id") for t in some] for some in (before, after)]
     row, plain = (
-        tables.compare_over_seeds(*some).iloc[0] for some in ((before, after), sorted_too)
+        comparison.compare_over_seeds(*some).iloc[0] for some in ((before, after), sorted_too)
     )
     for column in ("before", "after", "difference", "smallest", "largest"):
         assert row[column] == plain[column]
@@ -207,7 +217,7 @@ def test_seeds_are_compared_item_by_item_whatever_order_any_table_stands_in():
     assert (row.low, row.high) == pytest.approx((plain.low, plain.high), abs=0.02)
     table, mixed = before[0].sort_values("id"), before[0]
     for pair in (([table] * 2, [table, mixed]), ([table, mixed], [table] * 2)):
-        row = tables.compare_over_seeds(*pair).iloc[0]
+        row = comparison.compare_over_seeds(*pair).iloc[0]
         assert (row.low, row.high) == (0, 0)  # against itself in another order nothing changes
 
 
@@ -242,7 +252,7 @@ def test_holm_corrects_within_the_labels_of_a_tag():
     tag = ["a"] * 12 + ["b"] * 12
     before = choice_table([[0.0, 1.0]] * 24, [0] * 24, kind=tag)
     after = choice_table([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 16, [0] * 24, kind=tag)
-    rows = tables.compare(before, after).set_index(["tag", "label"])
+    rows = comparison.compare(before, after).set_index(["tag", "label"])
     assert rows.loc[("kind", "a")].p_holm == pytest.approx(2 * rows.loc[("kind", "a")].p)
     assert rows.loc[("all", "all")].p_holm == rows.loc[("all", "all")].p
 
@@ -250,7 +260,7 @@ def test_holm_corrects_within_the_labels_of_a_tag():
 def test_tables_of_different_items_are_not_compared():
     table = choice_table([[1.0, 0.0]] * 3, [0] * 3)
     with pytest.raises(tables.TableError, match="2 ids are in one table only"):
-        tables.compare(table, table.assign(id=["i0", "i1", "other"]))
+        comparison.compare(table, table.assign(id=["i0", "i1", "other"]))
 
 
 def test_seeds_are_summarized_with_their_spread():
@@ -259,7 +269,7 @@ def test_seeds_are_summarized_with_their_spread():
     after = [
         t.assign(s_0_0=t["s_0_0"] + boost) for t, boost in zip(before, (0.1, 0.2, 0.3), strict=True)
     ]
-    row = tables.compare_over_seeds(before, after).iloc[0]
+    row = comparison.compare_over_seeds(before, after).iloc[0]
     single = [
         tables.outcomes(a)["accuracy"].mean() - tables.outcomes(b)["accuracy"].mean()
         for a, b in zip(after, before, strict=True)

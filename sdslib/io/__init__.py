@@ -19,6 +19,7 @@
     distributed  several processes that train one model: parts of a batch, gathered, averaged
     launch       one run in several processes of this machine, and its news
     stopping     a signal is obeyed after a step
+    lazy         names of things in rooms further up
 
 Imports nothing else of the library; whatever stands above may import it.
 """

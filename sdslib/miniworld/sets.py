@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sdslib.benchmarks import (
-    Benchmark,
-    aro_attribution,
-    aro_relation,
-    coco_order,
-    sugarcrepe,
-    winoground,
-    zero_shot,
-)
+from sdslib.benchmarks import Benchmark
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES
 from sdslib.miniworld.files import ensure_world
-from sdslib.pairs import Pairs, coco_pairs
+from sdslib.pairs import Pairs
+from sdslib.sets.aro import aro_attribution, aro_relation, coco_order
+from sdslib.sets.pair_files import coco_pairs
 from sdslib.sets.shuffles import Tagger, lexicon_tagger
+from sdslib.sets.sugarcrepe import sugarcrepe
+from sdslib.sets.winoground import winoground
+from sdslib.sets.zero_shot import zero_shot
 
 __all__ = ["KEEP", "PAIRS", "SETS", "VALIDATION", "WORDS", "benchmark", "ensure_world", "pairs"]
 

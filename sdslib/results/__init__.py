@@ -9,6 +9,8 @@
     failures    which inequality of an item failed, by how much, and what flipped
     formatting  tables of results as people read them
     finetuned   what one finished run says beside its controls
+    comparison  two models on the same items, and score grids in files
+    statistics  intervals over seeds and items
 
 Imports `experiment` and what stands before it; `lab` and `show` may import it.
 """

@@ -11,6 +11,7 @@ from sdslib.checks.teacher_files import latent_shape
 from sdslib.config import FinetuneConfig, set_name
 from sdslib.experiment import CONTROL, UNTOUCHED, has_bridge, reported, what_trains
 from sdslib.io.runs import Run
+from sdslib.results import comparison
 from sdslib.sets.overlap import Shared
 from sdslib.sets.roles import VALIDATION
 from sdslib.show import figures
@@ -87,7 +88,7 @@ def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The last model against each other one, paired by item, by collapsed tag."""
     *others, last = scores
     rows = [
-        tables.compare(
+        comparison.compare(
             scores[other], scores[last], by=[t for t in ("collapsed_tag",) if t in scores[last]]
         ).assign(comparison=f"{last} against {other}")
         for other in others

@@ -21,6 +21,7 @@ from sdslib import metrics, tables
 from sdslib.config import FinetuneConfig, set_name
 from sdslib.io.identity import recipe_of
 from sdslib.io.runs import Run
+from sdslib.results import comparison, statistics
 
 UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
 Pair = tuple[Run, Run]
@@ -204,7 +205,7 @@ def means(found: Sequence[Setting], among: Sequence[str] | None = None) -> pd.Da
         for measure, (name, metric) in measures(setting.runs[0]).items():
             if among is not None and measure not in among:
                 continue
-            share = metrics.over_seeds(_stack(setting.runs, name, metric), 0)
+            share = statistics.over_seeds(_stack(setting.runs, name, metric), 0)
             before = _untouched(setting.runs[0], name)
             rows.append({
                 "setting": setting.label, "measure": measure, "seeds": len(setting.pairs),
@@ -240,7 +241,7 @@ def differences(found: Sequence[Setting], every_metric: bool = False) -> pd.Data
                 others[CONTROL] = [run.scores(name) for run in setting.controls]
             after = [run.scores(name) for run in setting.runs]
             for against, before in others.items():
-                table = tables.compare_over_seeds(before, after)
+                table = comparison.compare_over_seeds(before, after)
                 if not (every_metric and name == reported(setting.runs[0])):
                     table = table[table["metric"] == metric]
                 facts = {"setting": setting.label, "measure": measure, "against": against}
@@ -269,7 +270,7 @@ def by_tag(found: Sequence[Setting], tag: str = "collapsed_tag") -> pd.DataFrame
         for metric in outcomes(first, name):
             stack = _stack(runs, scored, metric)
             for group, text, index in groups:
-                share = metrics.over_seeds(stack[:, index], 0)
+                share = statistics.over_seeds(stack[:, index], 0)
                 rows.append({
                     "model": model, "tag": group, "label": text, "metric": metric,
                     "seeds": len(runs), "n": len(index), "accuracy": share.mean,

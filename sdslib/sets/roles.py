@@ -23,7 +23,7 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import ensure, world_of
 from sdslib.pairs import Pairs, load_pairs, some
-from sdslib.sets import overlap
+from sdslib.sets import overlap, retrieval
 from sdslib.sets.overlap import Shared
 from sdslib.student import imagenet_classes
 
@@ -83,7 +83,7 @@ def load_set(source: str) -> Benchmark:
     ensure(source)
     name, _, rest = source.partition(":")
     if name == RETRIEVAL:
-        return benchmarks.retrieval(load_pairs(rest or COCO_VAL))
+        return retrieval.retrieval(load_pairs(rest or COCO_VAL))
     if name == "imagenet":
         return benchmarks.load_benchmark(source, imagenet_classes())
     return benchmarks.load_benchmark(source)
@@ -179,7 +179,7 @@ def _validated(config: FinetuneConfig, pairs: Pairs) -> tuple[Pairs, Benchmark |
     count = min(MOST_HELD_OUT, len(pairs) // 10)
     if count >= FEWEST_HELD_OUT and len(pairs) - count >= config.batch_size:
         held, rest = hold_out(pairs, count)
-        return rest, replace(benchmarks.retrieval(held), name=HELD_OUT)
+        return rest, replace(retrieval.retrieval(held), name=HELD_OUT)
     if asked is None:
         return pairs, None
     raise ParameterError([

@@ -29,12 +29,13 @@ from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures
+from sdslib.results.comparison import read_scores
 from sdslib.results.studies import Controls
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, page
 from sdslib.show.atlas import Atlas, Browser, build, document, html
 from sdslib.student import load_student
-from sdslib.tables import WINOGROUND_TAGS, read_scores, tabulate, tags_of
+from sdslib.tables import WINOGROUND_TAGS, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
 RUNS = "reports/runs"

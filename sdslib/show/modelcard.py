@@ -21,12 +21,12 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib import experiment, tables
+from sdslib import experiment
 from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
-from sdslib.results import finetuned
+from sdslib.results import comparison, finetuned
 from sdslib.results.cases import config_of, duration, objective, score_tables
 from sdslib.results.formatting import p_value, points, share
 from sdslib.show import page
@@ -198,7 +198,7 @@ def _difference_rows(scores: dict[str, pd.DataFrame]) -> str:
     rows = [head, ["---"] * len(head)]
     *others, last = scores
     for other in others:
-        for row in tables.compare(scores[other], scores[last], by=()).itertuples():
+        for row in comparison.compare(scores[other], scores[last], by=()).itertuples():
             change = points(row.difference, row.low, row.high)
             smallest = f"{100 * row.mdd:.1f}"
             rows.append([f"{last} against {other}", row.metric, change, p_value(row.p), smallest])

@@ -26,7 +26,7 @@ from sdslib.io import storage
 from sdslib.io.paths import shown_path, without_places
 from sdslib.io.runs import Run, runs_root
 from sdslib.io.sources import DataError
-from sdslib.results import failures, finetuned, formatting
+from sdslib.results import comparison, failures, finetuned, formatting
 from sdslib.results.cases import (
     SMALL,
     Case,
@@ -236,9 +236,9 @@ def _over_seeds(case: Case) -> pd.DataFrame | None:
     by_seed = [score_tables(*pair) for pair in zip(case.runs, case.controls, strict=True)]
     *others, last = by_seed[0]
     rows = [
-        tables.compare_over_seeds([s[other] for s in by_seed], [s[last] for s in by_seed]).assign(
-            comparison=f"{last} against {other}"
-        )
+        comparison.compare_over_seeds(
+            [s[other] for s in by_seed], [s[last] for s in by_seed]
+        ).assign(comparison=f"{last} against {other}")
         for other in others
     ]
     return pd.concat(rows, ignore_index=True)

@@ -13,10 +13,12 @@ from test_benchmarks import aro, winoground_table, write  # noqa: F401
 from test_pairs import coco_document, die, hub, png, shade, to_pixels, write_coco, write_shard  # noqa: F401
 
 from faults.catalog import fault
-from sdslib.benchmarks import aro_relation, winoground
 from sdslib.io.images import ImageError, open_crop, open_image
 from sdslib.io.sources import CAPTION_LIMIT, DataError, check_caption
-from sdslib.pairs import batches, coco_pairs, load_pairs
+from sdslib.pairs import batches, load_pairs
+from sdslib.sets.aro import aro_relation
+from sdslib.sets.pair_files import coco_pairs
+from sdslib.sets.winoground import winoground
 
 
 def refused(call, *args, error=DataError):

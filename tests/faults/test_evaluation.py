@@ -18,6 +18,7 @@ from sdslib.config import FinetuneConfig
 from sdslib.io import images, runs
 from sdslib.io.runs import open_run
 from sdslib.miniworld import files
+from sdslib.results import comparison
 from sdslib.show import atlas, demo, explain
 
 
@@ -253,7 +254,7 @@ def test_scores_that_are_not_there(tmp_path):
 def test_a_damaged_score_file(tmp_path):
     (tmp_path / "grid.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(tables.TableError) as caught:
-        tables.read_scores(tmp_path / "grid.parquet")
+        comparison.read_scores(tmp_path / "grid.parquet")
     return caught.value
 
 

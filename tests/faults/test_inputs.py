@@ -9,14 +9,17 @@ from test_benchmarks import crepe, karpathy, old_winoground  # noqa: F401
 from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write_shard  # noqa: F401
 
 from faults.catalog import fault
-from sdslib.benchmarks import coco_order, sugarcrepe, winoground
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.images import ImageError, open_image
 from sdslib.io.sources import DataError, check_caption
 from sdslib.io.wording import ParameterError
-from sdslib.pairs import dataset_pairs, load_pairs
+from sdslib.pairs import load_pairs
+from sdslib.sets.aro import coco_order
+from sdslib.sets.pair_files import dataset_pairs
+from sdslib.sets.sugarcrepe import sugarcrepe
+from sdslib.sets.winoground import winoground
 from sdslib.student import load_student
 
 

@@ -20,11 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from sdslib import tables
-from sdslib.benchmarks import aro_relation, winoground
 from sdslib.io import lock, model_files, runs, sources, storage
 from sdslib.io.images import ImageError, open_image
 from sdslib.metrics import ScoreError
-from sdslib.pairs import coco_pairs, load_pairs
+from sdslib.pairs import load_pairs
+from sdslib.results import comparison
+from sdslib.sets.aro import aro_relation
+from sdslib.sets.pair_files import coco_pairs
+from sdslib.sets.winoground import winoground
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -78,7 +81,7 @@ def parquet(data: bytes, folder: Path) -> None:
             item.images[0].load()
     except sources.DataError as error:
         first = error
-    tables.read_scores(folder / "test.parquet")
+    comparison.read_scores(folder / "test.parquet")
     if first is not None:
         raise first
 

@@ -1,0 +1,152 @@
+"""ARO's four sets: relations and attributes of Visual Genome, and captions out of order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from sdslib.benchmarks import TOTALS, Benchmark, Item
+from sdslib.io.images import ImageRef
+from sdslib.io.paths import project_path
+from sdslib.io.sources import ALL_SPLITS, Caption, DataError, Root, check_rows, read_json
+from sdslib.sets.shuffles import SHUFFLES, Tagger, freeze, read_frozen, spacy_tagger
+from sdslib.sets.winoground import _file_refs
+
+
+class AroRow(BaseModel):
+    """One test case of VG-Relation or VG-Attribution (Yuksekgonul et al., ICLR 2023)."""
+
+    image_path: str
+    bbox_x: int
+    bbox_y: int
+    bbox_w: Annotated[int, Field(ge=1)]
+    bbox_h: Annotated[int, Field(ge=1)]
+    true_caption: Caption
+    false_caption: Caption
+
+
+class RelationRow(AroRow):
+    """VG-Relation names the relation whose two nouns are exchanged."""
+
+    relation_name: str
+
+
+class AttributionRow(AroRow):
+    """VG-Attribution names the two attributes that are exchanged."""
+
+    attributes: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+ARO_LOCAL = (
+    "the folder with visual_genome_relation.json, visual_genome_attribution.json and images/ "
+    "(vgr_vga_images.zip unpacked); https://github.com/mertyg/vision-language-models-are-bows "
+    "says where to fetch them"
+)
+
+
+def aro_relation(root: str | Path, total: int | None = TOTALS["aro-relation"]) -> Benchmark:
+    """VG-Relation: is it "a on b" or "b on a"? Tagged `relation`; false caption first."""
+    return _aro("aro-relation", root, RelationRow, total)
+
+
+def aro_attribution(root: str | Path, total: int | None = TOTALS["aro-attribution"]) -> Benchmark:
+    """VG-Attribution: which attribute belongs to which noun? Tagged `attributes`, as "red_tall"."""
+    return _aro("aro-attribution", root, AttributionRow, total)
+
+
+def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) -> Benchmark:
+    folder = project_path(root)
+    path = folder / f"visual_genome_{name.removeprefix('aro-')}.json"
+    if not path.is_file() or not (folder / "images").is_dir():
+        raise DataError(f"{folder} holds no {path.name} with images/; give {ARO_LOCAL}")
+    rows = check_rows(read_json(path), model, path.name)
+    names = [(row.image_path, f"{path.name}[{i}].image_path") for i, row in enumerate(rows)]
+    boxes = [(row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h) for row in rows]
+    refs = _file_refs(Root(folder / "images", "in vgr_vga_images.zip"), names, boxes)
+    items = tuple(_aro_item(*pair, i) for i, pair in enumerate(zip(rows, refs, strict=True)))
+    return Benchmark(name, "choice", items, total or len(items), str(root))
+
+
+def _aro_item(row: Any, image: ImageRef, index: int) -> Item:
+    if isinstance(row, RelationRow):
+        tags = {"relation": row.relation_name}
+    else:
+        tags = {"attributes": "_".join(row.attributes)}
+    return Item(str(index), (image,), (row.false_caption, row.true_caption), 1, image.box, tags)
+
+
+class OrderRow(BaseModel):
+    """One image of the Karpathy split files with its captions."""
+
+    image: str
+    caption: Annotated[list[Caption], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+
+
+def coco_order(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    negatives: str | Path | None = None,
+    tagger: Tagger | None = None,
+    total: int | None = TOTALS["coco-order"],
+) -> Benchmark:
+    """COCO-Order: the caption among four shuffles of it, the true one first.
+
+    `annotations` is coco_karpathy_test.json, `images` the folder its paths start from (its own by
+    default). The authors shuffle anew at every load; here the negatives are made once, from seed 0
+    and by `tagger` (spaCy by default), frozen in `negatives` (NAME_negatives.json beside the
+    annotations by default) and checked against their hash ever after. Tagged `identity`: the
+    shuffles that gave the true caption back, ties for any model. Raises `DataError`.
+    """
+    return _order("coco-order", annotations, images, negatives, tagger, total)
+
+
+def flickr_order(
+    annotations: str | Path,
+    images: str | Path | None = None,
+    negatives: str | Path | None = None,
+    tagger: Tagger | None = None,
+    total: int | None = TOTALS["flickr-order"],
+) -> Benchmark:
+    """Flickr30k-Order, from flickr30k_test.json; otherwise as `coco_order`."""
+    return _order("flickr-order", annotations, images, negatives, tagger, total)
+
+
+def _order(
+    name: str,
+    annotations: str | Path,
+    images: str | Path | None,
+    negatives: str | Path | None,
+    tagger: Tagger | None,
+    total: int | None,
+) -> Benchmark:
+    path = project_path(annotations)
+    root = Root(project_path(images) if images else path.parent)
+    found = read_json(path)
+    if isinstance(found, dict) and "images" in found:
+        raise DataError(f"{path.name}: {ALL_SPLITS}")
+    rows = check_rows(found, OrderRow, path.name)
+    refs = _file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
+    truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
+    kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
+    if not kept.exists():
+        freeze(truths, tagger or _spacy(kept), kept)
+    options = read_frozen(kept, truths)
+    items = tuple(
+        Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
+        for key, captions in options.items()
+    )
+    return Benchmark(name, "choice", items, total or len(items), str(annotations))
+
+
+def _spacy(kept: Path) -> Tagger:
+    try:
+        return spacy_tagger()
+    except DataError as reason:
+        raise DataError(f"{reason}: {kept}") from None
+
+
+def _same(captions: Sequence[str]) -> str:
+    return "|".join(p for p, c in zip(SHUFFLES, captions[1:], strict=True) if c == captions[0])

@@ -1,0 +1,197 @@
+"""Winoground, from the authors' files, their folder, or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import BaseModel, BeforeValidator, Field
+
+from sdslib.benchmarks import TOTALS, Benchmark, Item
+from sdslib.io import storage
+from sdslib.io.hub import hub_dataset, is_repo
+from sdslib.io.images import ENDINGS, Box, ImageRef
+from sdslib.io.paths import project_path
+from sdslib.io.sources import (
+    Caption,
+    DataError,
+    ImageCells,
+    Root,
+    cell_bytes,
+    check_rows,
+    is_list,
+    read_json,
+    read_json_lines,
+    refuse_pointer,
+    unique_ids,
+)
+
+
+class WinogroundRow(BaseModel):
+    """The text of one Winoground item (Thrush et al., CVPR 2022)."""
+
+    id: int
+    caption_0: Caption
+    caption_1: Caption
+    tag: str
+    secondary_tag: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
+    num_main_preds: Annotated[int, Field(ge=1)]
+    collapsed_tag: str
+
+
+WINOGROUND_COLUMNS = ("image_0", "image_1", *WinogroundRow.model_fields)
+
+
+WINOGROUND_LOCAL = (
+    "a folder with data/test-*.parquet, or with examples.jsonl and images/ (for example "
+    "benchmark='winoground:data/winoground')"
+)
+
+
+DIWAN_TAGS = "new_tag_assignments.json"
+
+
+def winoground(
+    source: str, split: str = "test", total: int | None = TOTALS["winoground"]
+) -> Benchmark:
+    """Winoground as grids of two images and two captions.
+
+    `source` is a folder or file in one of its two layouts (parquet, or jsonl beside `images/`), a
+    Hub id, or `winoground`: data/winoground if it is there, else facebook/winoground. Items are
+    tagged collapsed_tag, tag, secondary_tag, num_main_preds and, where new_tag_assignments.json
+    (Diwan et al., EMNLP 2022) is in the folder, diwan_tags. `total=None` takes the rows found for
+    the whole. Raises `DataError` or, from the Hub, `AccessError`.
+    """
+    local = project_path("data/winoground" if source == "winoground" else source)
+    if local.exists():
+        rows, refs, home = _winoground_local(local, split)
+    elif source == "winoground" or is_repo(source):
+        repo = "facebook/winoground" if source == "winoground" else source
+        rows, refs = _winoground_hub(repo, split)
+        home = project_path("data/winoground")
+    else:
+        raise DataError(f"{source!r} is no Winoground: give a Hub id or {WINOGROUND_LOCAL}")
+    checked = check_rows(rows, WinogroundRow, f"{Path(source).name}:{split}")
+    unique_ids((row.id for row in checked), f"{Path(source).name}:{split}")
+    finer = _diwan_tags(home / DIWAN_TAGS)
+    items = tuple(_winoground_item(row, refs, i, finer) for i, row in enumerate(checked))
+    return Benchmark("winoground", "grid", items, total or len(items), source)
+
+
+def _winoground_item(
+    row: WinogroundRow, refs: Callable[[int, str], ImageRef], index: int, finer: Mapping | None
+) -> Item:
+    names = ("collapsed_tag", "tag", "secondary_tag", "num_main_preds")
+    tags = {name: str(getattr(row, name)) for name in names}
+    if finer is not None:
+        tags["diwan_tags"] = "|".join(finer.get(str(row.id), ()))
+    images = (refs(index, "image_0"), refs(index, "image_1"))
+    return Item(str(row.id), images, (row.caption_0, row.caption_1), tags=tags)
+
+
+def _diwan_tags(path: Path) -> dict[str, list[str]] | None:
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in lists):
+        raise DataError(f"{path.name}: expected an object of lists of tags, one an item id")
+    return found
+
+
+def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str], ImageRef], Path]:
+    home = path if path.is_dir() else path.parent
+    if path.is_dir():
+        patterns = (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet",
+                    "examples.json*", "data/examples.json*")  # fmt: skip
+        found = next((f for p in patterns if (f := sorted(path.glob(p)))), [])
+    else:
+        found = [path]
+    if not found:
+        raise DataError(f"{path} holds no Winoground; give {WINOGROUND_LOCAL}")
+    if found[0].suffix == ".parquet":
+        return *_winoground_parquet(found), home
+    return *_winoground_jsonl(found[0]), home
+
+
+def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
+    names, images, parts = "+".join(path.name for path in paths), ["image_0", "image_1"], []
+    for path in paths:
+        refuse_pointer(path)
+        with _as_winoground(path.name):
+            parts.append(storage.read_parquet(path, WINOGROUND_COLUMNS))
+    with _as_winoground(names):
+        table = pa.concat_tables(parts, promote_options="permissive")
+        rows = table.drop_columns(images).to_pylist()
+        cells = {
+            name: table[name].combine_chunks().field("bytes").cast(pa.binary()) for name in images
+        }
+
+    def ref(row: int, column: str) -> ImageRef:
+        name, cell = f"{names}[{row}].{column}", cells[column][row]
+        if not cell.is_valid:
+            raise DataError(f"{name}: has no bytes; fetch the file again")
+        return ImageRef(name, cell.as_py, size=len(cell.as_buffer()))
+
+    return rows, ref
+
+
+@contextmanager
+def _as_winoground(name: str) -> Iterator[None]:
+    try:
+        with storage.declared():
+            yield
+    except (OSError, ValueError) as reason:
+        raise DataError(
+            f"{name} cannot be read ({reason}); expected parquet with the columns "
+            f"{', '.join(WINOGROUND_COLUMNS)}"
+        ) from None
+
+
+def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:
+    rows = read_json(path) if is_list(path) else read_json_lines(path)
+    homes = [home for home in (path.parent, path.parent.parent) if (home / "images").is_dir()]
+    if not homes:
+        raise DataError(f"{path.parent / 'images'} is not a folder; put Winoground's images there")
+    places = [(row, column) for row in range(len(rows)) for column in ("image_0", "image_1")]
+    named = [_winoground_image(rows[row], column, f"{path.name}[{row}]") for row, column in places]
+    refs = dict(zip(places, _file_refs(Root(homes[0]), named), strict=True))
+    return rows, lambda row, column: refs[row, column]
+
+
+def _winoground_image(row: Any, column: str, where: str) -> tuple[str, str]:
+    name = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(name, str):
+        raise DataError(f"{where}.{column}: expected the name of an image, got {name!r}")
+    ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
+    return f"images/{name}{ending}", f"{where}.{column}"
+
+
+def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], ImageRef]]:
+    found = hub_dataset(repo, split, local=WINOGROUND_LOCAL)
+    missing = set(WINOGROUND_COLUMNS) - set(found.column_names)
+    if missing:
+        raise DataError(f"{repo}: columns missing: {', '.join(sorted(missing))}")
+    rows = found.select_columns(list(WinogroundRow.model_fields)).to_list()
+    for column in ("image_0", "image_1"):
+        ImageCells(found, column, repo)
+
+    def ref(row: int, column: str) -> ImageRef:
+        return ImageRef(f"{repo}[{row}].{column}", partial(cell_bytes, found, row, column))
+
+    return rows, ref
+
+
+def _file_refs(
+    root: Root, names: Sequence[tuple[str, str]], boxes: Sequence[Box | None] | None = None
+) -> list[ImageRef]:
+    """Images by their names, each with the row that asks for it, all looked for at once."""
+    paths, boxes = root.paths(names), boxes or [None] * len(names)
+    return [
+        ImageRef(name, path.read_bytes, box, path.stat().st_size)
+        for (name, _), path, box in zip(names, paths, boxes, strict=True)
+    ]

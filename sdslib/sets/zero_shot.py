@@ -1,0 +1,104 @@
+"""Classes as captions: folders, CIFAR, ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sdslib.benchmarks import HUB_CLASSES, PHOTO, Benchmark, Item
+from sdslib.io.hub import hub_dataset, is_repo
+from sdslib.io.images import ENDINGS, ImageRef
+from sdslib.io.paths import project_path
+from sdslib.io.sources import DataError, ImageCells, Root, cell_bytes, image_columns
+from sdslib.sets.winoground import _file_refs
+
+
+def zero_shot(
+    source: str | Path,
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] = PHOTO,
+    split: str = "test",
+    name: str = "zeroshot",
+) -> Benchmark:
+    """Images with class labels, to be named by prompts `template.format(class)`.
+
+    `source` is a folder with one folder of images a class (below `split` or val, if it is there),
+    cifar10, cifar100, imagenet, or the id of a Hub set with an image and a label column. `classes`
+    replaces the names, in order (of the sorted folders). Tagged `class`. Raises `DataError`.
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise DataError(f"each prompt template needs one {{}}; got {bad or 'none'}")
+    folder = project_path(source)
+    if folder.is_dir():
+        labels, refs, found = _class_folders(_split_of(folder, split))
+    elif str(source) in HUB_CLASSES or is_repo(str(source)):
+        labels, refs, found = _class_hub(str(source), split)
+    else:
+        raise DataError(
+            f"{source!r}: no folder {folder}, and none of {', '.join(HUB_CLASSES)} or owner/name"
+        )
+    names = list(classes or found)
+    if len(names) != len(found):
+        raise DataError(f"{source}: {len(names)} class names for {len(found)} classes")
+    prompts = tuple(tuple(t.format(n) for t in templates) for n in names)
+    first = tuple(group[0] for group in prompts)
+    items = tuple(
+        Item(ref.name, (ref,), first, label, tags={"class": names[label]})
+        for label, ref in zip(labels, refs, strict=True)
+    )
+    return Benchmark(name, "classes", items, len(items), str(source), prompts)
+
+
+def _split_of(folder: Path, split: str) -> Path:
+    """The folder of a split, under any of the names that are in use, or the folder itself."""
+    names = (split, "val", "validation")
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"{folder}: expected one folder of images a class, found {names or 'none'}")
+    labels, refs, root = [], [], Root(folder)
+    for label, name in enumerate(names):
+        files = sorted(p.name for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS)
+        if not files:
+            raise DataError(f"{folder / name}: has no images ({', '.join(sorted(ENDINGS))})")
+        labels += [label] * len(files)
+        refs += _file_refs(root, [(f"{name}/{file}", folder.name) for file in files])
+    return labels, refs, [name.replace("_", " ") for name in names]
+
+
+def _class_hub(source: str, split: str) -> tuple[list[int], list[ImageRef], list[str]]:
+    repo, split, label = HUB_CLASSES.get(source, (source, split, ""))
+    found = hub_dataset(repo, split, local="a folder with one folder of images a class")
+    images, named = (
+        image_columns(found),
+        [c for c, f in found.features.items() if hasattr(f, "names")],
+    )
+    label = label or (named[0] if named else "")
+    if len(images) != 1 or label not in named:
+        raise DataError(f"{repo}: expected an image and a label column; has {found.column_names}")
+    ImageCells(found, images[0], repo)
+    refs = [
+        ImageRef(f"{repo}[{row}]", partial(cell_bytes, found, row, images[0]))
+        for row in range(len(found))
+    ]
+    # ImageNet's names list synonyms: "tench, Tinca tinca"
+    names = [n.split(",")[0].replace("_", " ") for n in found.features[label].names]
+    return list(found[label]), refs, names
+
+
+def known_classes(name: str, source: str, wordnet: Sequence[str] | None = None) -> Benchmark:
+    """One of `HUB_CLASSES`: from `source`, else from its folder under data, else from the Hub."""
+    folder = f"data/{name}"
+    source = source or (folder if project_path(folder).is_dir() else name)
+    return zero_shot(source, wordnet if _is_wordnet(source) else None, name=name)
+
+
+def _is_wordnet(source: str) -> bool:
+    """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
+    folder = _split_of(project_path(source), "test")
+    return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
