@@ -5,6 +5,7 @@ Nothing here imports torch: a typo is refused before anything heavy is loaded. R
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -104,6 +105,7 @@ NOT_IN_ID = frozenset(
         "dry_run",
     ]
 )
+_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 FEWEST_RIDGE = 10  # pairs that `bridge.ridge_start` takes at least
 
 
@@ -172,7 +174,8 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The parameters that change numbers, with those this arm never reads left out."""
-        unread = NOT_IN_ID | ARMS[arm].unread if (arm := getattr(self, "arm", "")) else frozenset()
+        arm = arm_of(getattr(self, "arm", None))
+        unread = NOT_IN_ID | (arm.unread if arm else frozenset())
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
@@ -306,96 +309,34 @@ def preset(name: str) -> FinetuneConfig:
     return PRESETS[name]()
 
 
+def arm_of(name: object) -> Arm | None:
+    """The arm of this name, if it is one."""
+    return ARMS.get(name) if isinstance(name, str) else None
+
+
 def settle_arm(values: dict[str, Any]) -> dict[str, Any]:
     """The values with the arm that they amount to: weight 0 is `clip-only`, which has weight 0."""
-    arm, weight = values["arm"], values.get("sds_weight")
-    if not ARMS.get(arm, Arm()).sds and isinstance(weight, (int, float, type(None))):
+    name, weight = values["arm"], values.get("sds_weight")
+    arm = arm_of(name)
+    if arm and not arm.sds and isinstance(weight, (int, float, type(None))):
         return values | {"sds_weight": 0.0}
-    if arm != "sds-only" and not isinstance(weight, bool) and weight == 0:
+    if name != "sds-only" and not isinstance(weight, bool) and weight == 0:
         return values | {"arm": "clip-only"}
     return values
 
 
 def conflicts(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     """Rules between fields; a rule is skipped while one of its fields is wrong in itself."""
-    bad = set(bad)
-    return [
-        text
-        for fields, rule in _RULES
-        if bad.isdisjoint(fields) and all(f in values for f in fields)
-        for text in [rule(*(values[f] for f in fields))]
-        if text
-    ]
+    fine = {name: value for name, value in values.items() if name not in set(bad)}
+    found = []
+    for broken, text in _RULES:
+        fields = inspect.signature(broken).parameters
+        if fields.keys() <= fine.keys() and (why := broken(**{f: fine[f] for f in fields})):
+            found.append(why if isinstance(why, str) else text.format(**fine))
+    return found
 
 
-def _t_order(t_min: int, t_max: int) -> str | None:
-    if t_min <= t_max:
-        return None
-    return f"t_min must not be above t_max, got t_min {t_min} and t_max {t_max}"
-
-
-def _one_duration(steps: int | None, epochs: int | None) -> str | None:
-    if (steps is None) != (epochs is None):
-        return None
-    if steps is None:
-        return "one of steps and epochs is needed, got neither"
-    return f"steps and epochs exclude each other, got steps {steps} and epochs {epochs}"
-
-
-def _hub_repository(push_to: str | None) -> str | None:
-    if push_to is None or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", push_to):
-        return None
-    return f"push_to must be a repository of the Hub, owner/name, got {push_to!r}"
-
-
-def _a_batch(train_pairs: int | None, batch_size: int) -> str | None:
-    if train_pairs is None or train_pairs >= batch_size:
-        return None
-    return f"train_pairs {train_pairs} is less than one batch; lower batch_size {batch_size}"
-
-
-def _enough_noise(arm: str, choice_draws: int, batch_size: int, sds_share: float) -> str | None:
-    seen = max(1, round(sds_share * batch_size))
-    if arm != "teacher-choice" or choice_draws <= seen:
-        return None
-    return f"choice_draws {choice_draws} needs as many pairs a batch; the teacher sees {seen}"
-
-
-def _even_parts(batch_size: int, processes: int) -> str | None:
-    if batch_size % processes == 0:
-        return None
-    return f"batch_size {batch_size} cannot be divided among {processes} processes"
-
-
-def _noise_of_others(arm: str, processes: int) -> str | None:
-    if arm != "teacher-choice" or processes == 1:
-        return None
-    return "arm 'teacher-choice' lends noises across the batch; leave processes at 1"
-
-
-def _text_has_no_pooled(arm: str, bridge_input: str) -> str | None:
-    if arm != "sds-text" or bridge_input == "projected":
-        return None
-    return "arm 'sds-text' maps text embeddings too; leave bridge_input at 'projected'"
-
-
-def _reached(arm: str, trainable: str) -> str | None:
-    """Few arms teach the text tower; L_SDS is a loss on the image embedding."""
-    if ARMS[arm].text or not ARMS[arm].sds or trainable != "text-tower":
-        return None
-    return (
-        f"arm {arm!r} gives trainable 'text-tower' no gradient of L_SDS; take arm 'clip-only', "
-        "which trains the same student, or 'sds-text' or 'teacher-choice'"
-    )
-
-
-def _something_to_learn(arm: str, sds_weight: float) -> str | None:
-    if arm == "sds-only" and sds_weight == 0:
-        return "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0"
-    return None
-
-
-def _enough_for_ridge(
+def _few_for_ridge(
     arm: str, bridge_start: str, bridge_pairs: int, train_pairs: int | None, batch_size: int
 ) -> str | None:
     if bridge_start != "ridge" or "bridge_start" in ARMS[arm].unread:
@@ -409,22 +350,64 @@ def _enough_for_ridge(
     return None
 
 
-def _known_sets(trainable: str) -> str | None:
+def _unknown_set(trainable: str) -> str | None:
     wrong = [name for name in trainable.split("+") if name not in TRAINABLE]
     return one_of("trainable", wrong[0], TRAINABLE) if wrong else None
 
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
-    (("t_min", "t_max"), _t_order),
-    (("steps", "epochs"), _one_duration),
-    (("train_pairs", "batch_size"), _a_batch),
-    (("arm", "sds_weight"), _something_to_learn),
-    (("arm", "bridge_input"), _text_has_no_pooled),
-    (("arm", "trainable"), _reached),
-    (("arm", "choice_draws", "batch_size", "sds_share"), _enough_noise),
-    (("batch_size", "processes"), _even_parts),
-    (("arm", "processes"), _noise_of_others),
-    (("arm", "bridge_start", "bridge_pairs", "train_pairs", "batch_size"), _enough_for_ridge),
-    (("trainable",), _known_sets),
-    (("push_to",), _hub_repository),
+# What may not be, and what is said of it; a rule of several wordings gives its own.
+_RULES: tuple[tuple[Callable[..., Any], str], ...] = (
+    (
+        lambda t_min, t_max: t_min > t_max,
+        "t_min must not be above t_max, got t_min {t_min} and t_max {t_max}",
+    ),
+    (
+        lambda steps, epochs: steps is None and epochs is None,
+        "one of steps and epochs is needed, got neither",
+    ),
+    (
+        lambda steps, epochs: steps is not None and epochs is not None,
+        "steps and epochs exclude each other, got steps {steps} and epochs {epochs}",
+    ),
+    (
+        lambda train_pairs, batch_size: train_pairs is not None and train_pairs < batch_size,
+        "train_pairs {train_pairs} is less than one batch; lower batch_size {batch_size}",
+    ),
+    (
+        lambda arm, sds_weight: arm == "sds-only" and sds_weight == 0,
+        "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0",
+    ),
+    (
+        lambda arm, bridge_input: arm == "sds-text" and bridge_input == "pooled",
+        "arm 'sds-text' maps text embeddings too; leave bridge_input at 'projected'",
+    ),
+    (  # L_SDS is a loss on the image embedding
+        lambda arm, trainable: (
+            trainable == "text-tower" and ARMS[arm].sds is not None and not ARMS[arm].text
+        ),
+        "arm {arm!r} gives trainable 'text-tower' no gradient of L_SDS; take arm 'clip-only', "
+        "which trains the same student, or 'sds-text' or 'teacher-choice'",
+    ),
+    (
+        lambda arm, choice_draws, batch_size, sds_share: (
+            arm == "teacher-choice"
+            and choice_draws > (seen := max(1, round(sds_share * batch_size)))
+            and f"choice_draws {choice_draws} needs as many pairs a batch; the teacher sees {seen}"
+        ),
+        "",
+    ),
+    (
+        lambda batch_size, processes: batch_size % processes != 0,
+        "batch_size {batch_size} cannot be divided among {processes} processes",
+    ),
+    (
+        lambda arm, processes: arm == "teacher-choice" and processes > 1,
+        "arm 'teacher-choice' lends noises across the batch; leave processes at 1",
+    ),
+    (_few_for_ridge, ""),
+    (_unknown_set, ""),
+    (
+        lambda push_to: push_to is not None and not re.fullmatch(_REPOSITORY, push_to),
+        "push_to must be a repository of the Hub, owner/name, got {push_to!r}",
+    ),
 )

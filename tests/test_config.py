@@ -474,3 +474,10 @@ def test_every_student_and_teacher_of_the_paper_goes_by_its_name(name, tag, teac
 def test_weights_of_openai_go_by_their_quickgelu_names_alone(name):
     with pytest.raises(ParameterError, match=f"has QuickGELU; use clip_model '{name}-quickgelu'"):
         guard({"preset": "paper", "clip_model": name})
+
+
+@pytest.mark.parametrize("model", [FinetuneConfig, BaselineConfig, FailuresConfig])
+def test_what_changes_no_number_is_no_part_of_the_identity(model):
+    plain = model().identity()
+    assert model(threads=3, device="cpu").identity() == plain
+    assert model(seed=3).identity() != plain

@@ -15,7 +15,7 @@ from sdslib.config import FinetuneConfig
 from sdslib.io.runs import RunError, find_run, open_run
 from sdslib.io.state import pack_state
 from sdslib.lab import diagnosis
-from sdslib.lab.diagnosis import AGAIN, HELD, QUESTIONS, SWAPS
+from sdslib.lab.probes import AGAIN, HELD, QUESTIONS, SWAPS
 from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
 from sdslib.student import load_student

@@ -58,9 +58,7 @@ def test_the_command_prints_the_figures_worked_out_by_hand(grid_file):
         str(grid_file),
         "--json",
     ]
-    printed = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(printed) == EXPECTED
 
 

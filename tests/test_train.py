@@ -466,7 +466,7 @@ def test_a_trained_scale_gets_the_gradient_of_the_contrastive_loss(parties, arm)
 def test_no_two_draws_of_a_step_share_their_seed(monkeypatch):
     """Pairs, captions, noise, negatives and the teacher's share are streams of their own."""
     drawn = []
-    for room in (train, pairs):
+    for room in (train, pairs, controls):
         derive = room.derive_seed
 
         def noted(seed, purpose, *index, derive=derive):

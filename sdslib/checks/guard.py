@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sdslib.checks.models import is_folder, student_problem, teacher_problem
 from sdslib.checks.notebooks import MODELS
-from sdslib.config import ARMS, PRESETS, Config, conflicts, mini, settle_arm
+from sdslib.config import PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.wording import ParameterError, did_you_mean, one_of, suggest
 
@@ -89,8 +89,8 @@ def override(config: C, **changes: Any) -> C:
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if changes.get(one) is not None:
             dumped.pop(other, None)
-    arm = ARMS.get(changes.get("arm", ""))
-    if arm is not None and arm.sds is None and "sds_weight" not in changes:
+    arm = arm_of(changes.get("arm"))
+    if arm and arm.sds is None and "sds_weight" not in changes:
         dumped.pop("sds_weight", None)
     return validate(type(config), dumped | changes)
 
@@ -121,7 +121,7 @@ def _field_problems(cls: type[C], values: dict[str, Any]) -> tuple[C | None, dic
 def _contradictions(given: Mapping[str, Any]) -> list[str]:
     arm, weight = given.get("arm"), given.get("sds_weight")
     weighted = isinstance(weight, (int, float)) and not isinstance(weight, bool) and weight > 0
-    if weighted and arm in ARMS and ARMS[arm].sds is None:
+    if weighted and (known := arm_of(arm)) and known.sds is None:
         return [f"arm {arm!r} has no L_SDS; leave out sds_weight {weight} or set it to 0"]
     return []
 
