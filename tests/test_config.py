@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sdslib.checks import models
 from sdslib.checks.guard import guard, override, validate
-from sdslib.checks.notebooks import MODELS, BaselineConfig
+from sdslib.checks.notebooks import MODELS, BaselineConfig, FailuresConfig
 from sdslib.config import ARMS, FinetuneConfig, derive_seed, mini, paper, preset
 from sdslib.io import paths
 from sdslib.io.model_files import TEACHER_CONFIGS, TEACHER_WEIGHTS

@@ -38,7 +38,6 @@ ORDER = (
     *("experiment", "results", "lab", "show"),
 )
 UP_FOR_NOW = {
-    "experiment": {"show.figures"},
     "results.ablations": {"show.figures"},
     "results.publish": {"show.figures"},
 }
@@ -68,14 +67,8 @@ DOORS = {
     "papermill": {"results.sweep"},
     "ray": {"results.sweep"},
     "pydantic": {
-        "config",
-        "checks.guard",
-        "checks.notebooks",
-        "io.sources",
-        "pairs",
-        "benchmarks",
-        "sets.shuffles",
-        "sets.overlap",
+        *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
+        *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
     },
     "spacy": {"sets.shuffles"},
     "safetensors": {"io.model_files", "io.run", "bridge", "student", "miniworld.recipe"},

@@ -11,10 +11,10 @@ from sdslib.checks.teacher_files import latent_shape
 from sdslib.config import FinetuneConfig, set_name
 from sdslib.experiment import CONTROL, UNTOUCHED, has_bridge, reported, what_trains
 from sdslib.io.runs import Run
+from sdslib.metrics import HUMAN_WINOGROUND
 from sdslib.results import comparison
 from sdslib.sets.overlap import Shared
 from sdslib.sets.roles import VALIDATION
-from sdslib.show import figures
 from sdslib.student import load_student
 
 
@@ -25,7 +25,7 @@ def note(config: FinetuneConfig) -> str:
 
 def human(config: FinetuneConfig) -> dict[str, float] | None:
     """What people reach on the benchmark, where somebody measured it."""
-    return figures.HUMAN_WINOGROUND if set_name(config.benchmark) == "winoground" else None
+    return HUMAN_WINOGROUND if set_name(config.benchmark) == "winoground" else None
 
 
 def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
