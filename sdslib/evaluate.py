@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from sdslib import metrics
 from sdslib.io.images import LONGEST
+from sdslib.io.lazy import named
 from sdslib.student import caption_lengths
 from sdslib.tables import NOTES, Caution, TableError, cautions, cell_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-if TYPE_CHECKING:
     from sdslib.benchmarks import Benchmark, Item
     from sdslib.io.images import ImageRef
     from sdslib.student import Student
@@ -136,16 +136,16 @@ def score_grids(
     """The score table of a benchmark's items, or of its first `limit`.
 
     Sets of classes and retrieval sets give a CLIP scorer's ranks over the whole set, see
-    `rank_classes` and `rank_retrieval`. Raises `metrics.ScoreError` with the item's id where a
+    `sets.zero_shot` and `sets.retrieval`. Raises `metrics.ScoreError` with the item's id where a
     score is not finite, and warns (`tables.Caution`) of what `tables.cautions` says. `attrs` holds
     benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
     wraps the iterator over items (tqdm).
     """
     items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
     if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
-        table = rank_classes(scorer, items, benchmark.prompts)
+        table = named("sets.zero_shot:rank_classes")(scorer, items, benchmark.prompts)
     elif benchmark.kind == "retrieval":
-        table = rank_retrieval(scorer, items)
+        table = named("sets.retrieval:rank_retrieval")(scorer, items)
     else:
         pairs = progress(zip(items, scorer(items), strict=True))
         table = pd.DataFrame([_row(item, scored) for item, scored in pairs])
@@ -167,51 +167,6 @@ def evaluate_student(
 ) -> dict[str, pd.DataFrame]:
     """The student's score table of every benchmark, by name."""
     return {b.name: score_grids(clip_scorer(student, batch_size), b) for b in benchmarks}
-
-
-def rank_classes(
-    scorer: ClipScorer, items: Sequence[Item], prompts: Sequence[Sequence[str]]
-) -> pd.DataFrame:
-    """Zero-shot classification: the rank of each item's `answer` among the classes.
-
-    `prompts` are the captions of each class; a class is the mean of their unit embeddings, made
-    unit again (Radford et al. 2021, section 3.1.4). `margin` is the lead over the best other
-    class; a class with an equal score ranks before the true one.
-    """
-    images, image = scorer.embed_images([item.images[0] for item in items])
-    emb, row = scorer.embed_texts([prompt for group in prompts for prompt in group])
-    ends = np.cumsum([len(group) for group in prompts])
-    means = np.array([part.mean(0) for part in np.split(emb[row], ends[:-1])])
-    scores = images[image] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    answer, ids = np.array([item.answer for item in items]), [item.id for item in items]
-    margin = metrics.choice_margin(scores, answer, ids)
-    own = scores[np.arange(len(items)), answer][:, None]
-    table = pd.DataFrame([{"id": item.id, "answer": item.answer, **item.tags} for item in items])
-    table["answer"] = table["answer"].astype("Int64")
-    fixed = {"n_images": 1, "n_captions": len(prompts), "n_true": 1, "margin": margin}
-    rank = (scores >= own).sum(axis=1) - 1
-    return table.assign(**fixed, predicted=scores.argmax(axis=1), rank=rank)
-
-
-def rank_retrieval(scorer: Scorer, items: Sequence[Item]) -> pd.DataFrame:
-    """Retrieval over all items at once: the rank of the best true partner of every query.
-
-    The tag `way` is `image_to_text` (one row an item, its id) or `text_to_image` (one row a
-    caption, `id#k`); recall at k is the share of ranks below k. See `metrics.retrieval_ranks`.
-    """
-    if not isinstance(scorer, ClipScorer):
-        raise TableError(f"retrieval needs embeddings; the {scorer.name} scorer has none")
-    images, image = scorer.embed_images([item.images[0] for item in items])
-    owner = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
-    emb, row = scorer.embed_texts([caption for item in items for caption in item.captions])
-    ranks = metrics.retrieval_ranks(images[image] @ emb[row].T, owner)
-    ids = [f"{item.id}#{k}" for item in items for k in range(len(item.captions))]
-    to_text = pd.DataFrame({"id": [str(item.id) for item in items], "way": "image_to_text"})
-    to_text = to_text.assign(n_captions=len(owner), n_true=np.bincount(owner))
-    to_image = pd.DataFrame({"id": ids, "way": "text_to_image"})
-    to_image = to_image.assign(n_captions=len(items), n_true=1)
-    to_text["rank"], to_image["rank"] = ranks["image_to_text"], ranks["text_to_image"]
-    return pd.concat([to_text, to_image], ignore_index=True)
 
 
 def _row(item: Item, scored: Scored) -> dict:

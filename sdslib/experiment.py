@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import json
 import math
 import sys
@@ -29,12 +28,11 @@ from sdslib.arms.trainable import interpolate, set_trainable, trained_weights
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
+from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
-from sdslib.checks.student_files import fingerprints as student_files
-from sdslib.checks.teacher_files import fingerprints as teacher_files
-from sdslib.config import ARMS, FinetuneConfig, ModelsConfig, derive_seed, set_name
+from sdslib.config import ARMS, FinetuneConfig, derive_seed, set_name
 from sdslib.io import distributed, launch
-from sdslib.io.model_files import PASSPORT, WeightsError
+from sdslib.io.model_files import PASSPORT
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run, find_run, open_run
 from sdslib.io.state import plain_torch
@@ -82,11 +80,6 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     if has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
     return Parties(student, what_trains(student, config), teacher, bridge, swapped_caption, latents)
-
-
-def has_teacher(config: ModelsConfig) -> bool:
-    """Whether the arm, where there is one, needs a teacher at all."""
-    return not isinstance(config, FinetuneConfig) or ARMS[config.arm].sds is not None
 
 
 def has_bridge(config: FinetuneConfig) -> bool:
@@ -283,30 +276,6 @@ def _steps(workers: launch.Workers, stop: Stop) -> Iterator[Step]:
             yield step
 
 
-def weights_fingerprints(config: ModelsConfig, needed: bool = False) -> dict[str, str]:
-    """Hashes of the files that loading reads, so that other weights are not taken for the old.
-
-    Of contents, not of a commit: a folder and the same files from the Hub have one hash, and a
-    commit that touches a README makes no new run. What is out of reach is left out, unless it is
-    `needed`: then WeightsError says why, before a run is opened.
-    """
-    asked = {"student": lambda: student_files(config.clip_model, config.clip_pretrained)}
-    if has_teacher(config):
-        place = (config.teacher, config.teacher_revision, config.variant)
-        asked["teacher"] = lambda: teacher_files(*place)
-    found = {}
-    for name, files in asked.items():
-        try:
-            lines = [f"{file} {digest}" for file, digest in sorted(files().items())]
-        except WeightsError:
-            if needed:
-                raise
-            continue
-        if lines:
-            found[name] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return found
-
-
 def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
     """What `train` measures on the way: the validation set's metrics, `text` first."""
     validation = data.validation
@@ -382,6 +351,10 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+if __name__ == "__main__":
+    sys.exit(main())
+
+
 def literal(text: str) -> Any:
     """What a word of a command line stands for: `True`, `None`, `3`, `1e-3`, else itself."""
     try:
@@ -390,7 +363,3 @@ def literal(text: str) -> Any:
         return text
     # the revision 12e4567 is no number
     return text if isinstance(value, float) and math.isinf(value) else value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

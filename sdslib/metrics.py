@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
@@ -305,61 +303,3 @@ def macro_interval(
     draws = np.random.default_rng(seed).binomial(sizes, shares, (5000, len(sizes))) / sizes
     low, high = np.quantile(draws.mean(axis=1), [0.025, 0.975])
     return Interval(float(shares.mean()), float(low), float(high), int(sizes.sum()))
-
-
-def _paired(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
-    if before.shape != after.shape or before.ndim != 1 or not len(before):
-        raise ScoreError(f"a paired test needs the same items, not {before.shape}, {after.shape}")
-    return before, after
-
-
-def flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """Number of items that went from wrong to right, and from right to wrong."""
-    before, after = _paired(before, after)
-    return int((~before & after).sum()), int((before & ~after).sum())
-
-
-def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Two-sided p of the exact McNemar test on paired outcomes [N]; 1 where nothing flips."""
-    up, down = flips(before, after)
-    return float(_mcnemar([[0, up], [down, 0]], exact=True).pvalue)
-
-
-def paired_difference(
-    before: np.ndarray, after: np.ndarray, seed: int, level: float = 0.95, resamples: int = 5000
-) -> Interval:
-    """Difference of the shares, after minus before, with its paired percentile bootstrap."""
-    before, after = _paired(before, after)
-    mean = float(after.mean() - before.mean())
-    if (after == before).all():
-        return Interval(0.0, 0.0, 0.0, len(after))
-    found = stats.bootstrap(
-        (after.astype(np.float64), before.astype(np.float64)),
-        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(after)),
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(after))
-
-
-def minimum_detectable_difference(
-    n: int, discordant: float, level: float = 0.05, power: float = 0.8
-) -> float:
-    """Smallest difference of two paired shares that n items would show with the given power.
-
-    `discordant` is the share of items that flip either way. Solves Connor's sample-size formula
-    for McNemar's test (Biometrics 43, 1987) for the difference, and never goes below the
-    number of one-way flips that the exact test needs at all (6 items at level 0.05).
-    """
-    z_level, z_power = stats.norm.ppf(1 - level / 2), stats.norm.ppf(power)
-    a, b = z_level * np.sqrt(discordant), n + z_power**2
-    root = a**2 * n - b * (a**2 - z_power**2 * discordant)
-    difference = (a * np.sqrt(n) + np.sqrt(max(root, 0.0))) / b
-    fewest = np.ceil(1 + np.log2(1 / level)) / n
-    return float(min(1.0, max(difference, fewest)))

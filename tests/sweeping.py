@@ -11,6 +11,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from sdslib import experiment
+from sdslib.checks import fingerprints
 from sdslib.config import FinetuneConfig
 from sdslib.io.paths import project_root
 from sdslib.sets import roles
@@ -69,7 +70,7 @@ train(override(config, arm="clip-only", run=None))
 def light_notebook(folder, pause=STEP_S, poison=-1):
     """Write the notebook below `folder`; a run of seed `poison` fails. Returns its path."""
     config = FinetuneConfig()
-    prints = experiment.load_data(config).fingerprints() | experiment.weights_fingerprints(config)
+    prints = experiment.load_data(config).fingerprints() | fingerprints.weights_fingerprints(config)
     (folder / "prints.json").write_text(json.dumps(prints))
     work = _WORK.format(prints=str(folder / "prints.json"), pause=pause, poison=poison)
     tagged = new_code_cell(_PARAMETERS, metadata={"tags": ["parameters"]})

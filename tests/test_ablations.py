@@ -12,6 +12,7 @@ from realworld import make
 from sweeping import remembered
 
 from sdslib import experiment
+from sdslib.checks import fingerprints
 from sdslib.checks.notebooks import AblateTrainableConfig, AblateWeightConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io.paths import project_root
@@ -47,7 +48,7 @@ class Here:
 
     def train(self, root, config):
         prints = experiment.load_data(config).fingerprints()
-        prints |= experiment.weights_fingerprints(config)
+        prints |= fingerprints.weights_fingerprints(config)
         if list(root.glob(f"*-{identify(config, prints)['id']}")):
             return
         values = config.model_dump(exclude={"arm", "seed", "runs", "run"})

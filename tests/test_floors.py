@@ -58,7 +58,7 @@ DOORS = {
     "nltk": {"sets.text_only"},
     "accelerate": {"train"},
     "statsmodels": {"metrics", "results.statistics", "results.failures"},
-    "scipy": {"metrics", "tables", "scorers.diffusion", "scorers.sequential"},
+    "scipy": {"results.statistics", "tables", "scorers.diffusion", "scorers.sequential"},
     "matplotlib": {"show.figures"},
     "seaborn": {"show.figures"},
     "ipywidgets": {"show.demo", "show.atlas"},

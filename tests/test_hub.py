@@ -13,8 +13,8 @@ from hub import layouts
 from hub.server import STRANGER, TOKEN, Hub
 from safetensors.torch import load_file, save_file
 
-from sdslib import experiment, student, teacher
-from sdslib.checks import student_files, teacher_files
+from sdslib import student, teacher
+from sdslib.checks import fingerprints, student_files, teacher_files
 from sdslib.checks.guard import guard
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.config import FinetuneConfig
@@ -127,26 +127,26 @@ def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
 
 def test_weights_are_told_before_they_are_fetched_and_offline_as_online(served, offline):
     config = FinetuneConfig(clip_model=f"hf-hub:{CLIP}", teacher=SD)
-    before = experiment.weights_fingerprints(config, needed=True)
+    before = fingerprints.weights_fingerprints(config, needed=True)
     assert before.keys() == {"student", "teacher"}
     assert not weights_fetched(served)
     teacher.load_teacher(SD)
     student.load_student(f"hf-hub:{CLIP}", None)
     offline()
-    assert experiment.weights_fingerprints(config, needed=True) == before
+    assert fingerprints.weights_fingerprints(config, needed=True) == before
     assert teacher.load_teacher(SD).name == SD
 
 
 def test_weights_that_move_on_main_are_another_run_and_one_process_sees_one_of_them(served):
     config = FinetuneConfig(clip_model=f"hf-hub:{CLIP}", teacher=SD)
-    before = experiment.weights_fingerprints(config)
+    before = fingerprints.weights_fingerprints(config)
     old = student.load_student(f"hf-hub:{CLIP}", None)
     layouts.move_weights(served.folder(CLIP) / student_files.WEIGHTS)
     layouts.move_weights(served.folder(SD) / UNET)
-    assert experiment.weights_fingerprints(config) == before
+    assert fingerprints.weights_fingerprints(config) == before
     assert same(student.load_student(f"hf-hub:{CLIP}", None), old)
     hub.look.cache_clear()  # another process
-    after = experiment.weights_fingerprints(config)
+    after = fingerprints.weights_fingerprints(config)
     assert after["student"] != before["student"]
     assert after["teacher"] != before["teacher"]
     assert not same(student.load_student(f"hf-hub:{CLIP}", None), old)

@@ -246,31 +246,31 @@ def outcomes(up: int, down: int, both: int, neither: int):
 def test_mcnemar_is_the_exact_binomial_test_of_the_flips(up, down):
     before, after = outcomes(up, down, 20, 30)
     expected = stats.binomtest(up, up + down).pvalue if up + down else 1.0
-    assert metrics.mcnemar(before, after) == pytest.approx(expected)
-    assert metrics.flips(before, after) == (up, down)
+    assert statistics.mcnemar(before, after) == pytest.approx(expected)
+    assert statistics.flips(before, after) == (up, down)
 
 
 def test_paired_interval_is_near_the_normal_one_and_narrower_than_an_unpaired_one():
     before, after = outcomes(30, 10, 160, 200)
-    found = metrics.paired_difference(before, after, seed=0)
+    found = statistics.paired_difference(before, after, seed=0)
     sd = np.std(after.astype(float) - before) / np.sqrt(400)
     unpaired = np.sqrt((before.var() + after.var()) / 400)
     assert found.mean == pytest.approx(0.05)
     assert found.high - found.low == pytest.approx(2 * 1.96 * sd, rel=0.06)
     assert found.high - found.low < 2 * 1.96 * unpaired
-    assert found == metrics.paired_difference(before, after, seed=0)
-    assert found != metrics.paired_difference(before, after, seed=1)
+    assert found == statistics.paired_difference(before, after, seed=0)
+    assert found != statistics.paired_difference(before, after, seed=1)
 
 
 def test_equal_outcomes_differ_by_exactly_nothing():
     before, _ = outcomes(3, 4, 5, 6)
-    found = metrics.paired_difference(before, before, seed=0)
+    found = statistics.paired_difference(before, before, seed=0)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 
 def test_paired_tests_refuse_different_items():
     with pytest.raises(metrics.ScoreError, match="same items"):
-        metrics.mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+        statistics.mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
 
 
 @pytest.mark.parametrize("kept", [0, 5000])
@@ -334,7 +334,7 @@ def test_holm_worked_out_by_hand():
 
 @pytest.mark.parametrize(("n", "discordant"), [(400, 0.2), (1000, 0.1), (200, 0.4)])
 def test_the_exact_test_has_about_the_stated_power_at_the_detectable_difference(n, discordant):
-    difference = metrics.minimum_detectable_difference(n, discordant)
+    difference = statistics.minimum_detectable_difference(n, discordant)
     up, rng, found = (discordant + difference) / 2, np.random.default_rng(0), 0
     for _ in range(500):
         ups, downs, _ = rng.multinomial(n, [up, discordant - up, 1 - discordant])
@@ -346,15 +346,15 @@ def test_the_exact_test_has_about_the_stated_power_at_the_detectable_difference(
 def test_the_detectable_difference_solves_connors_formula(power):
     """n = (z_level sqrt(discordant) + z_power sqrt(discordant - d^2))^2 / d^2 (Connor 1987)."""
     for n, discordant in ((150, 0.5), (400, 0.2), (1000, 0.1)):
-        found = metrics.minimum_detectable_difference(n, discordant, 0.05, power)
+        found = statistics.minimum_detectable_difference(n, discordant, 0.05, power)
         levels = stats.norm.ppf(0.975), stats.norm.ppf(power)
         root = levels[0] * np.sqrt(discordant) + levels[1] * np.sqrt(discordant - found**2)
         assert (root / found) ** 2 == pytest.approx(n)
 
 
 def test_the_detectable_difference_falls_with_n_and_never_below_six_flips():
-    grow = [metrics.minimum_detectable_difference(n, 0.15) for n in (50, 400, 2000)]
+    grow = [statistics.minimum_detectable_difference(n, 0.15) for n in (50, 400, 2000)]
     assert grow == sorted(grow, reverse=True)
-    assert metrics.minimum_detectable_difference(400, 0.0) == pytest.approx(6 / 400)
+    assert statistics.minimum_detectable_difference(400, 0.0) == pytest.approx(6 / 400)
     before, after = outcomes(6, 0, 0, 394)
-    assert metrics.mcnemar(before, after) < 0.05 < metrics.mcnemar(*outcomes(5, 0, 0, 395))
+    assert statistics.mcnemar(before, after) < 0.05 < statistics.mcnemar(*outcomes(5, 0, 0, 395))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sdslib import metrics, tables
-from sdslib.results import comparison
+from sdslib.results import comparison, statistics
 
 # Six items, cells c<caption>_i<image> as Winoground's authors name them. By hand (text, image,
 # group): 0 yes yes yes, 1 yes no no, 2 no yes no, 3 no no no, 4 only ties, 7 yes yes yes.
@@ -176,7 +176,7 @@ def test_a_comparison_worked_out_by_hand():
     assert (whole.up, whole.down, whole.n) == (2, 1, 10)
     assert whole.difference == pytest.approx(0.1)
     assert whole.p == whole.p_holm == pytest.approx(1.0)
-    assert whole.mdd == metrics.minimum_detectable_difference(10, 0.3)
+    assert whole.mdd == statistics.minimum_detectable_difference(10, 0.3)
     assert whole.low <= 0.1 <= whole.high
     a, b = rows.loc[("kind", "a")], rows.loc[("kind", "b")]
     assert (a.p, a.p_holm, b.p_holm) == (0.5, 1.0, 1.0)

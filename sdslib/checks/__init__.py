@@ -6,6 +6,7 @@
     captions       what a caption must satisfy before a tokenizer sees it
     student_files  what a student is loaded from
     teacher_files  what a teacher is loaded from
+    fingerprints   what a run's models are, by content
 
 Imports `config` and `io`; whatever stands above may import it.
 """

@@ -17,10 +17,11 @@ import torch
 
 from sdslib import benchmarks, evaluate, tables
 from sdslib.benchmarks import Benchmark
+from sdslib.checks.fingerprints import weights_fingerprints
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.config import ModelsConfig
 from sdslib.config import preset as preset_named
-from sdslib.experiment import pick_device, weights_fingerprints
+from sdslib.experiment import pick_device
 from sdslib.io.runs import Run, open_run
 from sdslib.io.sources import DataError
 from sdslib.io.worlds import world_of
@@ -28,7 +29,7 @@ from sdslib.lab import near_ties
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import failures
 from sdslib.scorers import diffusion, sequential
-from sdslib.sets import text_only
+from sdslib.sets import retrieval, text_only, zero_shot
 from sdslib.sets.roles import RETRIEVAL, load_set
 from sdslib.student import load_student
 from sdslib.teacher import Teacher, load_teacher
@@ -143,9 +144,9 @@ def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFra
     """The student's score table of a set of any kind; `attrs` says what it cost."""
     before, start = dict(scorer.counts), time.perf_counter()
     if benchmark.kind == "classes":
-        table = evaluate.rank_classes(scorer, benchmark.items, benchmark.prompts)
+        table = zero_shot.rank_classes(scorer, benchmark.items, benchmark.prompts)
     elif benchmark.kind == "retrieval":
-        table = evaluate.rank_retrieval(scorer, benchmark.items)
+        table = retrieval.rank_retrieval(scorer, benchmark.items)
     else:
         return evaluate.score_grids(scorer, benchmark)
     seconds = time.perf_counter() - start

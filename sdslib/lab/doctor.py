@@ -17,7 +17,7 @@ import torch
 
 from sdslib import benchmarks, experiment
 from sdslib.arms import negatives
-from sdslib.checks import student_files, teacher_files
+from sdslib.checks import fingerprints, student_files, teacher_files
 from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.hub import hub_access, is_repo
@@ -60,7 +60,7 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
     problems = {"student": student_files.weights_problem(config.clip_model, config.clip_pretrained)}
     yield _finding("student", problems["student"],
                    f"{config.clip_model} {config.clip_pretrained or ''}".strip())  # fmt: skip
-    if experiment.has_teacher(config):
+    if fingerprints.has_teacher(config):
         source = (config.teacher, config.teacher_revision, config.variant)
         problems["teacher"] = teacher_files.weights_problem(*source)
         yield _finding("teacher", problems["teacher"], config.teacher)

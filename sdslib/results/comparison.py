@@ -65,8 +65,8 @@ def compare(
 
 
 def _comparison(old: np.ndarray, new: np.ndarray, seed: int) -> dict[str, float]:
-    found = metrics.paired_difference(old, new, seed)
-    up, down = metrics.flips(old, new)
+    found = statistics.paired_difference(old, new, seed)
+    up, down = statistics.flips(old, new)
     return {
         "n": found.n,
         "before": float(old.mean()),
@@ -74,10 +74,10 @@ def _comparison(old: np.ndarray, new: np.ndarray, seed: int) -> dict[str, float]
         "difference": found.mean,
         "low": found.low,
         "high": found.high,
-        "p": metrics.mcnemar(old, new),
+        "p": statistics.mcnemar(old, new),
         "up": up,
         "down": down,
-        "mdd": metrics.minimum_detectable_difference(found.n, (up + down) / found.n),
+        "mdd": statistics.minimum_detectable_difference(found.n, (up + down) / found.n),
     }
 
 

@@ -253,6 +253,7 @@ def _answer() -> None:
 
 def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
     from sdslib import experiment
+    from sdslib.checks import fingerprints
     from sdslib.io.sources import DataError
     from sdslib.sets import roles
 
@@ -262,7 +263,7 @@ def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
         wanted = roles.named_data(config)
         if wanted not in data:
             data[wanted] = experiment.load_data(config).fingerprints()
-        return str(identify(config, data[wanted] | experiment.weights_fingerprints(config))["id"])
+        return str(identify(config, data[wanted] | fingerprints.weights_fingerprints(config))["id"])
 
     found = list[list[str]]()
     for config in configs:

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from sdslib import metrics
 from sdslib.benchmarks import HUB_CLASSES, PHOTO, Benchmark, Item
+from sdslib.evaluate import ClipScorer
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ENDINGS, ImageRef
 from sdslib.io.paths import project_path
@@ -102,3 +107,27 @@ def _is_wordnet(source: str) -> bool:
     """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
     folder = _split_of(project_path(source), "test")
     return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
+
+
+def rank_classes(
+    scorer: ClipScorer, items: Sequence[Item], prompts: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    """Zero-shot classification: the rank of each item's `answer` among the classes.
+
+    `prompts` are the captions of each class; a class is the mean of their unit embeddings, made
+    unit again (Radford et al. 2021, section 3.1.4). `margin` is the lead over the best other
+    class; a class with an equal score ranks before the true one.
+    """
+    images, image = scorer.embed_images([item.images[0] for item in items])
+    emb, row = scorer.embed_texts([prompt for group in prompts for prompt in group])
+    ends = np.cumsum([len(group) for group in prompts])
+    means = np.array([part.mean(0) for part in np.split(emb[row], ends[:-1])])
+    scores = images[image] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    answer, ids = np.array([item.answer for item in items]), [item.id for item in items]
+    margin = metrics.choice_margin(scores, answer, ids)
+    own = scores[np.arange(len(items)), answer][:, None]
+    table = pd.DataFrame([{"id": item.id, "answer": item.answer, **item.tags} for item in items])
+    table["answer"] = table["answer"].astype("Int64")
+    fixed = {"n_images": 1, "n_captions": len(prompts), "n_true": 1, "margin": margin}
+    rank = (scores >= own).sum(axis=1) - 1
+    return table.assign(**fixed, predicted=scores.argmax(axis=1), rank=rank)

@@ -21,7 +21,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib import experiment
+from sdslib.checks import fingerprints
 from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
 from sdslib.io.paths import without_places
@@ -130,7 +130,7 @@ def drawn(config: FinetuneConfig) -> str:
 
 
 def _teacher(config: FinetuneConfig) -> str:
-    if not experiment.has_teacher(config):
+    if not fingerprints.has_teacher(config):
         return "none"
     return described(config.teacher, config.teacher_revision)
 

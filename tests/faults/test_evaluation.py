@@ -12,7 +12,8 @@ from test_atlas import benchmark as pictured
 from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
 
 from faults.catalog import fault
-from sdslib import evaluate, experiment, metrics, tables
+from sdslib import evaluate, metrics, tables
+from sdslib.checks import fingerprints
 from sdslib.checks.notebooks import DemoConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io import images, runs
@@ -139,11 +140,11 @@ def test_changed_weights_are_another_run(tmp_path):
 
     folder = tiny.save_student(tmp_path / "student")
     settings = FinetuneConfig(clip_model=f"local-dir:{folder}", arm="clip-only", run="mine")
-    before = open_run(settings, experiment.weights_fingerprints(settings), tmp_path)
+    before = open_run(settings, fingerprints.weights_fingerprints(settings), tmp_path)
     text = (folder / "open_clip_config.json").read_text()
     (folder / "open_clip_config.json").write_text(text.replace("0.25", "0.26"))
     with pytest.raises(runs.RunError) as caught:
-        open_run(settings, experiment.weights_fingerprints(settings), tmp_path)
+        open_run(settings, fingerprints.weights_fingerprints(settings), tmp_path)
     other = settings.model_copy(update={"precision": "bf16"})
     assert runs.identify(other, {})["id"] != before.id
     return caught.value
