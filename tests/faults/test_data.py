@@ -10,7 +10,8 @@ import pytest
 import test_images as pictures
 from PIL import Image
 from test_benchmarks import aro, winoground_table, write  # noqa: F401
-from test_pairs import coco_document, die, hub, png, shade, to_pixels, write_coco, write_shard  # noqa: F401
+from test_pairs import coco_document, die, hub, png, shade, to_pixels, write_coco  # noqa: F401
+from test_shards import write_shard
 
 from faults.catalog import fault
 from sdslib.io.images import ImageError, open_crop, open_image

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import test_images as pictures
 from test_benchmarks import crepe, karpathy, old_winoground  # noqa: F401
-from test_pairs import KARPATHY, coco, encoded, hub_like, one, png, shade, write_shard  # noqa: F401
+from test_pairs import KARPATHY, coco, encoded, hub_like, png, shade  # noqa: F401
+from test_shards import one, write_shard
 
 from faults.catalog import fault
 from sdslib.checks.captions import VocabularyError
