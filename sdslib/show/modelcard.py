@@ -32,14 +32,7 @@ from sdslib.results.formatting import p_value, points, share
 from sdslib.show import page
 
 NAME = "README.md"
-MINI_LIMITS = (
-    "The mini-world holds colored shapes on a plain ground and captions of one kind. Nothing "
-    "outside it was measured."
-)
-REAL_LIMITS = (
-    "Measured on the sets above alone. It keeps the biases of the base model, of the teacher and "
-    "of the captions that it was trained on; examine it on your own data before you use it."
-)
+OWN = "local-dir:data/mini/student"  # made here, and not from others' weights
 
 
 class PushError(RuntimeError):
@@ -56,31 +49,26 @@ def write(run: Run, control: Run | None = None) -> Path:
 
 def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:
     """The card of a finished run; `source` is where a reader will load the weights from."""
-    config = config_of(run)
-    scores = score_tables(run, control)
+    config, scores = config_of(run), score_tables(run, control)
     whole = finetuned.before_after(scores).query("tag == 'all'")
-    return ModelCard.from_template(
-        _metadata(run, config, whole),
-        template_str=page.asset("modelcard.md"),
-        title=f"SDS-CLIP student {run.name}",
-        mini=is_mini(config.benchmark),
-        drawn=drawn(config).capitalize(),
-        objective=objective(config),
-        base=described(config.clip_model, config.clip_pretrained),
-        teacher=_teacher(config),
-        data=_data(config),
-        params=without_places(run.params),
-        duration=duration(config),
+    text = page.markdown(
+        "modelcard",
+        data=_metadata(run, config, whole).to_yaml(),
         run=run.name,
+        mini=is_mini(config.benchmark),
+        drawn=drawn(config),
+        objective=objective(config),
+        taught=fingerprints.has_teacher(config),
+        params=without_places(config.model_dump()),
+        duration=duration(config),
         source=source or f"local-dir:{run.shown_path}/weights",
         bridge=(run.weights / "bridge.safetensors").is_file(),
         items=len(next(iter(scores.values()))),
-        benchmark=without_places(config.benchmark),
-        scores=_score_rows(whole),
-        differences=_difference_rows(scores),
-        limits=MINI_LIMITS if is_mini(config.benchmark) else REAL_LIMITS,
-        licence=_licence(config)[1],
+        shares=_shares(whole),
+        differences=_differences(scores),
+        own=config.clip_model == OWN,
     )
+    return ModelCard(text)
 
 
 def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = None) -> str:
@@ -117,50 +105,16 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
     return str(done.repo_url)
 
 
-def described(model: str, tag: str | None) -> str:
-    """A model's name with its tag."""
-    name = without_places(model.removeprefix("local-dir:"))
-    return f"`{name}`" + (f", weights `{tag}`" if tag else "")
-
-
 def drawn(config: FinetuneConfig) -> str:
     """What happened in the mini-world: `trained and measured`, one of the two, or nothing ("")."""
     done = (("trained", config.train_data), ("measured", config.benchmark))
     return " and ".join(what for what, source in done if is_mini(source))
 
 
-def _teacher(config: FinetuneConfig) -> str:
-    if not fingerprints.has_teacher(config):
-        return "none"
-    return described(config.teacher, config.teacher_revision)
-
-
-def _data(config: FinetuneConfig) -> str:
-    name = (
-        "the mini-world's captions"
-        if config.train_data == "mini"
-        else f"`{without_places(config.train_data)}`"
-    )
-    return name if config.train_pairs is None else f"{name}, the first {config.train_pairs} pairs"
-
-
-def _licence(config: FinetuneConfig) -> tuple[dict[str, str], str]:
-    """The licence as metadata and in words: weights made here, or derived from others' weights."""
-    if config.clip_model == "local-dir:data/mini/student":
-        return {"license": "mit"}, "MIT, as the base model and the code that trained it."
-    text = (
-        "The weights derive from the base model's, so the base model's licence holds; read it, and "
-        "that of the teacher, before you pass them on. The code that trained them is under MIT."
-    )
-    return {"license": "other", "license_name": "as-the-base-model"}, text
-
-
 def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCardData:
-    hub = config.clip_model.removeprefix("hf-hub:")
-    more: dict[str, Any] = _licence(config)[0]
-    if hub != config.clip_model:
-        more["base_model"] = hub
-    name = without_places(config.benchmark)
+    hub, name = config.clip_model.removeprefix("hf-hub:"), without_places(config.benchmark)
+    more: dict[str, Any] = {"license": "other", "license_name": "as-the-base-model"}
+    more |= {"base_model": hub} if hub != config.clip_model else {}
     return ModelCardData(
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
@@ -171,38 +125,45 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
             EvalResult(
                 task_type="image-text-matching",
                 dataset_type=set_name(name),
-                dataset_name=name + (" (mini-world)" if is_mini(config.benchmark) else ""),
+                dataset_name=name + " (mini-world)" * is_mini(config.benchmark),
                 metric_type=row.metric,
                 metric_name=f"{row.metric} (share of right items)",
                 metric_value=round(float(row.accuracy), 4),
             )
             for row in whole[whole["model"] == whole["model"].iloc[-1]].itertuples()
         ],
-        **more,
+        **({"license": "mit"} if config.clip_model == OWN else more),
     )
 
 
-def _score_rows(whole: pd.DataFrame) -> str:
-    metrics = list(dict.fromkeys(whole["metric"]))
-    rows = [["model", *metrics], ["---"] * (1 + len(metrics))]
-    for model, part in whole.groupby("model", sort=False):
-        cells = [share(row.accuracy, row.low, row.high) for row in part.itertuples()]
-        rows.append([str(model), *cells])
-    chance = whole.drop_duplicates("metric")["chance"]
-    rows.append(["chance", *(f"{100 * value:.1f}%" for value in chance)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _shares(whole: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, one column a metric, and what chance gives."""
+    told = [share(row.accuracy, row.low, row.high) for row in whole.itertuples()]
+    chance = whole.assign(model="chance", told=[f"{100 * c:.1f}%" for c in whole["chance"]])
+    both = pd.concat([whole.assign(told=told), chance.drop_duplicates("metric")])
+    return (
+        both.groupby(["model", "metric"], sort=False)["told"]
+        .first()
+        .unstack(sort=False)
+        .reset_index()
+    )
 
 
-def _difference_rows(scores: dict[str, pd.DataFrame]) -> str:
-    head = ["comparison", "metric", "difference", "p", "smallest shown"]
-    rows = [head, ["---"] * len(head)]
+def _differences(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     *others, last = scores
-    for other in others:
-        for row in comparison.compare(scores[other], scores[last], by=()).itertuples():
-            change = points(row.difference, row.low, row.high)
-            smallest = f"{100 * row.mdd:.1f}"
-            rows.append([f"{last} against {other}", row.metric, change, p_value(row.p), smallest])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    compared = {m: comparison.compare(scores[m], scores[last], by=()) for m in others}
+    rows = [
+        {
+            "comparison": f"{last} against {model}",
+            "metric": row.metric,
+            "difference": points(row.difference, row.low, row.high),
+            "p": p_value(row.p),
+            "smallest shown": f"{100 * row.mdd:.1f}",
+        }
+        for model, table in compared.items()
+        for row in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
 
 
 def _first_line(error: Exception) -> str:

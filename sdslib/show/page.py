@@ -28,6 +28,11 @@ def render(view: str, /, **values: Any) -> Markup:
     return Markup(_VIEWS.get_template(f"{view}.html.j2").render(values))
 
 
+def markdown(view: str, /, **values: Any) -> str:
+    """The template `view`.md.j2 with these values in it, in which nothing is escaped."""
+    return _VIEWS.get_template(f"{view}.md.j2").render(values)
+
+
 def asset(name: str) -> Markup:
     """A style or script that lies beside the templates; in a template `asset("atlas.css")`."""
     return Markup(files("sdslib.show").joinpath("templates", name).read_text("utf-8"))
@@ -73,7 +78,7 @@ def shade(values: Sequence[float] | np.ndarray) -> list[str]:
 
 _VIEWS = Environment(
     loader=PackageLoader("sdslib.show"),
-    autoescape=True,
+    autoescape=lambda name: not (name or "").endswith(".md.j2"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
