@@ -75,7 +75,7 @@ def config(tmp_path):
 @pytest.fixture
 def run(config, monkeypatch):
     sets = [choices(), grids(), classes(), pairs()]
-    monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
+    monkeypatch.setattr(baseline, "load_sets", lambda config: (sets, []))
     monkeypatch.setattr(baseline, "load_set", lambda source: grids())
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     return baseline.measure(config)
@@ -85,7 +85,7 @@ def test_equal_captions_are_a_row_to_read_and_no_warning(config, monkeypatch, re
     odd = choices()
     same = replace(odd.items[0], captions=("a red circle", "A red circle"))
     sets = [replace(odd, items=(same, *odd.items[1:]))]
-    monkeypatch.setattr(baseline, "_load", lambda config: (sets, []))
+    monkeypatch.setattr(baseline, "load_sets", lambda config: (sets, []))
     monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
     monkeypatch.setattr(baseline, "load_set", lambda source: grids())
     told = baseline.cautions(baseline.measure(config))
@@ -165,7 +165,7 @@ def test_of_a_large_set_the_teacher_scores_a_random_part_by_the_seed(config, mon
         asked.append([item.id for item in part.items])
         return evaluate.score_grids(text_only.LengthScorer(), part)
 
-    monkeypatch.setattr(baseline, "_load", lambda config: ([whole], []))
+    monkeypatch.setattr(baseline, "load_sets", lambda config: ([whole], []))
     monkeypatch.setattr(baseline, "corpus", lambda config: (None, ["not here"]))
     monkeypatch.setattr(baseline, "load_judge", lambda config: "the teacher")
     monkeypatch.setattr(baseline, "teacher_scores", score)

@@ -7,7 +7,6 @@ sets whose false captions are written, not found.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,21 +43,19 @@ PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at eac
 ROUNDED = 16  # items that tell, without their labels, what half precision does to a lead
 
 
-def at_hand(config: ModelsConfig) -> tuple[list[Benchmark], pd.DataFrame]:
+def at_hand(config: BaselineConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     """The benchmarks of `benchmark`, and a table (set, why) of what is not here.
 
     "all" is every set of the mini-world, or under another preset every benchmark by its usual name,
     retrieval included.
     """
-    found, absent = _load(config)
-    if isinstance(config, BaselineConfig):
-        absent += [
-            {"set": text_only.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]
-        ]
+    found, absent = load_sets(config)
+    absent += [{"set": text_only.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]]
     return found, pd.DataFrame(absent, columns=["set", "why"])
 
 
-def _load(config: ModelsConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
+def load_sets(config: BaselineConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
+    """The benchmarks of `at_hand`, and rows set, why of those that are not here."""
     world, found, absent = world_of(config.preset), [], []
     known = [*world.SETS, world.PAIRS] if world else [*benchmarks.LOADERS, RETRIEVAL]
     for name in known if config.benchmark == "all" else [config.benchmark]:
@@ -96,7 +93,7 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
 
     `progress` wraps the list of benchmarks to show how far it is.
     """
-    sets, _ = _load(config)
+    sets, _ = load_sets(config)
     prints = {b.name: b.fingerprint for b in sets} | weights_fingerprints(config)
     known, _ = corpus(config)
     prints |= {"corpus": known.fingerprint} if known else {}
@@ -105,9 +102,8 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         return run
     with run:
         use_threads(config)
-        student = load_student(
-            config.clip_model, config.clip_pretrained, pick_device(config.device)
-        )
+        device = pick_device(config.device)
+        student = load_student(config.clip_model, config.clip_pretrained, device)
         # "crop" is what CLIP's own preprocessing does
         mode = None if config.image_mode == "crop" else config.image_mode
         clip = evaluate.clip_scorer(student, config.batch_size, mode=mode)
@@ -118,7 +114,8 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         for benchmark in progress(sets):
             # `cautions` tells them of the kept scores
             with warnings.catch_warnings(action="ignore", category=tables.Caution):
-                run.save_scores(f"{benchmark.name}.{STUDENT}", clip_scores(clip, benchmark))
+                found = evaluate.score_grids(clip, benchmark)
+                run.save_scores(f"{benchmark.name}.{STUDENT}", found)
                 if judge is not None and benchmark.kind != "retrieval":
                     part = benchmark.sample(config.teacher_items, config.seed)
                     found = teacher_scores(judge, part, config)
@@ -138,22 +135,6 @@ def use_threads(config: ModelsConfig) -> None:
 
 
 # --- scoring -------------------------------------------------------------------------------------
-
-
-def clip_scores(scorer: evaluate.ClipScorer, benchmark: Benchmark) -> pd.DataFrame:
-    """The student's score table of a set of any kind; `attrs` says what it cost."""
-    before, start = dict(scorer.counts), time.perf_counter()
-    if benchmark.kind == "classes":
-        table = zero_shot.rank_classes(scorer, benchmark.items, benchmark.prompts)
-    elif benchmark.kind == "retrieval":
-        table = retrieval.rank_retrieval(scorer, benchmark.items)
-    else:
-        return evaluate.score_grids(scorer, benchmark)
-    seconds = time.perf_counter() - start
-    counts = {key: value - before[key] for key, value in scorer.counts.items()}
-    table.attrs = {"benchmark": benchmark.name, "scorer": scorer.name, "total": benchmark.total,
-                   "seconds": seconds, "counts": counts}  # fmt: skip
-    return table
 
 
 @dataclass(frozen=True)
@@ -351,8 +332,3 @@ def costs(run: Run) -> pd.DataFrame:
 def human_label(config: ModelsConfig) -> str:
     """What to call the line of people's scores, which were measured on the real Winoground."""
     return "human, real set" if config.in_mini_world else "human"
-
-
-def note(config: ModelsConfig) -> str:
-    """What a figure of these numbers has to say about where they come from."""
-    return config.label

@@ -8,7 +8,6 @@ same scenes drawn and worded anew. D embedding, C,H,W latent, M columns of a pro
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import random
 import re
@@ -66,24 +65,23 @@ class World:
     @cached_property
     def captions(self) -> list[str]:
         """One caption a scene: it says what stands where."""
-        both = zip(self.scenes, self.forms, strict=True)
-        return [drawing.relation_captions(scene)[form] for scene, form in both]
+        said = map(drawing.relation_captions, self.scenes)
+        return [forms[form] for forms, form in zip(said, self.forms, strict=True)]
 
     @cached_property
     def pairs(self) -> Pairs:
         """The same as image-caption pairs, the images in memory."""
-        images = [io.BytesIO() for _ in self.scenes]
-        for scene, image in zip(self.scenes, images, strict=True):
-            drawing.draw(scene).save(image, format="PNG")
+        images = list(map(files.png, self.scenes))
         names = [str(n) for n in range(len(images))]
         columns = {"id": names, "name": names, "captions": [[c] for c in self.captions]}
-        return Pairs(pa.table(columns), lambda row: images[int(row["id"])].getvalue(), "diagnosis")
+        return Pairs(pa.table(columns), lambda row: images[int(row["id"])], "diagnosis")
 
 
 def world(split: Literal["train", "val"], count: int, seed: int) -> World:
     """The first `count` drawn scenes of two shapes and two colors whose swaps are allowed too."""
-    drawn = drawing.scenes(split, f"diagnosis {seed}")
-    return _worded(tuple(itertools.islice(filter(_swappable, drawn), count)), seed, f"form {split}")
+    drawn = (scene for scene in drawing.scenes(split, f"diagnosis {seed}")
+             if scene.differ and not drawing.swapped(scene, "Object").held_out)  # fmt: skip
+    return _worded(tuple(itertools.islice(drawn, count)), seed, f"form {split}")
 
 
 def changes(held: World, seed: int) -> dict[str, World]:
@@ -91,22 +89,15 @@ def changes(held: World, seed: int) -> dict[str, World]:
 
     A swap keeps places, background and form of the caption; drawn anew, they alone change.
     """
-    found = {HELD: held}
-    for kind in SWAPS:
-        found[kind] = World(tuple(drawing.swapped(s, kind) for s in held.scenes), held.forms)
-    anew = [replace(s, place=derive_seed(seed, "anew", s.place)) for s in held.scenes]
-    return found | {AGAIN: _worded(tuple(anew), seed, "form anew")}
+    turned = {kind: tuple(drawing.swapped(s, kind) for s in held.scenes) for kind in SWAPS}
+    found = {HELD: held} | {kind: World(some, held.forms) for kind, some in turned.items()}
+    anew = tuple(replace(s, place=derive_seed(seed, "anew", s.place)) for s in held.scenes)
+    return found | {AGAIN: _worded(anew, seed, "form anew")}
 
 
 def _worded(scenes: tuple[Scene, ...], seed: int, purpose: str) -> World:
     rng, count = random.Random(derive_seed(seed, purpose)), len(drawing.RELATIONS["h"])
     return World(scenes, tuple(rng.randrange(count) for _ in scenes))
-
-
-def _swappable(scene: Scene) -> bool:
-    a, b = scene.things
-    crossed = {(a.color, b.shape), (b.color, a.shape)}
-    return a.shape != b.shape and a.color != b.color and not crossed & drawing.HELD_OUT
 
 
 # --- what the towers encode ----------------------------------------------------------------------
@@ -137,22 +128,21 @@ def _named(caption: str) -> list[int]:
     return [COLORS.index(word) for word in caption.split() if word in COLORS]
 
 
-def _turn(way: bool) -> list[Columns]:
-    return [(int(way),), (int(not way),)]
-
-
 # What a probe is asked: the columns of its target, and of (scene, caption) those that are true,
 # then all that could be mistaken for them; guessing is right once in so many. The last two are of
 # the caption's words: of images a control.
 QUESTIONS: dict[str, tuple[int, Options]] = {
     "which two colors": (8, lambda s, c: _present(_colors(s), 8)),
     "which two shapes": (6, lambda s, c: _present(_shapes(s), 6)),
-    "beside or above": (2, lambda s, c: _turn(s.axis == "v")),
+    "beside or above": (2, lambda s, c: [(0,), (1,)][:: 1 if s.axis == "h" else -1]),
     "which color has which shape": (48, lambda s, c: _bound(s)),
     "color of the left or upper": (8, lambda s, c: [(n,) for n in _colors(s)]),
     "shape of the left or upper": (6, lambda s, c: [(n,) for n in _shapes(s)]),
     "color named first": (8, lambda s, c: [(n,) for n in _named(c)]),
-    "left or upper named first": (2, lambda s, c: _turn(_named(c) == _colors(s))),
+    "left or upper named first": (
+        2,
+        lambda s, c: [(1,), (0,)][:: 1 if _named(c) == _colors(s) else -1],
+    ),
 }
 
 
@@ -181,9 +171,9 @@ def fit_probe(emb: Tensor, targets: Sequence[Columns], width: int, seed: int) ->
 def answers(scores: Tensor, options: Sequence[Sequence[Columns]]) -> np.ndarray:
     """Whether the first option's columns have the largest sum of scores [N, M]: bool [N]."""
     found = []
-    for row, (true, *others) in zip(scores, options, strict=True):
-        values = [float(row[list(columns)].sum()) for columns in (true, *others)]
-        found.append(values[0] > max(values[1:]))
+    for row, choices in zip(scores, options, strict=True):
+        true, *others = (float(row[list(columns)].sum()) for columns in choices)
+        found.append(true > max(others))
     return np.array(found)
 
 
@@ -201,15 +191,20 @@ def probe_table(
         read["caption by image"] = (fitted["image"] - image, seen["caption"] - caption)
     rows = []
     for name, (width, choose) in QUESTIONS.items():
-        known, options = (
-            [choose(*pair) for pair in zip(w.scenes, w.captions, strict=True)] for w in (fit, held)
-        )
+        known, options = (list(map(choose, w.scenes, w.captions)) for w in (fit, held))
         for tower, (before, after) in read.items():
             probe = fit_probe(before, [true for true, *_ in known], width, seed)
-            right = metrics.wilson(answers(probe(after), options))
-            row = {"read from": tower, "question": name, **vars(right)}
+            right = vars(metrics.wilson(answers(probe(after), options)))
+            row = {"read from": tower, "question": name, **right}
             rows.append(row | {"chance": 1 / len(options[0])})
     return pd.DataFrame(rows)
+
+
+# What tells a scene from its swap: the left or upper thing, and which color has which shape.
+TOLD_BY: dict[str, tuple[int, Callable[[Scene], Columns]]] = {
+    "place": (14, lambda s: (_colors(s)[0], len(COLORS) + _shapes(s)[0])),
+    "binding": (48, lambda s: _bound(s)[0]),
+}
 
 
 def swap_table(
@@ -222,15 +217,15 @@ def swap_table(
     """How far a swap moves an embedding, and whether linear probes tell the two apart.
 
     seen: embeddings by world and tower. Mean cosines of a scene with its swap, with itself drawn
-    anew, and with another scene. `mean` is the share of pairs of which the probe of the left or
-    upper thing's color and shape says rightly which is which (chance 1/2), with its interval;
-    `binding` that of the probe of which color has which shape, where the swap changes that.
+    anew, and with another. `mean` (with its interval) is the share of pairs that the probe of the
+    left or upper thing's color and shape tells apart (chance 1/2), `binding` that of the probe of
+    which color has which shape, where the swap changes that.
     """
     rows = []
     for tower, kind in itertools.product(fitted, SWAPS):
         own, swapped = seen[HELD][tower], seen[kind][tower]
         right = {}
-        for name, (width, true) in {"place": (14, _first), "binding": (48, _truly_bound)}.items():
+        for name, (width, true) in TOLD_BY.items():
             probe = fit_probe(fitted[tower], [true(s) for s in fit.scenes], width, seed)
             ways = ([true(scene) for scene in worlds[name].scenes] for name in (HELD, kind))
             right[name] = answers(probe(own) - probe(swapped), list(zip(*ways, strict=True)))
@@ -239,14 +234,6 @@ def swap_table(
         row |= vars(metrics.wilson(right["place"]))
         rows.append(row | {"binding": np.nan if kind == "Relation" else right["binding"].mean()})
     return pd.DataFrame(rows)
-
-
-def _first(scene: Scene) -> Columns:
-    return (_colors(scene)[0], len(COLORS) + _shapes(scene)[0])
-
-
-def _truly_bound(scene: Scene) -> Columns:
-    return tuple(sorted(_bound(scene)[0]))
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
@@ -268,12 +255,12 @@ def reconstruction(mapped: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> 
     Of the validation world, of each channel, and of the difference to each of its changes.
     """
     z, z_hat = true[HELD], mapped[HELD]
-    rows = [("latent", r2(z, z_hat, z.mean(0)))]
-    for n in range(z.shape[1]):
-        rows.append((f"channel {n}", r2(z[:, n], z_hat[:, n], z[:, n].mean(0))))
+    parts = {"latent": (z, z_hat)}
+    parts |= {f"channel {n}": (z[:, n], z_hat[:, n]) for n in range(z.shape[1])}
+    rows = {name: r2(own, told, own.mean(0)) for name, (own, told) in parts.items()}
     for name in (*SWAPS, AGAIN):
-        rows.append((f"difference: {name}", r2(z - true[name], z_hat - mapped[name])))
-    return pd.DataFrame(rows, columns=["of", "r2"])
+        rows[f"difference: {name}"] = r2(z - true[name], z_hat - mapped[name])
+    return pd.DataFrame(rows.items(), columns=["of", "r2"])
 
 
 @torch.no_grad()
@@ -337,20 +324,19 @@ def gradients(
         named |= {f"bridge.{n}": p for n, p in parties.bridge.named_parameters()}
     parts: dict[tuple[str, str], list[int]] = {}
     for n, name in enumerate(named):
+        part = {"bridge": "bridge", "visual": "image tower"}.get(name.split(".")[0], "text tower")
         for kind in ("all", _kind(name)):
-            parts.setdefault((_part(name), kind), []).append(n)
+            parts.setdefault((part, kind), []).append(n)
     found = {name: _gradient(values, list(named.values())) for name, values in terms.items()}
     rows = []
     for (part, kind), places in parts.items():
         own = {name: torch.cat([grads[n] for n in places]) for name, grads in found.items()}
+        norm = {name: float(grad.norm()) for name, grad in own.items()}
         row: dict[str, object] = {"part": part, "kind": kind, "parameters": len(own["sds"])}
-        row |= {
-            "clip": float(own["clip"].norm()),
-            "sds": config.sds_weight * own["sds"].norm().item(),
-        }
+        row |= {"clip": norm["clip"], "sds": config.sds_weight * norm["sds"]}
         for name in ("clip", "swapped", "shuffled"):
-            norms = float(own["sds"].norm() * own[name].norm())
-            row[f"cosine with {name}"] = float(own["sds"] @ own[name]) / (norms or np.nan)
+            both = norm["sds"] * norm[name]
+            row[f"cosine with {name}"] = float(own["sds"] @ own[name]) / (both or np.nan)
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["part", "kind"], ignore_index=True)
 
@@ -363,17 +349,11 @@ def _gradient(values: Tensor, params: Sequence[nn.Parameter]) -> list[Tensor]:
     return [grad.double().flatten() for grad in found]
 
 
-def _part(name: str) -> str:
-    if name.startswith("bridge."):
-        return "bridge"
-    return "image tower" if name.startswith("visual.") else "text tower"
-
-
 def _kind(name: str) -> str:
-    sets = {kind: TRAINABLE[kind] for kind in ("layernorm", "attention", "projection")}
-    sets["MLP"] = (r"\.mlp\.",)
-    found = (k for k, patterns in sets.items() if any(re.search(p, name) for p in patterns))
-    return next(found, "weight and bias" if name.startswith("bridge.") else "embedding")
+    kinds = {kind: TRAINABLE[kind] for kind in ("layernorm", "attention", "projection")}
+    kinds |= {"MLP": (r"\.mlp\.",), "weight and bias": (r"^bridge\.",)}
+    found = (k for k, patterns in kinds.items() if any(re.search(p, name) for p in patterns))
+    return next(found, "embedding")
 
 
 def choice_by_t(
@@ -391,10 +371,8 @@ def choice_by_t(
     rows = []
     for low, high in itertools.pairwise(edges):
         t = torch.from_numpy(low + (high - low) * (np.arange(len(z)) + 0.5) / len(z)).long()
-        found = {
-            name: errors(teacher, z, worlds[name].captions[: len(z)], t, eps).numpy()
-            for name in (HELD, *SWAPS)
-        }
+        said = {name: worlds[name].captions[: len(z)] for name in (HELD, *SWAPS)}
+        found = {name: errors(teacher, z, c, t, eps).numpy() for name, c in said.items()}
         for kind in SWAPS:
             lead = found[kind] - found[HELD]
             row = {"swap": kind, "t from": int(np.ceil(low)), "to": int(np.ceil(high)) - 1}
@@ -407,10 +385,7 @@ def choice_by_t(
 
 
 def student_of(run: Run) -> Student:
-    """The student of a run's weights; of a run that is not finished, of its newest checkpoint.
-
-    RunError where there is neither.
-    """
+    """The student of a run's weights or else of its newest checkpoint; RunError without either."""
     if run.weights.is_dir():
         return load_student(f"local-dir:{run.weights}", None)
     config, found = config_of(run), run.latest_checkpoint()
@@ -424,7 +399,7 @@ def student_of(run: Run) -> Student:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all students are diagnosed on; `true` holds the VAE's latents of `worlds`, by name."""
+    """What all students are diagnosed on; `true` holds the VAE's latents of `worlds`."""
 
     config: FinetuneConfig
     teacher: Teacher
@@ -454,12 +429,12 @@ def _latents(teacher: Teacher, shown: World) -> Tensor:
 def of_teacher(on: Ground) -> dict[str, pd.DataFrame]:
     """The tables that no student is needed for: what the latent holds, what the teacher tells."""
     seed, held = on.config.seed, on.worlds[HELD]
-    known = {"VAE latent": _latents(on.teacher, on.fit).flatten(1)}
-    asked = {"VAE latent": on.true[HELD].flatten(1)}
+    known, asked = _latents(on.teacher, on.fit).flatten(1), on.true[HELD].flatten(1)
     trained = changes(world("train", BATCH, seed), seed)
     z = _latents(on.teacher, trained[HELD])
+    both = {"VAE latent": known}, {"VAE latent": asked}
     return {
-        "linear probes of the latent": probe_table(known, asked, on.fit, held, seed),
+        "linear probes of the latent": probe_table(*both, on.fit, held, seed),
         "the choice on the latent": choices(on.teacher, on.true, on.worlds, seed),
         "the choice by t": choice_by_t(on.teacher, z, trained, on.config, seed),
     }
@@ -490,10 +465,7 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it: shares in words, a column for each tower or swap."""
     if "mean" not in table:
         return table.round(4)
-    right = [
-        formatting.share(*row)
-        for row in zip(table["mean"], table["low"], table["high"], strict=True)
-    ]
+    right = list(map(formatting.share, table["mean"], table["low"], table["high"]))
     words = table.drop(columns=["mean", "low", "high", "n"]).assign(right=right).round(4)
     for row, column in (("question", "read from"), ("t from", "swap")):
         if row in words:
@@ -505,9 +477,7 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Say in numbers what the untouched student and those of runs encode, and what moves them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdslib.lab.diagnosis", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser("python -m sdslib.lab.diagnosis", description=main.__doc__)
     parser.add_argument("run", nargs="*", help="id, name or folder of a run")
     parser.add_argument("--runs", help="the folder of runs (default: reports/runs)")
     parser.add_argument("--scenes", type=int, default=2048, help="scenes that probes are fitted to")
@@ -524,15 +494,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     on = ground(config, options.scenes)
-    _print("teacher", of_teacher(on))
-    for name, student in students.items():
-        _print(name, of_student(on, student))
+    for name in ("teacher", *students):
+        tables = of_student(on, students[name]) if name in students else of_teacher(on)
+        for title, table in tables.items():
+            print(f"\n{name}: {title}\n\n{told(table).to_string()}", flush=True)
     return 0
-
-
-def _print(name: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    for title, table in tables.items():
-        print(f"\n{name}: {title}\n\n{told(table).to_string()}", flush=True)
 
 
 if __name__ == "__main__":
