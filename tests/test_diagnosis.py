@@ -14,7 +14,7 @@ from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
 from sdslib.io.runs import RunError, find_run, open_run
 from sdslib.io.state import pack_state
-from sdslib.lab import diagnosis
+from sdslib.lab import diagnosis, probes
 from sdslib.lab.probes import AGAIN, HELD, QUESTIONS, SWAPS
 from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
@@ -28,12 +28,12 @@ COLOR, SHAPE = "color of the left or upper", "shape of the left or upper"
 
 @pytest.fixture(scope="module")
 def worlds():
-    return diagnosis.changes(diagnosis.world("val", 200, 0), 0)
+    return probes.changes(probes.world("val", 200, 0), 0)
 
 
 @pytest.fixture(scope="module")
 def fit():
-    return diagnosis.world("train", 400, 0)
+    return probes.world("train", 400, 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def teacher():
 
 
 def few(worlds, count):
-    return {n: diagnosis.World(w.scenes[:count], w.forms[:count]) for n, w in worlds.items()}
+    return {n: probes.World(w.scenes[:count], w.forms[:count]) for n, w in worlds.items()}
 
 
 # --- scenes --------------------------------------------------------------------------------------
@@ -62,9 +62,9 @@ def test_worlds_are_of_their_split_and_share_no_pair_of_shapes_and_colors(fit, w
 
 
 def test_a_world_is_the_same_for_the_same_seed_and_no_longer_one_begins_differently(fit):
-    assert diagnosis.world("train", 400, 0) == fit
-    assert diagnosis.world("train", 30, 0).scenes == fit.scenes[:30]
-    assert diagnosis.world("train", 30, 1).scenes != fit.scenes[:30]
+    assert probes.world("train", 400, 0) == fit
+    assert probes.world("train", 30, 0).scenes == fit.scenes[:30]
+    assert probes.world("train", 30, 1).scenes != fit.scenes[:30]
 
 
 @pytest.mark.parametrize("kind", SWAPS)
@@ -104,14 +104,14 @@ def planted(shown, mark, width=24, noise=0.3, seed=0):
 
 
 def left_color(scene, caption):
-    return diagnosis.COLORS.index(scene.things[0].color)
+    return probes.COLORS.index(scene.things[0].color)
 
 
 def asked(fit, held, **towers):
     """The probe table of planted embeddings, by tower and question."""
     known, seen = ({n: planted(w, m, seed=s) for n, m in towers.items()}
                    for s, w in enumerate((fit, held)))  # fmt: skip
-    table = diagnosis.probe_table(known, seen, fit, held, 0)
+    table = probes.probe_table(known, seen, fit, held, 0)
     return table.set_index(["read from", "question"])
 
 
@@ -146,7 +146,7 @@ def test_captions_that_say_it_in_another_direction_are_not(fit, worlds):
 def test_a_tie_is_no_right_answer():
     options = [[(0,), (1,)], [(0, 1), (1, 2)], [(2,), (0,), (1,)]]
     scores = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
-    assert diagnosis.answers(scores, options).tolist() == [False, True, True]
+    assert probes.answers(scores, options).tolist() == [False, True, True]
 
 
 def test_a_swap_of_the_things_turns_the_questions_about_them_round(worlds):
@@ -159,7 +159,7 @@ def test_a_swap_of_the_things_turns_the_questions_about_them_round(worlds):
 
 def test_swaps_are_told_apart_by_what_they_change_alone(fit, worlds):
     seen = {n: {"image": planted(w, left_color, seed=k)} for k, (n, w) in enumerate(worlds.items())}
-    table = diagnosis.swap_table({"image": planted(fit, left_color, seed=9)}, fit, seen, worlds, 0)
+    table = probes.swap_table({"image": planted(fit, left_color, seed=9)}, fit, seen, worlds, 0)
     table = table.set_index("swap")
     assert (table.loc[["Object", "Relation"], "low"] > 0.95).all()
     assert table.loc["Both", "low"] < 0.5 < table.loc["Both", "high"]  # there the shapes change
@@ -168,11 +168,11 @@ def test_swaps_are_told_apart_by_what_they_change_alone(fit, worlds):
 
 def test_a_swap_is_told_by_which_color_has_which_shape_where_it_changes_that(fit, worlds):
     def bound(scene, caption):
-        return list(diagnosis._bound(scene)[0])
+        return list(probes._bound(scene)[0])
 
     seen = {n: {"image": planted(w, bound, 60, seed=k)} for k, (n, w) in enumerate(worlds.items())}
     known = {"image": planted(fit, bound, 60, seed=9)}
-    table = diagnosis.swap_table(known, fit, seen, worlds, 0).set_index("swap")
+    table = probes.swap_table(known, fit, seen, worlds, 0).set_index("swap")
     assert (table.loc[["Object", "Both"], "binding"] > 0.95).all()
     assert np.isnan(table.loc["Relation", "binding"])
     assert (table["low"] < 0.6).all()  # where the things stand is not planted
@@ -180,7 +180,7 @@ def test_a_swap_is_told_by_which_color_has_which_shape_where_it_changes_that(fit
 
 def test_embeddings_are_those_of_the_student(worlds, student):
     shown = few(worlds, 3)[HELD]
-    found = diagnosis.embed(student, shown)
+    found = probes.embed(student, shown)
     pixels = torch.stack([student.transform(drawing.draw(scene)) for scene in shown.scenes])
     with torch.no_grad():
         torch.testing.assert_close(found["image"], student.encode_images(pixels))

@@ -2,7 +2,8 @@
 
     baseline       student and teacher on every benchmark at hand
     near_ties      near ties of a half-precision teacher, decided again in full
-    diagnosis      what a student encodes, what h_w carries, what moves it, which t tell
+    probes         what a student's towers encode of scenes and of their swaps, by linear probes
+    diagnosis      that, what h_w carries, what moves a student, which t tell
     doctor         what a run needs, what of it is here, and how to get the rest
     dry_run        what a run would cost, by a few steps at full size with random weights
     random_models  models of a real architecture with random weights
