@@ -28,7 +28,7 @@ from sdslib.lab import near_ties
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import failures
 from sdslib.scorers import diffusion, sequential
-from sdslib.sets import retrieval, text_only, zero_shot
+from sdslib.sets import text_only
 from sdslib.sets.roles import RETRIEVAL, load_set
 from sdslib.student import load_student
 from sdslib.teacher import Teacher, load_teacher
