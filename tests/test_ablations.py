@@ -21,7 +21,7 @@ from sdslib.io.wording import ParameterError
 from sdslib.results import ablations, formatting, sweep
 from sdslib.results.grid import check
 from sdslib.results.studies import StudyError
-from sdslib.show.figures import Picture
+from sdslib.show.style import Picture
 from sdslib.student import load_student
 
 

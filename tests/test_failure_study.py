@@ -15,7 +15,7 @@ from sdslib.io.sources import AccessError
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.show import failure_study
-from sdslib.show.figures import Picture
+from sdslib.show.style import Picture
 from sdslib.tables import TableError
 
 # Winoground's own way to write a grid: c<caption>_i<image>

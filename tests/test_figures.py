@@ -11,16 +11,19 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
 from sdslib import tables
+from sdslib.metrics import HUMAN_WINOGROUND
 from sdslib.results import comparison
-from sdslib.show import figures
+from sdslib.show import figures, item_figures, style
 
 NOTE = "mini-world, 300 of 1200 items"
-MODES = list(figures.MODE_LOOKS)
+MODES = list(item_figures.MODE_LOOKS)
+NAMES = ("untouched", "sds")
 
 
 def scores(seed=0, lead=0.0):
@@ -101,6 +104,11 @@ def by_set():
     return table.assign(parameters=["0.3%", "0.5%", "100%"] * 2)
 
 
+def moved():
+    layers = ["visual.block 0", "visual.block 1"]
+    return pd.DataFrame({"layernorm": [0.0, 2e-4], "all": [0.03, 1.0]}, index=layers)
+
+
 def some_pictures(note=""):
     images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "green")]
     captions = ["a red square", "a blue square that is described at some length", "a green one"]
@@ -114,18 +122,30 @@ DRAWN = {
     "before_after": lambda note: figures.before_after(differences(), note),
     "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
     "confusion": lambda note: figures.confusion(counts(), note),
-    "failure_modes": lambda note: figures.failure_modes(modes(), note),
-    "margins": lambda note: figures.margins(paired_margins(), note),
-    "flips": lambda note: figures.flips(flows(), note),
-    "calibration": lambda note: figures.calibration(bins(), note),
+    "failure_modes": lambda note: item_figures.failure_modes(modes(), note),
+    "margins": lambda note: item_figures.margins(paired_margins(), note, NAMES),
+    "flips": lambda note: item_figures.flips(flows(), note),
+    "calibration": lambda note: item_figures.calibration(bins(), note),
     "tradeoff": lambda note: figures.tradeoff(by_weight(), note),
     "bars_by_set": lambda note: figures.bars_by_set(by_set(), note),
+    "changes": lambda note: figures.changes(moved(), note),
     "pictures": some_pictures,
 }
 
 
 def texts_of(figure):
     return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+
+
+def marks(ax):
+    """Where along x the marks of all models stand."""
+    points = [c for c in ax.collections if isinstance(c, PathCollection)]
+    return sorted(np.concatenate([p.get_offsets()[:, 0] for p in points]))
+
+
+def upright(ax):
+    """Where along x an upright line stands."""
+    return {x[0] for x in (line.get_xdata() for line in ax.lines) if x[0] == x[-1]}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -149,7 +169,7 @@ def test_figures_of_a_single_row_have_room():
         figures.scores_by_tag(alone, NOTE),
         figures.before_after(differences().query("label == 'all'"), NOTE),
         figures.scores_by_set(sets().query("set == 'winoground'"), NOTE),
-        figures.failure_modes(modes().query("label == 'all'"), NOTE),
+        item_figures.failure_modes(modes().query("label == 'all'"), NOTE),
         figures.bars_by_set(by_set().query("set == 'bias'"), NOTE),
     ):
         figure.draw_without_rendering()
@@ -167,19 +187,14 @@ def test_scores_stand_where_the_table_says_beside_its_chance():
     assert len(axes) == 3
     for ax, metric in zip(axes, ("text", "image", "group"), strict=True):
         part = table[table["metric"] == metric]
-        marks = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
-        assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(sorted(part["accuracy"]))
-        upright = {
-            line.get_xdata()[0] for line in ax.lines if line.get_xdata()[0] == line.get_xdata()[-1]
-        }
-        assert part["chance"].iloc[0] in upright
-        assert figures.HUMAN_WINOGROUND[metric] in upright
+        assert marks(ax) == pytest.approx(sorted(part["accuracy"]))
+        assert {part["chance"].iloc[0], HUMAN_WINOGROUND[metric]} <= upright(ax)
 
 
 def test_each_set_has_its_own_chance():
     ax = figures.scores_by_set(sets()).axes[0]
-    upright = [line.get_xdata() for line in ax.lines if line.get_linewidth() == 2.5]
-    assert [x[0] for x in upright] == [0.25, 0.5]
+    (chances,) = (c for c in ax.collections if isinstance(c, LineCollection) and c.get_lw() == 2.5)
+    assert [ends[0, 0] for ends in chances.get_segments()] == [0.25, 0.5]
 
 
 def test_a_set_without_human_scores_gets_no_human_line():
@@ -191,8 +206,7 @@ def test_before_after_draws_the_differences_and_what_the_set_could_not_show():
     table = differences()
     ax = figures.before_after(table).axes[0]
     part = table[table["metric"] == "text"]
-    marks = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
-    assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(sorted(part["difference"]))
+    assert marks(ax) == pytest.approx(sorted(part["difference"]))
     widths = sorted(patch.get_width() for patch in ax.patches)
     assert widths == pytest.approx(sorted(2 * part["mdd"]))
 
@@ -228,7 +242,7 @@ def test_history_draws_every_run_in_its_own_dash():
 
 
 def test_an_alluvial_plot_keeps_every_item_on_both_sides():
-    ax = figures.flips(flows()).axes[0]
+    ax = item_figures.flips(flows()).axes[0]
     blocks = [
         p for p in ax.patches if hasattr(p, "get_height") and p.get_width() == pytest.approx(0.1)
     ]
@@ -246,7 +260,9 @@ def test_a_teacher_who_scored_nothing_is_said_and_not_drawn():
 
 
 def test_quadrants_of_the_margin_plot_are_counted():
-    found = {t.get_text() for t in figures.margins(paired_margins()).axes[0].texts}
+    found = {
+        t.get_text() for t in item_figures.margins(paired_margins(), NOTE, NAMES).axes[0].texts
+    }
     assert found == {"gained 1", "stays right 2", "stays wrong 1", "lost 1"}
 
 
@@ -258,14 +274,12 @@ def test_the_trade_off_axis_holds_zero_and_the_largest_weight():
 
 
 def test_a_model_looks_the_same_whatever_stands_beside_it():
-    alone = figures.looks(["sds 1a2b"])["sds 1a2b"]
-    assert figures.looks(["teacher", "x", "sds 1a2b", "untouched"])["sds 1a2b"] == alone
+    alone = style.looks(["sds 1a2b"])["sds 1a2b"]
+    assert style.looks(["teacher", "x", "sds 1a2b", "untouched"])["sds 1a2b"] == alone
 
 
 def test_no_two_series_share_a_color_or_a_marker():
-    found = list(
-        figures.looks(["untouched", "clip-only", "sds a", "sds b", "teacher", "x"]).values()
-    )
+    found = list(style.looks(["untouched", "clip-only", "sds a", "sds b", "teacher", "x"]).values())
     for attribute in ("color", "marker", "dash"):
         assert len({str(getattr(look, attribute)) for look in found}) == len(found)
 
@@ -288,28 +302,28 @@ def lab(color, matrix):
 
 
 @pytest.mark.parametrize("matrix", [np.eye(3), PROTAN, DEUTAN], ids=["usual", "protan", "deutan"])
-@pytest.mark.parametrize("group", [figures.LOOKS[:5], tuple(figures.MODE_LOOKS.values())])
+@pytest.mark.parametrize("group", [style.LOOKS[:5], tuple(item_figures.MODE_LOOKS.values())])
 def test_colors_stay_apart_for_color_blind_readers(group, matrix):
     for one, other in itertools.combinations(group, 2):
         assert np.linalg.norm(lab(one.color, matrix) - lab(other.color, matrix)) > 12
 
 
 def test_saving_writes_three_readable_files_that_are_equal_the_second_time(tmp_path):
-    paths = figures.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
+    paths = style.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
     assert [p.name for p in paths] == ["confusion.png", "confusion.svg", "confusion.pdf"]
     with Image.open(paths[0]) as image:
-        assert image.width >= 3.5 * figures.PRINT_DPI - 1
+        assert image.width >= 3.5 * style.PRINT_DPI - 1
         assert "mini-world" in image.info["Description"]
     assert ET.parse(paths[1]).getroot().tag.endswith("svg")
     assert paths[2].read_bytes().startswith(b"%PDF")
     first = [p.read_bytes() for p in paths]
-    figures.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
+    style.save(DRAWN["confusion"]("mini-world"), tmp_path / "new", "confusion")
     assert [p.read_bytes() for p in paths] == first
     assert len(list((tmp_path / "new").iterdir())) == 3
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    paths = figures.save(DRAWN["confusion"]("old"), tmp_path, "x")
+    paths = style.save(DRAWN["confusion"]("old"), tmp_path, "x")
     before = paths[0].read_bytes()
 
     def refuse(*args):
@@ -317,7 +331,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="input/output"):
-        figures.save(DRAWN["confusion"]("new"), tmp_path, "x")
+        style.save(DRAWN["confusion"]("new"), tmp_path, "x")
     assert paths[0].read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -342,7 +356,7 @@ def test_counts_in_a_matrix_are_the_tables():
 
 
 def test_letters_stay_letters_in_svg_and_fonts_go_along_in_pdf(tmp_path):
-    _, svg, pdf = figures.save(DRAWN["confusion"]("mini-world"), tmp_path, "x")
+    _, svg, pdf = style.save(DRAWN["confusion"]("mini-world"), tmp_path, "x")
     words = " ".join(ET.parse(svg).getroot().itertext())
     assert "mini-world" in words
     assert b"/FontFile2" in pdf.read_bytes()
@@ -350,7 +364,7 @@ def test_letters_stay_letters_in_svg_and_fonts_go_along_in_pdf(tmp_path):
 
 def test_an_equation_is_as_large_as_its_letters_and_says_itself():
     short, long = (figures.equation(tex, "words") for tex in (r"a_\theta", r"a_\theta + b + c + d"))
-    assert short.get_figwidth() < long.get_figwidth() < figures.FULL
+    assert short.get_figwidth() < long.get_figwidth() < style.FULL
     assert short.alt == "words"
     with Image.open(io.BytesIO(long.png(200))) as image:
         dark = np.asarray(image.convert("L")) < 128
@@ -361,7 +375,7 @@ def test_an_equation_is_as_large_as_its_letters_and_says_itself():
 
 def test_a_comparison_looks_as_the_model_that_it_is_against():
     names = ["sds against untouched", "sds against L_CLIP only"]
-    found = figures._compared_looks(names)
-    assert list(found.values()) == list(figures.looks(["untouched", "L_CLIP only"]).values())
-    apart = figures._compared_looks(["a against untouched", "b against untouched"])
+    found = style.looks(names)
+    assert list(found.values()) == list(style.looks(["untouched", "L_CLIP only"]).values())
+    apart = style.looks(["a against untouched", "b against untouched"])
     assert len(set(apart.values())) == 2

@@ -59,8 +59,8 @@ DOORS = {
     "accelerate": {"train"},
     "statsmodels": {"metrics", "results.statistics", "results.failures"},
     "scipy": {"results.statistics", "tables", "scorers.diffusion", "scorers.sequential"},
-    "matplotlib": {"show.figures"},
-    "seaborn": {"show.figures"},
+    "matplotlib": {"show.style", "show.figures", "show.item_figures"},
+    "seaborn": {"show.style", "show.figures", "show.item_figures"},
     "ipywidgets": {"show.demo", "show.atlas"},
     "jinja2": {"show.page"},
     "markupsafe": {"show.page"},
@@ -77,7 +77,7 @@ DOORS = {
 OPTIONAL = {"spacy"}
 LIGHT = [
     *("config", "metrics", "io.runs", "io.images", "io.sources", "io.storage"),
-    *("miniworld.drawing", "miniworld.files", "show.figures"),
+    *("miniworld.drawing", "miniworld.files", "show.figures", "show.item_figures"),
 ]
 
 

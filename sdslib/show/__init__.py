@@ -1,6 +1,8 @@
 """For a reader, with the templates beside them.
 
+    style          the one look of every figure, and saving it
     figures        a table in, a figure out
+    item_figures   what becomes of the items: modes of failure, margins, flips, calibration
     live_plot      training as it goes: curves that grow
     page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
     pdf            a page as a PDF, with real text, bookmarks and page numbers

@@ -34,7 +34,7 @@ from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES, Scene, Thing, say
 from sdslib.scorers.diffusion import DiffusionScorer, diffusion_scorer
 from sdslib.show import atlas, explain, failure_study, figures, page
 from sdslib.show.explain import Remembering
-from sdslib.show.figures import Picture
+from sdslib.show.style import Picture
 from sdslib.student import load_student
 
 TEACHER = failure_study.TEACHER

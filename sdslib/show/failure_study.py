@@ -32,7 +32,7 @@ from sdslib.results import failures
 from sdslib.results.comparison import read_scores
 from sdslib.results.studies import Controls
 from sdslib.sets.roles import load_set
-from sdslib.show import figures, page
+from sdslib.show import figures, item_figures, page, style
 from sdslib.show.atlas import Atlas, Browser, build, document, html
 from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, tabulate, tags_of
@@ -234,17 +234,17 @@ def draw(study: Study) -> dict[str, Any]:
     alone = Markdown("One model only: two score files, or runs, show what changes between them.")
     drawn = {
         "scores": figures.scores_by_tag(scores(study), note, human_label=people),
-        "modes": figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
+        "modes": item_figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
         "choices": figures.confusion(choices, note, f"Text against image, {last}"),
-        "calibration": figures.calibration(_calibration(atlas), note),
+        "calibration": item_figures.calibration(_calibration(atlas), note),
         "margins": alone,
         "flips": alone,
         "agreement": Markdown("No teacher's verdict: it needs images, and teacher_items above 0."),
     }
     if len(students) > 1:
         pairs = failures.margin_pairs(parts[students[0]], parts[last])
-        drawn["margins"] = figures.margins(pairs, note, (students[0], last), "Text margins")
-        drawn["flips"] = figures.flips(failures.flows({s: parts[s] for s in students}), note)
+        drawn["margins"] = item_figures.margins(pairs, note, (students[0], last))
+        drawn["flips"] = item_figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
         counts = {name: _agreement(atlas, name) for name in students}
         drawn["agreement"] = figures.agreement(counts, _counted(study.world, atlas.tables[TEACHER]))
@@ -274,8 +274,8 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
         with run, run.staged("atlas") as folder:
             (folder / "atlas.html").write_text(document(study.atlas), "utf-8")
             for name, figure in drawn.items():
-                if isinstance(figure, figures.Picture):
-                    figures.save(figure, folder, name)
+                if isinstance(figure, style.Picture):
+                    style.save(figure, folder, name)
         run.save_results(scores(study))
         run.finish()
     return _page_of(run)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import pandas as pd
@@ -41,48 +40,34 @@ def training(label: str, note: str = "") -> Callable[[Iterable[S], int], Iterato
     """
 
     def follow(steps: Iterable[S], total: int) -> Iterator[S]:
-        if not page.is_live():
-            yield from track(label)(steps, total)
-            return
-        with Curves(total, note) as curves:
-            for step in track(label)(steps, total):
-                curves.add(step.row())
-                yield step
+        tracked = track(label)(steps, total)
+        return _with_curves(tracked, total, note) if page.is_live() else tracked
 
     return follow
 
 
-class Curves:
-    """The history so far as one picture that is drawn anew every few seconds."""
+def _with_curves(steps: Iterator[S], total: int, note: str) -> Iterator[S]:
+    from IPython.display import HTML, display
 
-    def __init__(self, total: int, note: str = "") -> None:
-        from IPython.display import HTML, display
+    handle: Any = display(HTML(""), display_id=True)
+    rows: list[dict[str, Any]] = []
+    due = time.monotonic() + _REDRAW_S
 
-        self.total, self.note, self.rows = total, note, list[dict[str, Any]]()
-        self._empty = HTML("")
-        self._handle: Any = display(self._empty, display_id=True)
-        self._due = time.monotonic() + _REDRAW_S
+    def draw() -> None:
+        table = pd.DataFrame(rows)
+        handle.update(figures.history(table, note, absent="not measured so far"))
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take in one step; draw if it is time."""
-        self.rows.append(row)
-        if time.monotonic() >= self._due:
-            self._draw()
-
-    def _draw(self) -> None:
-        start = time.monotonic()
-        table = pd.DataFrame(self.rows)
-        self._handle.update(figures.history(table, self.note, absent="not measured so far"))
-        now = time.monotonic()
-        self._due = now + max(_REDRAW_S, (now - start) / _SHARE)
-
-    def __enter__(self) -> Curves:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if len(self.rows) == self.total:
-            self._handle.update(self._empty)
-        elif self.rows:
-            self._draw()
+    try:
+        for step in steps:
+            rows.append(step.row())
+            start = time.monotonic()
+            if start >= due:
+                draw()
+                now = time.monotonic()
+                due = now + max(_REDRAW_S, (now - start) / _SHARE)
+            yield step
+    finally:
+        if len(rows) == total:
+            handle.update(HTML(""))
+        elif rows:
+            draw()

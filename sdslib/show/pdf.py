@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup, Tag
 from fpdf import FPDF, FontFace
 from PIL import Image
 
-from sdslib.show import figures
+from sdslib.show.style import FONTS
 
 # What libraries make of the same page was compared in November 2026: xhtml2pdf 0.2 puts captions
 # beside figures and shrinks long tables until nobody can read them, fpdf2's own `write_html` cuts
@@ -46,9 +46,9 @@ class Paper(FPDF):
 
     def __init__(self, page: BeautifulSoup) -> None:
         super().__init__(format="A4")
-        self.add_font("sans", "", figures.FONTS / "DejaVuSans.ttf")
-        self.add_font("sans", "B", figures.FONTS / "DejaVuSans-Bold.ttf")
-        self.add_font("mono", "", figures.FONTS / "DejaVuSansMono.ttf")
+        self.add_font("sans", "", FONTS / "DejaVuSans.ttf")
+        self.add_font("sans", "B", FONTS / "DejaVuSans-Bold.ttf")
+        self.add_font("mono", "", FONTS / "DejaVuSansMono.ttf")
         self.set_margins(_MARGIN, _MARGIN)
         self.c_margin = 0  # text begins where tables and pictures do
         self.set_auto_page_break(True, _MARGIN)

@@ -38,7 +38,7 @@ from sdslib.results.cases import (
 )
 from sdslib.results.formatting import p_value, points
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
-from sdslib.show import atlas, figures, modelcard, page, pdf
+from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, style
 from sdslib.show.atlas import Atlas, Query
 
 NAME = "report"
@@ -64,7 +64,7 @@ class Report:
     """The page, its figures by name, the cases it tells of, and where it goes."""
 
     page: str
-    figures: dict[str, figures.Picture]
+    figures: dict[str, style.Picture]
     cases: tuple[Case, ...]
     folder: Path
 
@@ -113,7 +113,7 @@ def save(report: Report) -> pd.DataFrame:
         rows.append((shown_path(path), f"{len(data) / 1000:.0f} kB"))
     drawn = report.folder / f"{NAME}_figures"
     for name, figure in report.figures.items():
-        figures.save(figure, drawn, name)
+        style.save(figure, drawn, name)
     rows.append((shown_path(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
     for run, control in members(report.cases):
         if run.weights.is_dir():
@@ -263,7 +263,7 @@ def _kept(case: Case) -> pd.DataFrame | None:
     return _keyed(formatting.shares(kept), "set, metric")
 
 
-def _figures(case: Case, shares: pd.DataFrame) -> dict[str, figures.Picture]:
+def _figures(case: Case, shares: pd.DataFrame) -> dict[str, style.Picture]:
     """The figures of a case by name; those of margins and outcomes need grids of two by two."""
     note, scores = case.note, case.scores
     *_, last = scores
@@ -276,8 +276,8 @@ def _figures(case: Case, shares: pd.DataFrame) -> dict[str, figures.Picture]:
         parts = {name: failures.anatomy(table) for name, table in scores.items()}
         pairs = failures.margin_pairs(parts[UNTOUCHED], parts[last])
         names = (UNTOUCHED, last)
-        found["margins"] = figures.margins(pairs, note, names, "Text margin of every item")
-        found["outcomes"] = figures.flips(failures.flows(parts), note)
+        found["margins"] = item_figures.margins(pairs, note, names)
+        found["outcomes"] = item_figures.flips(failures.flows(parts), note)
     return found
 
 
