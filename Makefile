@@ -47,7 +47,7 @@ test: $(READY) ## fast tests; at least 90% of the library must be covered
 	pytest -n $(JOBS) -m "$(FAST)" --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(READY) ## notebooks executed on a reduced setting, kill tests, browser, Ray
-	pytest -m "$(SLOW)" --timeout=1200 || \
+	pytest -n $(JOBS) --dist loadgroup -m "$(SLOW)" --timeout=1200 || \
 	  { code=$$?; [ $$code -eq 5 ] && echo "test-slow: no test is marked slow, browser or ray"; }
 
 faults: $(READY) ## everything that can go wrong, one test each, as a table; writes docs/faults.md

@@ -74,7 +74,10 @@ def no_network() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none; the summary counts it as deselected."""
+    """One Ray at a time; and what needs a GPU is left out, as deselected, where there is none."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return
