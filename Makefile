@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 READY  := .venv/.ready
-EXTRAS := dev,ray,browser,trackers,fuzz
+EXTRAS := dev,ray,slurm,browser,trackers,fuzz
 JOBS   ?= 2
 ROUNDS ?= 5
 MINUTES ?= 0
@@ -32,10 +32,10 @@ report: $(READY) ## from finished runs to reports/report.html and .pdf; makes a 
 	papermill notebooks/07_report.ipynb out_report.ipynb
 
 tables: $(READY) ## rebuild reports/tables and reports/figures from reports/published, in seconds
-	python -m sdslib.results.publish tables
+	python -m sdslib.show.published tables
 
 reproduce: $(READY) ## train every published study again, publish it and rebuild the tables
-	python -m sdslib.results.publish reproduce
+	python -m sdslib.show.published reproduce
 
 miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 minutes)
 	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True

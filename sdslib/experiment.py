@@ -8,14 +8,11 @@ and `accelerate launch` run: `accelerate launch -m sdslib.experiment -p preset p
 from __future__ import annotations
 
 import argparse
-import ast
 import json
-import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +27,7 @@ from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
+from sdslib.checks.notebooks import literal
 from sdslib.config import ARMS, FinetuneConfig, derive_seed, set_name
 from sdslib.io import distributed, launch
 from sdslib.io.model_files import PASSPORT
@@ -353,13 +351,3 @@ def main(words: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def literal(text: str) -> Any:
-    """What a word of a command line stands for: `True`, `None`, `3`, `1e-3`, else itself."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    # the revision 12e4567 is no number
-    return text if isinstance(value, float) and math.isinf(value) else value

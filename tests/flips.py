@@ -20,10 +20,10 @@ from finished import finish
 
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.io import storage
-from sdslib.io.runs import Run
+from sdslib.io.run import Run
 from sdslib.io.wording import ParameterError
-from sdslib.results import cases, publish
-from sdslib.results.studies import StudyError
+from sdslib.results import publish, settings
+from sdslib.results.settings import StudyError
 
 SCORES = "scores/mini-winoground.parquet"
 OWN = (
@@ -80,7 +80,8 @@ def faults_of_run(run: Run, name: str) -> list[str]:
         found.append("verify does not name it")
     if name.startswith("atlas/") or not run.finished:
         return found  # it is not read; or the run counts as unfinished, which all of them refuse
-    if not refuses(lambda: cases.collect(ReportConfig(runs=str(run.path))), ParameterError, known):
+    config = ReportConfig(runs=str(run.path))
+    if not refuses(lambda: settings.collect(config), ParameterError, known):
         found.append("the report takes it")
     if not refuses(lambda: publish.study("a", [run], run.path.parent.parent), StudyError, known):
         found.append("it can be published")

@@ -37,10 +37,7 @@ ORDER = (
     *("io", "config", "checks", "method", "scorers", "arms", "sets", "miniworld"),
     *("experiment", "results", "lab", "show"),
 )
-UP_FOR_NOW = {
-    "results.ablations": {"show.figures"},
-    "results.publish": {"show.figures"},
-}
+UP_FOR_NOW = {}
 LEVEL = {place: level for level, place in enumerate(ORDER)}
 
 # Library -> the rooms that may import it. The mini-world builds models, so it knows their makers.
@@ -64,8 +61,9 @@ DOORS = {
     "ipywidgets": {"show.demo", "show.atlas"},
     "jinja2": {"show.page"},
     "markupsafe": {"show.page"},
-    "papermill": {"results.sweep"},
-    "ray": {"results.sweep"},
+    "papermill": {"results.executors"},
+    "ray": {"results.executors"},
+    "submitit": {"results.executors"},
     "pydantic": {
         *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),

@@ -1,25 +1,34 @@
 """A grid over a notebook's parameters: refused in one line, or cells named by their runs."""
 
-import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sweeping
+from papermill.cli import _resolve_type
 
 from sdslib import experiment
-from sdslib.checks.notebooks import BaselineConfig
+from sdslib.checks.notebooks import BaselineConfig, literal
 from sdslib.config import FinetuneConfig
 from sdslib.io.paths import project_root
 from sdslib.io.runs import open_run
 from sdslib.io.wording import ParameterError
 from sdslib.results import grid
-from sdslib.results.grid import check, combine, literal, plan, read_notebook, run_ids
+from sdslib.results.grid import check, combine, plan, read_notebook, run_ids
 
 FINETUNE = "notebooks/02_finetune.ipynb"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def data_read_once():
+    """The sets do not change while these tests run, and are the dear part of naming a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_data", sweeping.remembered(experiment.load_data))
+        yield
 
 
 def names(grid_of, **fixed):
@@ -36,12 +45,17 @@ def test_a_grid_is_the_product_of_its_values_with_the_seeds_fastest():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("0", 0), ("1e-4", 1e-4), ("True", True), ("None", None), ("layernorm", "layernorm")],
+    "text",
+    ["0", "07", "0x10", "1_0", "1e-4", "inf", "-inf", "True", "true", "None", "[1]", "'a'", "a"],
 )
-def test_values_are_read_as_papermill_reads_them(text, value):
-    assert literal(text) == value
-    assert type(literal(text)) is type(value)
+def test_values_are_read_as_papermill_reads_them(text):
+    assert literal(text) == _resolve_type(text)
+    assert type(literal(text)) is type(_resolve_type(text))
+
+
+def test_nan_is_a_number_and_digits_beyond_all_numbers_stay_text():
+    assert np.isnan(literal("nan"))
+    assert [literal(text) for text in ("12e4567", "-1e999")] == ["12e4567", "-1e999"]
 
 
 @pytest.mark.parametrize(
@@ -163,53 +177,9 @@ def test_every_weight_of_a_seed_shares_one_control():
     assert own[0].ids == (controls[0],)
 
 
-@pytest.mark.slow
-def test_ids_are_the_same_from_another_process(monkeypatch):
-    configs = [FinetuneConfig(steps=2), FinetuneConfig(steps=2, seed=1)]
-    here = run_ids(configs)
-    monkeypatch.delitem(sys.modules, "sdslib.experiment")
-    assert run_ids(configs) == here
-
-
-def test_data_that_do_not_allow_the_parameters_are_told_in_one_line(monkeypatch, capsys):
-    wrong = FinetuneConfig(train_pairs=999_999)
+def test_data_that_do_not_allow_the_parameters_are_told_in_one_line():
     with pytest.raises(ParameterError, match="999999 pairs asked for, but mini has"):
-        run_ids([wrong])
-    asked = json.dumps([["FinetuneConfig", wrong.model_dump(mode="json")]])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
-    grid._answer()
-    assert "999999 pairs" in json.loads(capsys.readouterr().out)["problem"]
-
-
-def test_the_naming_process_answers_with_the_ids(monkeypatch, capsys):
-    config = FinetuneConfig(steps=2)
-    asked = json.dumps([["FinetuneConfig", config.model_dump(mode="json")]])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
-    grid._answer()
-    assert json.loads(capsys.readouterr().out) == run_ids([config])
-
-
-def test_a_problem_found_by_the_naming_process_is_raised_here(monkeypatch):
-    monkeypatch.delitem(sys.modules, "sdslib.experiment")
-    done = subprocess.CompletedProcess([], 0, 'a warning\n{"problem": "too few pairs"}\n', "")
-    monkeypatch.setattr(grid.subprocess, "run", lambda *a, **k: done)
-    with pytest.raises(ParameterError, match="too few pairs"):
-        run_ids([FinetuneConfig()])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def data_read_once():
-    """The sets do not change while these tests run, and are the dear part of naming a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_data", sweeping.remembered(experiment.load_data))
-        yield
-
-
-def test_a_namer_that_dies_is_told_with_its_last_word(monkeypatch):
-    monkeypatch.delitem(sys.modules, "sdslib.experiment", raising=False)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(grid.PlanError, match="cannot be named: no answer"):
-        run_ids([FinetuneConfig()])
+        run_ids([FinetuneConfig(train_pairs=999_999)])
 
 
 def test_a_notebook_whose_runs_it_alone_can_name_is_found_by_its_parameters(tmp_path):

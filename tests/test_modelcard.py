@@ -13,7 +13,7 @@ from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.io import storage
 from sdslib.io.wording import ParameterError
-from sdslib.results import cases, finetuned, formatting
+from sdslib.results import finetuned, formatting, settings
 from sdslib.show import modelcard
 
 
@@ -30,14 +30,14 @@ def card(runs):
 
 
 def test_the_card_gives_the_tables_own_figures(runs, card):
-    table = finetuned.before_after(cases.score_tables(*runs)).query("tag == 'all'")
+    table = finetuned.before_after(settings.score_tables(*runs)).query("tag == 'all'")
     told = table[table["model"] == "sds"].set_index("metric")
     assert {r.metric_type for r in card.data.eval_results} == {"text", "image", "group"}
     for result in card.data.eval_results:
         assert result.metric_value == round(told.loc[result.metric_type, "accuracy"], 4)
     for row in table.itertuples():
         assert formatting.share(row.accuracy, row.low, row.high) in card.text
-    paired = finetuned.paired(cases.score_tables(*runs)).query("tag == 'all'")
+    paired = finetuned.paired(settings.score_tables(*runs)).query("tag == 'all'")
     for row in paired.itertuples():
         assert formatting.points(row.difference, row.low, row.high) in card.text
         assert f"| {100 * row.mdd:.1f} |" in card.text

@@ -1,20 +1,16 @@
 """Published evidence: complete, without weights and folders, and the committed tables are its."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 from finished import finish
-from PIL import Image
 
 from sdslib.io.paths import project_root
-from sdslib.io.runs import Run, RunError, open_run
+from sdslib.io.run import Run, RunError
+from sdslib.io.runs import open_run
 from sdslib.results import publish, sweep
-from sdslib.results.publish import StudyError
+from sdslib.results.settings import StudyError, config_of
 
 ROOT = project_root()
 
@@ -66,7 +62,7 @@ def test_a_study_is_exactly_what_is_named(runs, folder, tmp_path):
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     run = finish(tmp_path, "clip-only")
-    other = open_run(publish.studies.config_of(run).model_copy(update={"seed": 3}), {}, tmp_path)
+    other = open_run(config_of(run).model_copy(update={"seed": 3}), {}, tmp_path)
     with pytest.raises(StudyError, match="is not finished"):
         publish.study("a", [other], tmp_path)
     other.interrupt()
@@ -89,7 +85,7 @@ def test_what_is_damaged_is_not_published_and_not_shown(tmp_path):
     kept = tmp_path / "published" / "a" / run.name
     (kept / name).write_bytes(other)
     with pytest.raises(StudyError, match=f"a/{run.name}/{name} has .* bytes in place of"):
-        publish.rebuild(tmp_path / "published", tmp_path, tmp_path)
+        publish.published("a", tmp_path / "published")
     with pytest.raises(RunError, match=f"{name} differs from its sha256"):
         Run(kept).scores("mini-winoground")
 
@@ -116,92 +112,13 @@ def test_an_unknown_study_is_told_which_there_are(folder):
         publish.published("smal", folder)
 
 
-def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
-    made = [publish.rebuild(folder, tmp_path / n, tmp_path / n / "drawn") for n in ("a", "b")]
-    assert [path.name for path in made[0]] == [
-        "small-scores.csv",
-        "small-differences.csv",
-        "small-by-tag.csv",
-        "small-gradients.csv",
-        "small.md",
-        "small.png",
-    ]
-    for one, other in zip(*made, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-    page = (tmp_path / "a" / "small.md").read_text()
-    assert "mini-world, 2 seeds" in page
-    scores = pd.read_csv(tmp_path / "a" / "small-scores.csv")
-    share = scores[scores["measure"] == "text"].iloc[0]
-    assert f"{100 * share['mean']:.1f} [" in page
-    with Image.open(tmp_path / "a" / "drawn" / "small.png") as picture:
-        assert picture.width > 1000
-
-
-def test_every_figure_of_a_page_lies_within_its_interval_and_every_range_runs_upwards(
-    folder, tmp_path
-):
-    publish.rebuild(folder, tmp_path, tmp_path)
-    page, number = (tmp_path / "small.md").read_text(), r"[+-]?\d+\.\d+"
-    intervals = re.findall(rf"({number}) \[({number}), ({number})\]", page)
-    ranges = re.findall(rf"({number}) … ({number})", page)
-    assert len(intervals) > 20
-    assert len(ranges) > 8
-    assert all(float(low) <= float(mean) <= float(high) for mean, low, high in intervals)
-    assert all(float(low) <= float(high) for low, high in ranges)
-    assert any(float(low) < float(high) for low, high in ranges)
-    pairs = pd.read_csv(tmp_path / "small-differences.csv")
-    assert (pairs["smallest"] <= pairs["difference"]).all()
-    assert (pairs["difference"] <= pairs["largest"]).all()
-
-
 def test_settings_stand_by_arm_and_then_by_their_numbers(tmp_path):
     made = [
         *(finish(tmp_path, "sds", steps=steps) for steps in (100, 5, 20)),
         *(finish(tmp_path, "clip-only", steps=steps) for steps in (20, 100, 5)),
     ]
-    found = sorted(publish.studies.settings(publish.studies.paired(made)), key=publish._place)
-    order = [(s.values["arm"], s.values["steps"]) for s in found]
+    order = [(s.values["arm"], s.values["steps"]) for s in publish.in_order(made)]
     assert order == [(arm, steps) for arm in ("clip-only", "sds") for steps in (5, 20, 100)]
-
-
-def test_weights_are_a_curve_in_their_order(tmp_path):
-    weights = (1e-3, 1e-4)
-    made = [finish(tmp_path / "runs", "sds", sds_weight=weight) for weight in weights]
-    made.append(finish(tmp_path / "runs", "clip-only"))
-    publish.study("weights", made, tmp_path / "published")
-    publish.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
-    scores = pd.read_csv(tmp_path / "t" / "weights-scores.csv")
-    assert list(dict.fromkeys(scores["setting"])) == ["L_CLIP only", "sds, 0.0001", "sds, 0.001"]
-    assert (tmp_path / "f" / "weights.png").is_file()
-
-
-def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkeypatch):
-    steps, drawn = range(1, 5), []
-    made = [finish(tmp_path / "runs", arm, steps=n) for arm in ("sds", "clip-only") for n in steps]
-    publish.study("many", made, tmp_path / "published")
-    draw = publish.figures.bars_by_set
-
-    def noted(table, *rest):
-        drawn.append(table)
-        return draw(table, *rest)
-
-    monkeypatch.setattr(publish.figures, "bars_by_set", noted)
-    written = publish.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
-    assert (tmp_path / "f" / "many.png") in written
-    (table,) = drawn
-    assert list(dict.fromkeys(table["set"])) == [f"steps {n}" for n in steps]
-    assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
-
-
-def test_the_committed_tables_are_those_of_the_published_files(tmp_path):
-    written = publish.rebuild(None, tmp_path / "tables", tmp_path / "figures")
-    for path in (p for p in written if p.parent.name == "tables"):
-        assert path.read_bytes() == (ROOT / publish.TABLES / path.name).read_bytes(), path.name
-    names = {path.name for path in (ROOT / publish.TABLES).iterdir()}
-    assert names == {p.name for p in written if p.parent.name == "tables"}
-    for path in (p for p in written if p.parent.name == "figures"):
-        with Image.open(path) as new, Image.open(ROOT / publish.FIGURES / path.name) as old:
-            assert new.size == old.size
 
 
 def test_the_published_studies_can_be_trained_again():
@@ -245,27 +162,3 @@ def test_reproducing_trains_what_was_published_and_publishes_it(runs, folder, mo
     assert "small: 4 runs: 4 finished, 0 failed" in capsys.readouterr().out
     Done.failed = {"a": "no"}
     assert not publish.reproduce(["small"], sweep.Options(), folder)
-
-
-def test_the_command_publishes_by_name_and_by_summary(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(publish, "rebuild", lambda: [])
-    monkeypatch.setattr(publish, "PUBLISHED", str(tmp_path))
-    root = str(runs[0][0].path.parent)
-    assert publish.main(["study", "one", runs[0][0].name, "--runs", root]) == 0
-    assert len(publish.published("one", tmp_path)) == 2
-    summary = tmp_path / "summary.parquet"
-    pd.DataFrame({"run": [r.name for r in runs[0]]}).to_parquet(summary)
-    assert publish.main(["study", "two", str(summary), "--runs", root]) == 0
-    assert len(publish.published("two", tmp_path)) == 4
-    pd.DataFrame({"run": ["mini-sds-0000000000", None]}).to_parquet(summary)
-    assert publish.main(["study", "three", str(summary), "--runs", root]) == 2
-    assert "2 of its runs are not there, as mini-sds-0000000000" in capsys.readouterr().err
-
-
-def test_the_command_rebuilds_the_tables_without_torch(tmp_path):
-    code = (
-        "import sys; from sdslib import publish; publish.rebuild = lambda: [];"
-        "sys.exit(publish.main(['tables']) or int('torch' in sys.modules))"
-    )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0

@@ -18,7 +18,7 @@ from sdslib import experiment
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io.sources import AccessError
-from sdslib.results import cases, failures, finetuned, formatting
+from sdslib.results import failures, finetuned, formatting, settings
 from sdslib.show import atlas, modelcard, pdf, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
@@ -36,7 +36,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(config):
-    return cases.collect(config)
+    return settings.collect(config)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def small(tmp_path_factory):
     config = ReportConfig(runs=str(root), title=EVIL, examples=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load_set", refuse)
-        return root, report.build(config, cases.collect(config)).page
+        return root, report.build(config, settings.collect(config)).page
 
 
 def refuse(source):
@@ -258,7 +258,7 @@ def test_sets_of_other_kinds_are_reported_without_margins_and_examples(tmp_path)
     for arm in ("clip-only", "sds"):
         finish(tmp_path, arm, items=30, benchmark="mini:zeroshot-shape")
     config = ReportConfig(runs=str(tmp_path))
-    told = report.build(config, cases.collect(config))
+    told = report.build(config, settings.collect(config))
     assert set(told.figures) == {"1-scores", "1-change", "1-training"}
     assert "sets of two images and two captions" in told.page
 
@@ -275,7 +275,9 @@ def test_parameters_versions_and_lines_are_those_of_the_runs(told, saved):
     assert re.search(r"torch \d+\.\d+", packages)
     places = str(told.folder), told.folder.name
     for run in told.cases[0].runs:
-        assert f"\n{cases.papermill_line(run).replace(*places)}\n" in text.replace("<code>", "\n")
+        assert f"\n{settings.papermill_line(run).replace(*places)}\n" in text.replace(
+            "<code>", "\n"
+        )
     assert "papermill notebooks/07_report.ipynb out_report.ipynb" in text
 
 
@@ -288,7 +290,7 @@ def test_files_are_whole_named_and_the_same_for_the_same_runs(config, saved, tol
     assert (told.cases[0].run.path / "README.md").is_file()
     assert not (told.cases[0].control.path / "README.md").exists()  # it kept no weights
     assert len(table) == 4
-    assert report.build(config, cases.collect(config)).page == text
+    assert report.build(config, settings.collect(config)).page == text
     assert pdf.from_page(text) == (told.folder / "report.pdf").read_bytes()
 
 
@@ -305,13 +307,13 @@ def test_nothing_is_sent_unless_push_to_names_a_place(config, told, monkeypatch)
 @pytest.mark.slow
 def test_from_an_empty_folder_to_a_report(tmp_path, monkeypatch, capsys):
     few = {"steps": 2, "eval_items": 30, "batch_size": 8, "bridge_pairs": 64, "eval_every": 0}
-    monkeypatch.setattr(cases, "SMALL_RUN", cases.SMALL_RUN | few)
+    monkeypatch.setattr(settings, "SMALL_RUN", settings.SMALL_RUN | few)
     (tmp_path / "runs").mkdir()
     config = ReportConfig(runs=str(tmp_path / "runs"), examples=2)
-    told = report.build(config, cases.collect(config))
+    told = report.build(config, settings.collect(config))
     report.save(told)
     assert "making a small one first" in capsys.readouterr().out
     assert "It is too short" in (tmp_path / "report.html").read_text()
     assert not Page((tmp_path / "report.html").read_text()).outside
     monkeypatch.setattr(experiment, "finetune", lambda *args: pytest.fail("made it again"))
-    assert cases.collect(config)[0].run.path == told.cases[0].run.path
+    assert settings.collect(config)[0].run.path == told.cases[0].run.path

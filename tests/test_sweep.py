@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +24,13 @@ from sdslib.config import FinetuneConfig
 from sdslib.io import lock, storage
 from sdslib.io.paths import project_root
 from sdslib.io.progress import Progress
-from sdslib.io.runs import Run, list_runs, open_run
+from sdslib.io.run import Run
+from sdslib.io.runs import list_runs, open_run
 from sdslib.io.wording import ParameterError
-from sdslib.results import sweep
-from sdslib.results.grid import check, combine, literal, plan
-from sdslib.results.sweep import Board, Desk, Job, Local, Options
+from sdslib.results import executors, sweep
+from sdslib.results.executors import Job, Local
+from sdslib.results.grid import check, combine, plan
+from sdslib.results.sweep import Board, Desk, Options
 
 WAIT_S = 900.0  # far beyond what any sweep here takes on an idle machine
 FINETUNE = "notebooks/02_finetune.ipynb"
@@ -352,25 +355,19 @@ def test_a_file_that_is_no_summary_is_not_written_over(light, tmp_path):
     assert again.summary == found.summary
 
 
-def test_digits_that_are_no_number_stay_text():
-    found = [literal(text) for text in ("12e4567", "1e5", "inf", "12")]
-    assert found == ["12e4567", 1e5, float("inf"), 12]
-    assert experiment.literal("12e4567") == "12e4567"
-
-
 def test_a_ray_that_is_not_installed_is_said(monkeypatch):
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ParameterError, match="needs Ray; pip install"):
-        sweep.require_ray(None)
+        executors.require_ray(None)
 
 
 def test_another_server_is_no_ray_cluster():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         began = time.monotonic()
-        assert "no Ray cluster answers" in sweep._ray_problem(address)
-        assert time.monotonic() - began < 2 * sweep._ASK_S
-        assert sweep._ray_problem(f"ray://{address}") is None  # Ray's client asks by itself
+        assert "no Ray cluster answers" in executors.ray_problem(address)
+        assert time.monotonic() - began < 2 * executors.ASK_S
+        assert executors.ray_problem(f"ray://{address}") is None  # Ray's client asks by itself
 
 
 def test_the_command_ends_with_the_count_and_tells_what_failed(light, tmp_path, capsys, here):
@@ -415,10 +412,10 @@ def job(notebook, folder, **parameters):
 def test_a_verdict_is_the_last_word_of_the_cell(tmp_path):
     cell = job("a.ipynb", tmp_path)
     (tmp_path / "log").write_text("a warning\nValueError: no\n")
-    assert sweep.verdict(cell, 0) is None
-    assert sweep.verdict(cell, 1) == "ValueError: no"
-    assert sweep.verdict(cell, 3) == "died: ValueError: no"
-    assert "signal 9" in sweep.verdict(cell, -9)
+    assert executors.verdict(cell, 0) is None
+    assert executors.verdict(cell, 1) == "ValueError: no"
+    assert executors.verdict(cell, 3) == "died: ValueError: no"
+    assert "signal 9" in executors.verdict(cell, -9)
 
 
 def test_a_local_cell_is_a_process_that_ends_with_its_error(tmp_path):
@@ -599,7 +596,7 @@ def test_a_sweep_joins_a_running_cluster_by_its_address(light, tmp_path, monkeyp
 
     def answers():
         assert cluster.poll() is None, log.read_text()
-        return sweep._ray_problem(address) is None
+        return executors.ray_problem(address) is None
 
     try:
         wait_for(answers)
@@ -607,9 +604,9 @@ def test_a_sweep_joins_a_running_cluster_by_its_address(light, tmp_path, monkeyp
         process = begin(*words, "--executor", "ray", "--address", address)
         said, errors = process.communicate(timeout=WAIT_S)
         assert said.splitlines()[-1] == "2 runs: 2 finished, 0 failed", errors
-        assert sweep._ray_problem(address) is None  # the cluster is its owner's, and stays
+        assert executors.ray_problem(address) is None  # the cluster is its owner's, and stays
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-        problem = sweep._ray_problem(address)
+        problem = executors.ray_problem(address)
         assert (problem is None) if mode == "disabled" else ("set RAY_AUTH_MODE=token" in problem)
     finally:
         below = psutil.Process(cluster.pid).children(recursive=True)
@@ -622,7 +619,7 @@ def test_a_sweep_joins_a_running_cluster_by_its_address(light, tmp_path, monkeyp
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_rays_executor_runs_jobs_and_tells_their_errors(tmp_path):
-    executor = sweep.OnRay()
+    executor = executors.OnRay()
     try:
         assert executor.cores()[0] >= executor.cores()[1] >= 1
         assert executor.wait(0) == []
@@ -631,6 +628,48 @@ def test_rays_executor_runs_jobs_and_tells_their_errors(tmp_path):
         assert "absent.ipynb" in ended[1]
     finally:
         executor.close()
+
+
+def test_jobs_of_slurm_tell_their_errors_and_are_cancelled_at_the_end(tmp_path):
+    executor = executors.OnSlurm(tmp_path, "cpus_per_task=1,partition=gpu", cluster="local")
+    try:
+        assert executor.cores()[1] == 1
+        assert executor.wait(0) == []
+        executor.submit(job(tmp_path / "absent.ipynb", tmp_path))
+        (ended,) = wait_for(lambda: executor.wait(1), 120)
+        assert ended[0] == "key"
+        assert "absent.ipynb" in ended[1]
+        executor.submit(job(tmp_path / "absent.ipynb", tmp_path))
+        (task,) = executor._live.values()
+    finally:
+        executor.close()
+    wait_for(task.done, 30)
+    assert not list(tmp_path.glob("alive-*"))
+
+
+def test_a_job_of_slurm_ends_when_the_sweep_gives_no_sign_any_more(light, tmp_path):
+    sign = tmp_path / "alive"
+    sign.touch()
+    assert "signal 9" in executors._on_node(asdict(job(light, tmp_path)), str(sign), 0.2)
+    assert "signal 9" in executors._on_node(asdict(job(light, tmp_path)), "gone", 0.2)
+
+
+def test_what_slurm_is_asked_for_is_read_from_the_address():
+    found = executors.slurm_parameters("partition=gpu, gpus_per_node=1,account=me")
+    assert found == {"slurm_partition": "gpu", "gpus_per_node": 1, "slurm_account": "me"}
+    with pytest.raises(ParameterError, match="address is as partition=gpu,timeout_min=60; got 'g'"):
+        executors.slurm_parameters("g")
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "message"),
+    [(None, None, "needs submitit; pip install"), ("there", None, "needs sbatch; call it where")],
+)
+def test_a_slurm_that_is_not_there_is_said(monkeypatch, module, program, message):
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: module)
+    monkeypatch.setattr(executors.shutil, "which", lambda name: program)
+    with pytest.raises(ParameterError, match=message):
+        executors.require_slurm(None)
 
 
 def test_the_options_of_a_sweep_are_those_of_its_notebook():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -44,7 +46,7 @@ class SweepConfig(Config):
     steps: Count | None = None
     eval_items: Count | None = None
     workers: Several | None = None
-    executor: Literal["local", "ray"] = "local"
+    executor: Literal["local", "ray", "slurm"] = "local"
     address: str | None = None
 
 
@@ -111,3 +113,16 @@ MODELS: dict[str, type[Config]] = {
     "demo": DemoConfig,
     "report": ReportConfig,
 }
+
+
+def literal(text: str) -> Any:
+    """A value as papermill reads it from a command line: True, None, a number, or else text."""
+    known = {"True": True, "False": False, "None": None}
+    if text in known:
+        return known[text]
+    for kind in (int, float):
+        with suppress(ValueError):
+            found = kind(text)
+            # the revision 12e4567 is no number that can be held
+            return text if abs(found) == math.inf and any(c.isdigit() for c in text) else found
+    return text

@@ -41,7 +41,7 @@ from sdslib.lab.probes import (
 from sdslib.miniworld import files
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.results import formatting
-from sdslib.results.studies import config_of
+from sdslib.results.settings import config_of
 from sdslib.scorers.diffusion import shared_draws
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher

@@ -31,6 +31,7 @@ from sdslib.arms.negatives import swapped_caption
 from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
 from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import literal
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
@@ -314,7 +315,7 @@ def asked(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> dict[
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         dest="given", help=told)  # fmt: skip
     options = vars(parser.parse_args(words))
-    given = {name: experiment.literal(text) for name, text in options.pop("given")}
+    given = {name: literal(text) for name, text in options.pop("given")}
     return options | given
 
 

@@ -1,13 +1,14 @@
 """Many runs together.
 
-    studies     finished runs by setting and seed: means, paired differences, by tag
-    cases       which finished runs belong together, and their controls
+    settings    finished runs by setting: seeds together, each beside its control, in words
+    studies     what settings show over seeds: means, paired differences, by tag, trade-offs
     grid        a grid over a notebook's parameters: checked, and named by the ids of its runs
-    sweep       many runs of one notebook, each a papermill process, here or on Ray
-    ablations   which runs an ablation needs, and its tables and figures
-    publish     what stands behind a published figure; its tables, rebuilt and retrained
+    sweep       many runs of one notebook: which are to do, run, failed, and how they stand
+    executors   where the cells of a sweep run: processes here, or tasks of a Ray cluster
+    ablations   which runs an ablation needs, and its tables
+    publish     what stands behind a published figure: kept, read and trained again
     failures    which inequality of an item failed, by how much, and what flipped
-    formatting  tables of results as people read them
+    formatting  numbers, intervals and tables of results as people read them
     finetuned   what one finished run says beside its controls
     comparison  two models on the same items, and score grids in files
     statistics  intervals over seeds and items

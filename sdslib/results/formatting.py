@@ -10,9 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-_LEFT = (
-    "<style>.listing th, .listing td { text-align: left !important; vertical-align: top; }</style>"
-)
+_LEFT = ".listing th, .listing td { text-align: left !important; vertical-align: top; }"
 
 
 def share(mean: float, low: float, high: float) -> str:
@@ -22,8 +20,17 @@ def share(mean: float, low: float, high: float) -> str:
 
 def points(mean: float, low: float, high: float) -> str:
     """A difference of shares with its interval, in points."""
-    text = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return text.replace("-", "−")
+    return f"{100 * mean:+.1f} ({span(low, high)})".replace("-", "−")
+
+
+def span(low: float, high: float) -> str:
+    """From one difference of shares to another, in points."""
+    return f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+
+
+def number(mean: float, low: float, high: float) -> str:
+    """What is no share, with its interval."""
+    return f"{mean:.3g} ({low:.3g} to {high:.3g})"
 
 
 def p_value(p: float) -> str:
@@ -54,8 +61,8 @@ def shares(table: pd.DataFrame, empty: str = "none") -> Any:
     models, rows = list(dict.fromkeys(told["model"])), []
     for key, part in told.groupby(apart, sort=False):
         most, by = part["n"].max(), part.set_index("model")
-        row = dict(zip(keys, key, strict=False)) | {"items": int(most)}
-        row |= {m: _cell(by.loc[m], most) if m in by.index else "" for m in models}
+        row = dict(zip(keys, key, strict=False)) | {"items": int(most)} | dict.fromkeys(models, "")
+        row |= {model: _cell(of, most) for model, of in by.iterrows()}
         if "chance" in part:
             row["chance"] = f"{100 * part['chance'].iloc[0]:.1f}%"
         if "ties" in part:
@@ -78,12 +85,10 @@ def differences(paired: pd.DataFrame) -> pd.DataFrame:
     """
     told = _in_words(paired)
     rows = [
-        {
-            "comparison": row.comparison, "metric": row.metric, "label": row.label,
-            "items": row.n, "difference": points(row.difference, row.low, row.high),
-            "p": p_value(row.p), "p Holm": p_value(row.p_holm),
-            "flips": f"+{row.up}/−{row.down}", "smallest": f"{100 * row.mdd:.1f}",
-        }
+        {"comparison": row.comparison, "metric": row.metric, "label": row.label,
+         "items": row.n, "difference": points(row.difference, row.low, row.high),
+         "p": p_value(row.p), "p Holm": p_value(row.p_holm),
+         "flips": f"+{row.up}/−{row.down}", "smallest": f"{100 * row.mdd:.1f}"}
         for row in told.itertuples()
     ]  # fmt: skip
     return pd.DataFrame(rows).set_index(["comparison", "metric", "label"])
@@ -107,10 +112,9 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     keys = [c for c in table if c not in ("seeds", "n", "mean", "low", "high", "reference")]
     told = table[[*keys, "seeds"]].assign(items=table["n"].astype("Int64"))
     told = told.astype({"items": object}).where(told.notna(), "")
-    rows = list(zip(table["mean"], table["low"], table["high"], table["n"].isna(), strict=True))
     told["mean"] = [
-        f"{mean:.3g} ({low:.3g} to {high:.3g})" if plain else share(mean, low, high)
-        for mean, low, high, plain in rows
+        (number if pd.isna(row.n) else share)(row.mean, row.low, row.high)
+        for row in table[["n", "mean", "low", "high"]].itertuples()
     ]
     told["untouched"] = [_percent(value) for value in table["reference"]]
     return told.set_index(keys)
@@ -124,9 +128,8 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in table.itertuples():
         told = rows.setdefault((row.setting, row.measure), {"seeds": row.seeds, "items": row.n})
-        single = f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−")
         told[f"against {row.against}"] = points(row.difference, row.low, row.high)
-        told[f"single seeds, {row.against}"] = single
+        told[f"single seeds, {row.against}"] = span(row.smallest, row.largest)
     found = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     return found.rename_axis(["setting", "measure"]) if rows else found
 
@@ -155,4 +158,5 @@ def listing(table: pd.DataFrame, empty: str = "none") -> Any:
     if table.empty:
         return HTML(f"<p>{html.escape(empty)}</p>")
     with pd.option_context("display.max_colwidth", None):
-        return HTML(f'<div class="listing">{_LEFT}{table.to_html(index=False, border=0)}</div>')
+        text = f"<style>{_LEFT}</style>{table.to_html(index=False, border=0)}"
+    return HTML(f'<div class="listing">{text}</div>')

@@ -1,7 +1,7 @@
 """The cells of a grid over a notebook's parameters: checked first, and named by their runs' ids.
 
-Two cells that leave the same run are one cell. Nothing here starts a run, and torch is loaded in a
-process of its own.
+Two cells that leave the same run are one cell. Nothing here starts a run, and a wrong grid is
+refused before torch is loaded.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import ast
 import itertools
 import json
-import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,15 +19,12 @@ from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import MODELS
 from sdslib.config import RECIPE, Config, FinetuneConfig
 from sdslib.io import storage
+from sdslib.io.identity import identify
 from sdslib.io.paths import project_root, shown_path
-from sdslib.io.runs import Run, RunError, identify
+from sdslib.io.run import Run, RunError
 from sdslib.io.wording import ParameterError, suggest
 
 _OURS = ("run", "runs")  # the sweep says where runs are kept, their parameters name them
-
-
-class PlanError(RuntimeError):
-    """The runs of a grid cannot be named; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +71,8 @@ class Cell:
 
     def unfinished(self, root: Path) -> set[str]:
         """The ids (or the key) of the runs that are still to do."""
-        runs = self.runs(root)
-        return {
-            name
-            for name, run in zip(self.ids or (self.key,), runs, strict=True)
-            if run is None or not run.finished
-        }
+        runs = zip(self.ids or (self.key,), self.runs(root), strict=True)
+        return {name for name, run in runs if run is None or not run.finished}
 
     def known_done(self, root: Path) -> bool:
         """Whether no process is needed; a notebook whose runs it alone can name is asked again."""
@@ -117,25 +107,6 @@ def combine(
     return [dict(fixed or {}) | dict(zip(axes, cell, strict=True)) for cell in cells]
 
 
-def literal(text: str) -> Any:
-    """A value as papermill reads it from a command line: True, None, a number, or else text."""
-    known = {"True": True, "False": False, "None": None}
-    if text in known:
-        return known[text]
-    for kind in (int, float):
-        try:
-            found = kind(text)
-        except ValueError:
-            continue
-        return text if _is_too_large(found, text) else found
-    return text
-
-
-def _is_too_large(value: Any, text: str) -> bool:
-    """Whether digits are no number that can be held, as those of the revision 12e4567."""
-    return isinstance(value, float) and math.isinf(value) and any(c.isdigit() for c in text)
-
-
 def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
     """The Config of the notebook's guard cell, and the literals of its parameters cell."""
     try:
@@ -159,9 +130,9 @@ def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
 def _literals(source: str) -> dict[str, Any]:
     """What a parameters cell assigns; papermill injects over it."""
     return {
-        statement.targets[0].id: ast.literal_eval(statement.value)
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in ast.parse(source).body
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
     }
 
 
@@ -218,40 +189,9 @@ def plan(cells: Sequence[Cell]) -> list[Cell]:
 def run_ids(configs: Sequence[Config]) -> list[list[str]]:
     """For each config the ids of the runs that its notebook leaves; empty where it alone can tell.
 
-    They depend on the data, whose rooms load torch: a process of its own finds them, unless torch
-    is here already. Raises ParameterError where the data do not allow the parameters.
+    They depend on the data, whose rooms load torch. Raises ParameterError where the data do not
+    allow the parameters.
     """
-    if "sdslib.experiment" in sys.modules:
-        return _run_ids(configs)
-    asked = [[type(c).__name__, c.model_dump(mode="json")] for c in configs]
-    done = subprocess.run(
-        [sys.executable, "-c", "from sdslib import cells; cells._answer()"],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-    )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise PlanError(f"the runs of this grid cannot be named: {reason}") from error
-    if isinstance(answer, dict):
-        raise ParameterError([answer["problem"]])
-    return list(answer)
-
-
-def _answer() -> None:
-    """Read what `run_ids` asks on stdin; print the ids, or the problem, as the last line."""
-    kinds = {cls.__name__: cls for cls in MODELS.values()}
-    configs = [kinds[name](**values) for name, values in json.load(sys.stdin)]
-    try:
-        answer: Any = _run_ids(configs)
-    except ParameterError as error:
-        answer = {"problem": "; ".join(error.problems)}
-    print(json.dumps(answer))
-
-
-def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
     from sdslib import experiment
     from sdslib.checks import fingerprints
     from sdslib.io.sources import DataError
@@ -265,13 +205,12 @@ def _run_ids(configs: Sequence[Config]) -> list[list[str]]:
             data[wanted] = experiment.load_data(config).fingerprints()
         return str(identify(config, data[wanted] | fingerprints.weights_fingerprints(config))["id"])
 
-    found = list[list[str]]()
-    for config in configs:
+    def both(config: Config) -> list[str]:
         if not isinstance(config, FinetuneConfig):
-            found.append([])
-            continue
-        try:
-            found.append(list(dict.fromkeys([name(config), name(experiment.control(config))])))
-        except DataError as error:
-            raise ParameterError([str(error)]) from error
-    return found
+            return []
+        return list(dict.fromkeys([name(config), name(experiment.control(config))]))
+
+    try:
+        return [both(config) for config in configs]
+    except DataError as error:
+        raise ParameterError([str(error)]) from error

@@ -1,162 +1,24 @@
-"""Finished runs by setting and seed: means with intervals, paired differences, figures by tag.
+"""What settings show over their seeds: means, paired differences, figures by tag, trade-offs.
 
-A setting is what runs share that differ in their seed alone. Every run comes with its control, the
-same run with L_CLIP alone (itself where it is one). Intervals are 95% bootstraps over seeds and
-items at once. Nothing here loads torch. S seeds, N items.
+Every run has its control. Intervals are 95% bootstraps over seeds and items at once. Nothing here
+loads torch. S seeds, N items.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sdslib import metrics, tables
-from sdslib.config import FinetuneConfig, set_name
-from sdslib.io.identity import recipe_of
-from sdslib.io.runs import Run
+from sdslib.io.run import Run
 from sdslib.results import comparison, statistics
+from sdslib.results.settings import CONTROL, UNTOUCHED, Setting, label_parts, reported
 
-UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
-Pair = tuple[Run, Run]
-_APART = ("seed", "sds_weight", "arm")
-
-
-class StudyError(ValueError):
-    """Runs that do not make a study; says which is missing and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython's hook: the reader of a notebook needs the message, not our stack.
-        return [str(self)]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Runs that differ in their seed alone, each with its control, by seed."""
-
-    label: str
-    values: Mapping[str, Any]
-    pairs: tuple[Pair, ...]
-
-    @property
-    def runs(self) -> list[Run]:
-        """The runs, by seed."""
-        return [run for run, _ in self.pairs]
-
-    @property
-    def controls(self) -> list[Run]:
-        """Their controls, in the same order."""
-        return [control for _, control in self.pairs]
-
-
-# --- which runs belong together ------------------------------------------------------------------
-
-
-def config_of(run: Run) -> FinetuneConfig:
-    """The run's parameters as a config; what a younger library added has its default."""
-    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
-    return FinetuneConfig(**known)
-
-
-class Controls:
-    """Finds a run's control among others: the same parameters and data, with L_CLIP alone.
-
-    Of several the one of the same recipe, then the newest. A run with L_CLIP alone is its own.
-    """
-
-    def __init__(self, among: Iterable[Run]) -> None:
-        self._known: dict[str, list[Run]] = {}
-        for run in among:
-            if run.params.get("arm") == "clip-only":
-                self._known.setdefault(_control_key(run), []).append(run)
-
-    def of(self, run: Run) -> Run | None:
-        """The run's control, or None where it is not among those given."""
-        if run.params["arm"] == "clip-only":
-            return run
-        own = run.identity
-        same = [r for r in self._known.get(_control_key(run), ()) if _same_data(r, own["data"])]
-        made = recipe_of(own)
-        alike = {r.path: recipe_of(r.identity) == made for r in same} if len(same) > 1 else {}
-        newest = sorted(same, key=lambda r: str(r.status()["updated"])) if len(same) > 1 else same
-        return max(newest[::-1], key=lambda r: alike.get(r.path, True), default=None)
-
-
-def _control_key(run: Run) -> str:
-    plain = config_of(run).model_copy(update={"arm": "clip-only", "sds_weight": 0.0})
-    return _key(plain.identity())
-
-
-def _same_data(run: Run, data: Mapping[str, Any]) -> bool:
-    """Whether what both read had the same content; a control reads no teacher."""
-    own = run.identity["data"]
-    return all(own[name] == data[name] for name in own.keys() & data.keys())
-
-
-def paired(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Pair]:
-    """Every run with its control, which is one of `among` (the runs themselves by default).
-
-    StudyError names a run whose control is missing.
-    """
-    runs = list(runs)
-    controls, found = Controls(runs if among is None else among), []
-    for run in runs:
-        there = controls.of(run)
-        if there is None:
-            raise StudyError(f"the control of {run.name} is missing; it stands beside its run")
-        found.append((run, there))
-    return found
-
-
-def settings(pairs: Iterable[Pair]) -> list[Setting]:
-    """The pairs by setting, in the order in which settings first occur; labels say what differs."""
-    groups: dict[str, list[tuple[dict[str, Any], Pair]]] = {}
-    for pair in pairs:
-        values = config_of(pair[0]).identity()
-        shared = {name: value for name, value in values.items() if name != "seed"}
-        groups.setdefault(_key(shared), []).append((values, pair))
-    firsts = [group[0][0] for group in groups.values()]
-    found = []
-    for first, group in zip(firsts, groups.values(), strict=True):
-        by_seed = sorted(group, key=lambda entry: entry[0]["seed"])
-        chosen = tuple(pair for _, pair in by_seed)
-        found.append(Setting(label(first, firsts), first, chosen))
-    return found
-
-
-def label(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
-    """What distinguishes these values: the arm, its weight where arms have several, the rest."""
-    arm, rest = label_parts(values, among)
-    return ", ".join(filter(None, (arm, rest)))
-
-
-def label_parts(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """A label's two halves: the arm and its weight, and what else differs (often nothing)."""
-    names = [n for n in values if n not in _APART]
-    names = [n for n in names if len({_key(v[n]) for v in among if n in v}) > 1]
-    weights = {_key(v.get("sds_weight")) for v in among if v["arm"] == values["arm"]}
-    words = [CONTROL if values["arm"] == "clip-only" else str(values["arm"])]
-    words += [f"{values['sds_weight']:g}"] if len(weights) > 1 else []
-    rest = [f"{name} {'all' if values[name] is None else values[name]}" for name in names]
-    return ", ".join(words), ", ".join(rest)
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-# --- what they show ------------------------------------------------------------------------------
-
-
-def reported(run: Run) -> str:
-    """The name under which a run keeps the scores of the benchmark that it reports."""
-    return set_name(run.params["benchmark"])
+Outcomes = dict[str, np.ndarray]
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -183,45 +45,46 @@ def _short(name: str) -> str:
     return name.removeprefix("mini-").replace("zeroshot-", "zero-shot ")
 
 
-def outcomes(run: Run, name: str) -> dict[str, np.ndarray]:
+def outcomes(run: Run, name: str) -> Outcomes:
     """Right or wrong of every item, [N] a metric, in the order of the items' ids."""
     return _outcomes(run.path, name)
 
 
 @lru_cache(maxsize=4096)
-def _outcomes(path: Path, name: str) -> dict[str, np.ndarray]:
-    table = Run(path).scores(name)
-    return tables.outcomes(table.sort_values("id", kind="stable").reset_index(drop=True))
+def _outcomes(path: Path, name: str) -> Outcomes:
+    return tables.outcomes(_by_id(Run(path).scores(name)))
 
 
-def means(found: Sequence[Setting], among: Sequence[str] | None = None) -> pd.DataFrame:
-    """Shares of right items by setting and measure.
-
-    Columns setting, measure, seeds, n, mean, low, high, reference (the untouched student's share,
-    where it is kept). `among` chooses measures.
-    """
-    rows = []
-    for setting in found:
-        for measure, (name, metric) in measures(setting.runs[0]).items():
-            if among is not None and measure not in among:
-                continue
-            share = statistics.over_seeds(_stack(setting.runs, name, metric), 0)
-            before = _untouched(setting.runs[0], name)
-            rows.append({
-                "setting": setting.label, "measure": measure, "seeds": len(setting.pairs),
-                "n": share.n, "mean": share.mean, "low": share.low, "high": share.high,
-                "reference": float(before[metric].mean()) if before else None,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+def _by_id(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("id", kind="stable").reset_index(drop=True)
 
 
 def _stack(runs: Sequence[Run], name: str, metric: str) -> np.ndarray:
     return np.array([outcomes(run, name)[metric] for run in runs], dtype=float)
 
 
-def _untouched(run: Run, name: str) -> dict[str, np.ndarray] | None:
-    kept = f"{UNTOUCHED}-{name}"
-    return outcomes(run, kept) if kept in run.score_names() else None
+def _kept(run: Run, name: str) -> str | None:
+    """Under which name the scores of the untouched student on a set are kept, if they are."""
+    return kept if (kept := f"{UNTOUCHED}-{name}") in run.score_names() else None
+
+
+def means(found: Sequence[Setting]) -> pd.DataFrame:
+    """Shares of right items by setting and measure.
+
+    Columns setting, measure, seeds, n, mean, low, high, reference (the untouched student's share,
+    where it is kept).
+    """
+    rows = []
+    for setting in found:
+        for measure, (name, metric) in measures(setting.run).items():
+            share = statistics.over_seeds(_stack(setting.runs, name, metric), 0)
+            before = _kept(setting.run, name)
+            rows.append({
+                "setting": setting.label, "measure": measure, "seeds": len(setting.pairs),
+                "n": share.n, "mean": share.mean, "low": share.low, "high": share.high,
+                "reference": outcomes(setting.run, before)[metric].mean() if before else None,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def differences(found: Sequence[Setting], every_metric: bool = False) -> pd.DataFrame:
@@ -233,16 +96,16 @@ def differences(found: Sequence[Setting], every_metric: bool = False) -> pd.Data
     """
     rows = []
     for setting in found:
-        for measure, (name, metric) in measures(setting.runs[0]).items():
+        for measure, (name, metric) in measures(setting.run).items():
             others = {}
-            if f"{UNTOUCHED}-{name}" in setting.runs[0].score_names():
-                others[UNTOUCHED] = [r.scores(f"{UNTOUCHED}-{name}") for r in setting.runs]
+            if before := _kept(setting.run, name):
+                others[UNTOUCHED] = [run.scores(before) for run in setting.runs]
             if setting.values["arm"] != "clip-only":
-                others[CONTROL] = [run.scores(name) for run in setting.controls]
+                others[CONTROL] = [run.scores(name) for run in setting.controls if run]
             after = [run.scores(name) for run in setting.runs]
-            for against, before in others.items():
-                table = comparison.compare_over_seeds(before, after)
-                if not (every_metric and name == reported(setting.runs[0])):
+            for against, scores in others.items():
+                table = comparison.compare_over_seeds(scores, after)
+                if not (every_metric and name == reported(setting.run)):
                     table = table[table["metric"] == metric]
                 facts = {"setting": setting.label, "measure": measure, "against": against}
                 rows += [facts | row for row in table.to_dict("records")]
@@ -255,12 +118,12 @@ def by_tag(found: Sequence[Setting], tag: str = "collapsed_tag") -> pd.DataFrame
     Columns as `figures.scores_by_tag` reads them: model, tag, label, metric, n, accuracy, low,
     high, chance. All runs report the same set.
     """
-    first = found[0].runs[0]
-    name, models = reported(first), dict[str, tuple[list[Run], str]]()
-    if f"{UNTOUCHED}-{name}" in first.score_names():
-        models[UNTOUCHED] = ([first], f"{UNTOUCHED}-{name}")
+    first = found[0].run
+    name = reported(first)
+    kept = _kept(first, name)
+    models = {UNTOUCHED: ([first], kept)} if kept else {}
     models |= {setting.label: (setting.runs, name) for setting in found}
-    table = first.scores(name).sort_values("id", kind="stable").reset_index(drop=True)
+    table = _by_id(first.scores(name))
     groups = [("all", "all", np.arange(len(table)))]
     if tag in table:
         groups += [(tag, text, index) for text, index in metrics.groups_of(table[tag]).items()]
@@ -297,6 +160,12 @@ def gradient_ratio(found: Sequence[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "measure", "seeds", "mean", "low", "high"])
 
 
+def _median_ratio(run: Run) -> float | None:
+    history = run.history()
+    known = history["grad_ratio"].dropna() if "grad_ratio" in history else history.iloc[:0]
+    return float(known.median()) if len(known) else None
+
+
 def is_curve(found: Sequence[Setting]) -> bool:
     """Whether three settings or more differ in `sds_weight` alone (L_CLIP alone is weight 0)."""
     among = [setting.values for setting in found]
@@ -309,13 +178,9 @@ def curve(found: Sequence[Setting]) -> pd.DataFrame:
 
     Columns sds_weight, measure, seeds, mean, low, high, reference, as `figures.tradeoff` reads it.
     """
-    table = pd.concat([means(found), gradient_ratio(found)], ignore_index=True)
-    weight = {setting.label: float(setting.values.get("sds_weight", 0)) for setting in found}
-    table.insert(0, "sds_weight", table.pop("setting").map(weight))
-    return table
-
-
-def _median_ratio(run: Run) -> float | None:
-    history = run.history()
-    known = history["grad_ratio"].dropna() if "grad_ratio" in history else history.iloc[:0]
-    return float(known.median()) if len(known) else None
+    rows = []
+    for setting in found:
+        weight = float(setting.values.get("sds_weight", 0))
+        both = (means([setting]), gradient_ratio([setting]))
+        rows += [table.assign(setting=weight) for table in both if len(table)]
+    return pd.concat(rows, ignore_index=True).rename(columns={"setting": "sds_weight"})

@@ -3,6 +3,8 @@
     style          the one look of every figure, and saving it
     figures        a table in, a figure out
     item_figures   what becomes of the items: modes of failure, margins, flips, calibration
+    ablation_figures  the figures of an ablation
+    published      the published studies as tables and figures, and the command that makes them
     live_plot      training as it goes: curves that grow
     page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
     pdf            a page as a PDF, with real text, bookmarks and page numbers

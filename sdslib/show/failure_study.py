@@ -30,7 +30,7 @@ from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures
 from sdslib.results.comparison import read_scores
-from sdslib.results.studies import Controls
+from sdslib.results.settings import Controls
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, item_figures, page, style
 from sdslib.show.atlas import Atlas, Browser, build, document, html

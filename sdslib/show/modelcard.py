@@ -27,8 +27,8 @@ from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.results import comparison, finetuned
-from sdslib.results.cases import config_of, duration, objective, score_tables
 from sdslib.results.formatting import p_value, points, share
+from sdslib.results.settings import config_of, duration, objective, score_tables
 from sdslib.show import page
 
 NAME = "README.md"

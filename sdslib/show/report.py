@@ -24,19 +24,20 @@ from sdslib.config import FinetuneConfig, is_mini
 from sdslib.experiment import CONTROL, UNTOUCHED
 from sdslib.io import storage
 from sdslib.io.paths import shown_path, without_places
-from sdslib.io.runs import Run, runs_root
+from sdslib.io.run import Run
+from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
 from sdslib.results import comparison, failures, finetuned, formatting
-from sdslib.results.cases import (
+from sdslib.results.formatting import p_value, points, span
+from sdslib.results.settings import (
     SMALL,
-    Case,
+    Setting,
     config_of,
     members,
     output_folder,
     papermill_line,
     score_tables,
 )
-from sdslib.results.formatting import p_value, points
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
 from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, style
 from sdslib.show.atlas import Atlas, Query
@@ -65,11 +66,11 @@ class Report:
 
     page: str
     figures: dict[str, style.Picture]
-    cases: tuple[Case, ...]
+    cases: tuple[Setting, ...]
     folder: Path
 
 
-def build(config: ReportConfig, cases: Sequence[Case]) -> Report:
+def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
     """The page of these cases and its figures; reads what the runs kept, computes no model."""
     told = [_case(case) for case in cases]
     runs = [run for run, _ in members(cases)]
@@ -145,7 +146,7 @@ def verdict(row: Any) -> str:
     return f"{head}, {sure}: {found}{limit}."
 
 
-def _data(case: Case) -> pd.DataFrame:
+def _data(case: Setting) -> pd.DataFrame:
     """What was read: part, source, use and the beginning of its content's SHA-256."""
     config, run = case.config, case.run
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
@@ -194,7 +195,7 @@ def _sets(run: Run) -> list[str]:
 # --- results -------------------------------------------------------------------------------------
 
 
-def _case(case: Case) -> dict[str, Any]:
+def _case(case: Setting) -> dict[str, Any]:
     """One case by the template's names: names, answers, tables of words, and figures."""
     shares, over = finetuned.before_after(case.scores), _over_seeds(case)
     one = case.paired[case.paired["tag"] == "all"]
@@ -229,7 +230,7 @@ def _keyed(told: pd.DataFrame, *first: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*first, *told.columns])
 
 
-def _over_seeds(case: Case) -> pd.DataFrame | None:
+def _over_seeds(case: Setting) -> pd.DataFrame | None:
     """`tables.compare_over_seeds` of the arm against each other model, with a column comparison."""
     if len(case.runs) == 1 or not all(case.controls):
         return None
@@ -247,14 +248,14 @@ def _over_seeds(case: Case) -> pd.DataFrame | None:
 def _seed_rows(over: pd.DataFrame) -> pd.DataFrame:
     rows = [
         (row.comparison, row.metric, row.seeds, points(row.difference, row.low, row.high),
-         f"{100 * row.smallest:+.1f} to {100 * row.largest:+.1f}".replace("-", "−"))
+         span(row.smallest, row.largest))
         for row in over.itertuples()
     ]  # fmt: skip
     head = ["comparison", "metric", "seeds", "difference", "single seeds"]
     return pd.DataFrame(rows, columns=head)
 
 
-def _kept(case: Case) -> pd.DataFrame | None:
+def _kept(case: Setting) -> pd.DataFrame | None:
     kept = finetuned.retention(case.run, case.control or case.run)
     if kept.empty:
         return None
@@ -263,7 +264,7 @@ def _kept(case: Case) -> pd.DataFrame | None:
     return _keyed(formatting.shares(kept), "set, metric")
 
 
-def _figures(case: Case, shares: pd.DataFrame) -> dict[str, style.Picture]:
+def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     """The figures of a case by name; those of margins and outcomes need grids of two by two."""
     note, scores = case.note, case.scores
     *_, last = scores
@@ -281,7 +282,7 @@ def _figures(case: Case, shares: pd.DataFrame) -> dict[str, style.Picture]:
     return found
 
 
-def _history(case: Case) -> pd.DataFrame:
+def _history(case: Setting) -> pd.DataFrame:
     *_, last = case.scores
     parts = [case.run.history().assign(run=last)]
     if case.control is not None and case.control.path != case.run.path:
@@ -289,7 +290,7 @@ def _history(case: Case) -> pd.DataFrame:
     return pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
 
 
-def _is_winoground_like(case: Case) -> bool:
+def _is_winoground_like(case: Setting) -> bool:
     return all(
         "rank" not in table and tables.is_grid(table) and tables.grids_of(table).shape[1:] == (2, 2)
         for table in case.scores.values()
@@ -314,7 +315,7 @@ def telling(found: Atlas, before: str, after: str, count: int) -> list[str]:
     return first + rest[: count - len(first)]
 
 
-def _examples(config: ReportConfig, case: Case) -> dict[str, Any]:
+def _examples(config: ReportConfig, case: Setting) -> dict[str, Any]:
     """The most telling items of a case, each as the atlas's card and as a table for paper."""
     if not _is_winoground_like(case):
         return {"examples": None, "absent": ""}
@@ -396,7 +397,7 @@ def _commit(env: Mapping[str, Any]) -> str:
     return f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}"
 
 
-def _again(cases: Sequence[Case], runs: Sequence[Run]) -> dict[str, Any]:
+def _again(cases: Sequence[Setting], runs: Sequence[Run]) -> dict[str, Any]:
     """The lines that make runs and report, and whether a folder in them had to be cut."""
     wanted = [run for run in runs if run.params["arm"] != "clip-only"] or runs
     names = ",".join(_callable(run) for case in cases for run in case.runs)

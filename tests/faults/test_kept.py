@@ -8,12 +8,14 @@ from saving import saved
 
 from faults.catalog import fault
 from sdslib.checks.guard import guard
-from sdslib.io.runs import RunError, RunWarning, list_runs, main
+from sdslib.io.history import RunWarning
+from sdslib.io.run import RunError
+from sdslib.io.runs import list_runs, main
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
 from sdslib.results import publish, sweep
-from sdslib.results.studies import StudyError
+from sdslib.results.settings import StudyError
 
 
 def refused(**given):

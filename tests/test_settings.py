@@ -12,11 +12,11 @@ from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig, preset
 from sdslib.io import runs
 from sdslib.io.wording import ParameterError
-from sdslib.results import cases
+from sdslib.results import settings
 
 
 def collect(root, **parameters):
-    return cases.collect(ReportConfig(**({"runs": str(root)} | parameters)))
+    return settings.collect(ReportConfig(**({"runs": str(root)} | parameters)))
 
 
 def names(found):
@@ -33,8 +33,8 @@ def test_a_run_stands_beside_its_control_and_seeds_of_one_setting_stand_together
     assert [run.path for run in case.runs] == [arms["sds", seed].path for seed in (0, 1)]
     assert [c.path for c in case.controls] == [arms["clip-only", seed].path for seed in (0, 1)]
     assert list(case.scores) == ["untouched", "L_CLIP only", "sds"]
-    assert len(cases.members([case])) == 4
-    assert cases.listing([case]).loc[0, "seeds"] == "0, 1"
+    assert len(settings.members([case])) == 4
+    assert settings.listing([case]).loc[0, "seeds"] == "0, 1"
 
 
 def test_one_seed_run_twice_is_no_second_seed(tmp_path):
@@ -121,10 +121,10 @@ def test_a_run_that_is_not_there_or_not_done_is_one_clear_line(tmp_path, monkeyp
 def test_the_report_lies_beside_the_folder_of_runs_or_where_it_is_told(tmp_path):
     (tmp_path / "runs").mkdir()
     config = ReportConfig(runs=str(tmp_path / "runs"))
-    assert cases.output_folder(config) == tmp_path
-    assert cases.output_folder(override(config, output=str(tmp_path / "x"))) == tmp_path / "x"
-    usual = cases.output_folder(ReportConfig(runs="one,two"))
-    assert usual == cases.runs.runs_root().parent
+    assert settings.output_folder(config) == tmp_path
+    assert settings.output_folder(override(config, output=str(tmp_path / "x"))) == tmp_path / "x"
+    usual = settings.output_folder(ReportConfig(runs="one,two"))
+    assert usual == settings.runs.runs_root().parent
 
 
 def test_without_a_finished_run_a_small_one_and_its_control_are_made_and_said_so(
@@ -134,12 +134,12 @@ def test_without_a_finished_run_a_small_one_and_its_control_are_made_and_said_so
 
     def finetune(config, progress=None):
         made.append(config)
-        return finish(tmp_path, config.arm, items=20, **cases.SMALL_RUN | {"run": config.run})
+        return finish(tmp_path, config.arm, items=20, **settings.SMALL_RUN | {"run": config.run})
 
     monkeypatch.setattr(experiment, "finetune", finetune)
     (case,) = collect(tmp_path)
     assert [config.arm for config in made] == ["clip-only", "sds"]
-    assert made[1].steps == cases.SMALL_RUN["steps"]
+    assert made[1].steps == settings.SMALL_RUN["steps"]
     assert case.run.name.startswith("small-")
     assert case.control is not None
     assert "making a small one first" in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_the_line_makes_the_run_again(base, changed, tmp_path):
     config = override(preset(base), **changed)
     run = runs.open_run(config, {}, tmp_path)
     run.finish()
-    words = shlex.split(cases.papermill_line(run))
+    words = shlex.split(settings.papermill_line(run))
     assert words[:3] == ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
     given = {}
     for flag, name, value in zip(*(iter(words[3:]),) * 3, strict=True):

@@ -1,0 +1,373 @@
+"""Finished runs by setting: which belong together, the control of each, and their names in words.
+
+A setting is what runs share that differ in their seed alone. A run's control is the same run with
+L_CLIP alone (itself where it is one). Loads torch only where a first run has to be made.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import ARMS, FinetuneConfig, preset, set_name
+from sdslib.io import runs
+from sdslib.io.identity import recipe_of
+from sdslib.io.paths import folder_at, project_path
+from sdslib.io.run import Run
+from sdslib.io.wording import ParameterError
+
+if TYPE_CHECKING:
+    from sdslib.experiment import Show
+
+UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
+SMALL = "small"
+# What is made where there is no run yet: enough to fill every part of a report in a minute.
+SMALL_RUN: dict[str, Any] = {
+    **{"run": SMALL, "steps": 20, "batch_size": 16, "warmup": 3, "sds_weight": 0.01},
+    **{"bridge_pairs": 256, "eval_items": 200, "eval_every": 10},
+}
+_APART = ("seed", "sds_weight", "arm")  # of a label: told first, or not at all
+Pair = tuple[Run, Run | None]
+
+
+class StudyError(ValueError):
+    """Runs that do not make a study; says which is missing and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: the reader of a notebook needs the message, not our stack.
+        return [str(self)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed alone, by seed, each with its control where there is one.
+
+    What is told by item is of the first.
+    """
+
+    label: str
+    pairs: tuple[Pair, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs, by seed."""
+        return [run for run, _ in self.pairs]
+
+    @property
+    def controls(self) -> list[Run | None]:
+        """Their controls, in the same order."""
+        return [control for _, control in self.pairs]
+
+    @property
+    def run(self) -> Run:
+        """The run that stands for the setting."""
+        return self.pairs[0][0]
+
+    @property
+    def control(self) -> Run | None:
+        """The control of that run."""
+        return self.pairs[0][1]
+
+    @cached_property
+    def config(self) -> FinetuneConfig:
+        """The parameters of that run."""
+        return config_of(self.run)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Those that change numbers."""
+        return self.config.identity()
+
+    @property
+    def title(self) -> str:
+        """What was trained, in a few words."""
+        c = self.config
+        return f"{objective(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
+
+    @property
+    def note(self) -> str:
+        """What stands in the titles of figures."""
+        return self.config.label
+
+    @cached_property
+    def scores(self) -> dict[str, pd.DataFrame]:
+        """Score tables on the reported set by model: untouched, L_CLIP only, and the arm."""
+        return score_tables(self.run, self.control)
+
+    @cached_property
+    def paired(self) -> pd.DataFrame:
+        """`finetuned.paired` of these: the arm against each other model."""
+        from sdslib.results import finetuned
+
+        return finetuned.paired(self.scores)
+
+
+# --- which runs belong together ------------------------------------------------------------------
+
+
+def config_of(run: Run) -> FinetuneConfig:
+    """The run's parameters as a config; what a younger library added has its default."""
+    known = {k: v for k, v in run.params.items() if k in FinetuneConfig.model_fields}
+    return FinetuneConfig(**known)
+
+
+def reported(run: Run) -> str:
+    """The name under which a run keeps the scores of the benchmark that it reports."""
+    return set_name(run.params["benchmark"])
+
+
+class Controls:
+    """Finds a run's control among others: the same parameters and data, with L_CLIP alone.
+
+    Of several one of the same recipe, then of the same folder, then the newest.
+    """
+
+    def __init__(self, among: Iterable[Run]) -> None:
+        self._known: dict[str, list[Run]] = {}
+        for run in among:
+            if run.params.get("arm") == "clip-only":
+                self._known.setdefault(_control_key(run), []).append(run)
+
+    def of(self, run: Run) -> Run | None:
+        """The run's control, itself where it is one; None where it is not among those given."""
+        if run.params["arm"] == "clip-only":
+            return run
+        own, folder = run.identity, run.path.parent
+        same = [r for r in self._known.get(_control_key(run), ()) if _same_data(r, own["data"])]
+        if len(same) < 2:  # nearly always; then no more files are read
+            return same[0] if same else None
+
+        def rank(other: Run) -> tuple[bool, bool, str]:
+            alike = recipe_of(other.identity) == recipe_of(own)
+            return alike, other.path.parent == folder, str(other.status()["updated"])
+
+        return max(same, key=rank)
+
+
+def _control_key(run: Run) -> str:
+    plain = config_of(run).model_copy(update={"arm": "clip-only", "sds_weight": 0.0})
+    return _key(plain.identity())
+
+
+def _same_data(run: Run, data: Mapping[str, Any]) -> bool:
+    """Whether what both read had the same content; a control reads no teacher."""
+    own = run.identity["data"]
+    return all(own[name] == data[name] for name in own.keys() & data.keys())
+
+
+def paired(found: Iterable[Run], among: Iterable[Run] | None = None) -> list[tuple[Run, Run]]:
+    """Every run with its control, which is one of `among` (the runs themselves by default).
+
+    StudyError names a run whose control is missing.
+    """
+    found = list(found)
+    controls, pairs = Controls(found if among is None else among), []
+    for run in found:
+        control = controls.of(run)
+        if control is None:
+            raise StudyError(f"the control of {run.name} is missing; it stands beside its run")
+        pairs.append((run, control))
+    return pairs
+
+
+def settings(pairs: Iterable[Pair]) -> list[Setting]:
+    """The pairs by setting, in the order in which settings first occur; labels say what differs.
+
+    A seed that was run twice (with other code or data) is no second seed: it goes to a further
+    setting.
+    """
+    groups: dict[tuple[str, int], list[tuple[dict[str, Any], Pair]]] = {}
+    times: Counter[str] = Counter()
+    for pair in pairs:
+        values = config_of(pair[0]).identity()
+        shared = {name: value for name, value in values.items() if name != "seed"}
+        groups.setdefault((_key(shared), times[_key(values)]), []).append((values, pair))
+        times[_key(values)] += 1
+    among = [group[0][0] for group in groups.values()]
+    found = []
+    for (_, time), group in groups.items():
+        words = label(group[0][0], among) + f" ({time + 1})" * (time > 0)
+        group.sort(key=lambda entry: entry[0]["seed"])
+        found.append(Setting(words, tuple(pair for _, pair in group)))
+    return found
+
+
+def group(chosen: Iterable[Run], there: Iterable[Run] | None = None) -> list[Setting]:
+    """The chosen runs by setting, each with its control, which has not to be among them.
+
+    It is one of `there`, by default of all finished runs of their folders. A run with L_CLIP alone
+    is a setting of its own only where no other chosen run has it as control.
+    """
+    chosen = list({run.path: run for run in chosen}.values())
+    if there is None:
+        folders = dict.fromkeys(run.path.parent for run in chosen)
+        there = [run for folder in folders for run in runs.finished_runs(folder)]
+    controls = Controls(there)
+    pairs = [(run, controls.of(run)) for run in chosen]
+    used = {control.path for run, control in pairs if control and control.path != run.path}
+    return settings(pair for pair in pairs if pair[0].path not in used)
+
+
+def members(found: Iterable[Setting]) -> list[Pair]:
+    """Every run once, with its control; a control stands by itself."""
+    once: dict[Path, Pair] = {}
+    for run, control in (pair for setting in found for pair in setting.pairs):
+        once[run.path] = (run, control)
+        if control is not None:
+            once.setdefault(control.path, (control, control))
+    return list(once.values())
+
+
+def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict[str, pd.DataFrame]:
+    """Scores by model: the untouched student's, L_CLIP's alone where it is there, and the run's.
+
+    `name` is that of a scored set; the reported one by default.
+    """
+    name = name or reported(run)
+    arm = CONTROL if run.params["arm"] == "clip-only" else run.params["arm"]
+    found = {UNTOUCHED: run.scores(f"{UNTOUCHED}-{name}")}
+    found |= {CONTROL: control.scores(name)} if control else {}
+    return found | {arm: run.scores(name)}
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def label(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """What distinguishes these values: the arm, its weight where arms have several, the rest."""
+    return ", ".join(filter(None, label_parts(values, among)))
+
+
+def label_parts(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A label's two halves: the arm and its weight, and what else differs (often nothing)."""
+    names = [n for n in values if n not in _APART]
+    names = [n for n in names if len({_key(v[n]) for v in among if n in v}) > 1]
+    weights = {_key(v.get("sds_weight")) for v in among if v["arm"] == values["arm"]}
+    words = [said("arm", values["arm"])]
+    words += [f"{values['sds_weight']:g}"] if len(weights) > 1 else []
+    return ", ".join(words), ", ".join(said(name, values[name]) for name in names)
+
+
+def said(name: str, value: Any) -> str:
+    """A parameter and its value in words; an arm is called by its own name."""
+    if name == "arm":
+        return CONTROL if value == "clip-only" else str(value)
+    return f"{name} {'all' if value is None else value}"
+
+
+def objective(config: FinetuneConfig) -> str:
+    """The run's objective in one line."""
+    weighed = f"{config.sds_weight:g} * "
+    return {
+        "sds": f"L_CLIP + {weighed}L_SDS",
+        "clip-only": "L_CLIP",
+        "hard-negatives": "L_CLIP with swapped captions as negatives",
+        "sds-only": f"{weighed}L_SDS",
+    }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
+
+
+def duration(config: FinetuneConfig) -> str:
+    """How long the run trained, in its own unit."""
+    return f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
+
+
+def papermill_line(run: Run) -> str:
+    """The line that makes this run: every parameter in which it differs from its preset."""
+    config = config_of(run)
+    standard = preset(config.preset).model_dump()
+    given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
+    left_out = {"device", "threads", "num_workers", "resume", "tracker", "preset"}
+    left_out |= {"runs"} if config.runs == "reports/runs" else set()
+    left_out |= {"sds_weight"} if ARMS[config.arm].sds is None else set()
+    given = {name: value for name, value in given.items() if name not in left_out}
+    given = ({"preset": config.preset} if config.preset != "mini" else {}) | given
+    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
+    for name, value in given.items():
+        # papermill reads numbers and truth values out of -p; what is text goes through -r.
+        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
+    return " ".join(words)
+
+
+# --- of which a report tells ---------------------------------------------------------------------
+
+
+def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None) -> list[Setting]:
+    """The settings to report on: of the runs named, or of all finished ones, the newest first.
+
+    Where none is finished a small run and its control are made first. `progress(label)` gives what
+    shows their steps. ParameterError names a run that is not there or not finished.
+    """
+    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    if names and root(config) != folder_at(config.runs or ""):
+        there, chosen = None, [_named(name, config) for name in names]
+    else:
+        there = chosen = runs.finished_runs(root(config))
+    return group(chosen, there) if chosen else group([_small(config, progress)])
+
+
+def listing(found: Iterable[Setting]) -> pd.DataFrame:
+    """One row a setting: what was trained, with which seeds, what measures it, its folders."""
+    rows = [
+        {
+            "setting": setting.title,
+            "seeds": ", ".join(str(run.params["seed"]) for run in setting.runs),
+            "set": f"{setting.config.benchmark}, {len(setting.scores[UNTOUCHED])} items",
+            "run": setting.run.name,
+            "control": setting.control.name if setting.control else "none found",
+        }
+        for setting in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def root(config: ReportConfig) -> Path:
+    """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
+    folder = folder_at(config.runs or "reports/runs")
+    is_root = folder is not None and not (folder / "identity.json").is_file()
+    return folder if folder is not None and is_root else runs.runs_root()
+
+
+def output_folder(config: ReportConfig) -> Path:
+    """Where the report goes: `output`, or the folder that the folder of runs is in."""
+    return project_path(config.output) if config.output else root(config).parent
+
+
+def _named(name: str, config: ReportConfig) -> Run:
+    path = folder_at(name)
+    is_run = path is not None and (path / "identity.json").is_file()
+    try:
+        run = runs.find_run(path if path and is_run else name, root(config))
+    except runs.RunError as error:
+        raise ParameterError([f"runs: {error}"]) from error
+    if problems := run.problems(folders=False):
+        raise ParameterError([f"runs: {run.name}/{problem}; leave it out" for problem in problems])
+    if "arm" not in run.params:
+        raise ParameterError([f"runs: {run.name} is no fine-tuning; give runs of 02_finetune"])
+    if not run.finished:
+        state = run.status()["message"]
+        raise ParameterError([f"runs: {run.name} is not finished ({state}); run it again first"])
+    return run
+
+
+def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
+    from sdslib import experiment
+
+    kept = {name: getattr(config, name) for name in ("seed", "device", "threads")}
+    small = FinetuneConfig(**SMALL_RUN, **kept, runs=str(root(config)))
+    follow = progress or (lambda label: lambda steps, total: steps)
+    print(f"no finished run in {config.runs or 'reports/runs'}: making a small one first")
+    experiment.finetune(experiment.control(small), follow("L_CLIP alone"))
+    return experiment.finetune(small, follow("a small run"))

@@ -1,0 +1,147 @@
+"""The published studies as tables and figures, rebuilt in seconds from what stands behind them.
+
+python -m sdslib.show.published study NAME RUN… | tables | reproduce [NAME…]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sdslib.io import storage
+from sdslib.io.paths import project_path, shown_path
+from sdslib.io.run import RunError
+from sdslib.io.wording import ParameterError
+from sdslib.results import formatting, publish, studies, sweep
+from sdslib.results.settings import Setting, StudyError, label_parts
+from sdslib.show import figures
+from sdslib.show.figures import Picture
+
+TABLES, FIGURES = "reports/tables", "reports/figures"
+_DIGITS = "%.4f"
+_BY_TAG = 5  # more settings than this are bars by setting, not marks by tag
+
+
+def rebuild(
+    folder: Path | None = None, tables: Path | None = None, drawn: Path | None = None
+) -> list[Path]:
+    """Write the tables (CSV, and one page of Markdown a study) and figures of every study.
+
+    Equal published files give equal tables, byte for byte.
+    """
+    tables, drawn = tables or project_path(TABLES), drawn or project_path(FIGURES)
+    tables.mkdir(parents=True, exist_ok=True)
+    drawn.mkdir(parents=True, exist_ok=True)
+    files: dict[Path, bytes] = {}
+    for name in publish.names(folder):
+        found = publish.in_order(publish.published(name, folder))
+        parts = {
+            "scores": studies.means(found),
+            "differences": studies.differences(found, every_metric=True),
+            "by-tag": studies.by_tag(found),
+            "gradients": studies.gradient_ratio(found),
+        }
+        for part, table in parts.items():
+            text = table.to_csv(index=False, float_format=_DIGITS, lineterminator="\n")
+            files[tables / f"{name}-{part}.csv"] = text.encode()
+        files[tables / f"{name}.md"] = _page(name, found, parts).encode()
+        title = name.replace("-", " ").capitalize()
+        shown = picture(found, parts["scores"], parts["by-tag"], title)
+        files[drawn / f"{name}.png"] = shown.png()
+    for path, data in files.items():
+        storage.write_bytes(path, data)
+    return list(files)
+
+
+def picture(
+    found: Sequence[Setting], scores: pd.DataFrame, by_tag: pd.DataFrame, title: str
+) -> Picture:
+    """A published study: a curve over weights, marks by tag, or bars where settings are many."""
+    note = note_of(found)
+    if studies.is_curve(found):
+        return figures.tradeoff(studies.curve(found), note, plain=["gradient ratio"])
+    if len(found) <= _BY_TAG:
+        return figures.scores_by_tag(by_tag, note, human=None)
+    among = [setting.values for setting in found]
+    parts = {s.label: label_parts(s.values, among) for s in found}
+    shown = studies.drawn(scores)
+    arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
+    shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
+    return figures.bars_by_set(shown, note, title)
+
+
+def note_of(found: Sequence[Setting]) -> str:
+    """The label of everything from a study: mini-world figures are no evidence about real CLIP."""
+    params = found[0].run.params
+    world = "mini-world" if params["preset"] == "mini" else params["clip_model"]
+    seeds = max(len(setting.pairs) for setting in found)
+    return f"{world}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -> str:
+    """The study on one page: its tables in words, from shares to percent."""
+    runs = [run.name for setting in found for run in setting.runs]
+    pairs, tags, pulls = parts["differences"], parts["by-tag"], parts["gradients"]
+    # of the reported set all metrics are told, elsewhere the one that the set is measured by
+    measure = pairs["measure"].mask(pairs["measure"] == "text", pairs["metric"])
+    items = tags[["model", "label", "metric", "n"]].rename(columns={"n": "items"})
+    shares = [formatting.share(r.accuracy, r.low, r.high) for r in tags.itertuples()]
+    ratios = [formatting.number(r.mean, r.low, r.high) for r in pulls.itertuples()]
+    sections = {
+        "Right items": formatting.means(parts["scores"]).reset_index(),
+        "Paired differences": formatting.over_seeds(pairs.assign(measure=measure)).reset_index(),
+        "By tag": items.assign(right=shares),
+        "Gradient of the weighted L_SDS over that of L_CLIP, and its range over seeds":
+            pulls[["setting", "seeds"]].assign(ratio=ratios),
+    }  # fmt: skip
+    lines = [
+        f"# {name} · {note_of(found)}",
+        "",
+        f"Made by `make tables` from `{publish.PUBLISHED}/{name}/` ({len(runs)} runs). Differences",
+        "in points, with 95% bootstrap intervals over seeds and items at once.",
+    ]
+    for title, table in sections.items():
+        lines += ["", f"## {title}", "", *_markdown(table)] if len(table) else []
+    return "\n".join([*lines, "", "## Runs", "", *(f"- `{run}`" for run in runs), ""])
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Publish a study, rebuild tables and figures, or train the studies again."""
+    program = "python -m sdslib.show.published"
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    keep = verbs.add_parser("study", help="keep what stands behind runs, and behind their controls")
+    keep.add_argument("name", help="as default")
+    keep.add_argument("runs", nargs="+", help="ids, names or folders of runs, or a sweep's summary")
+    verbs.add_parser("tables", help=f"rebuild {TABLES} and {FIGURES}")
+    again = verbs.add_parser("reproduce", help="train the published studies again")
+    again.add_argument("names", nargs="*", help="studies (default: all)")
+    again.add_argument("--workers", type=int, help="runs at a time")
+    for verb in (keep, again):
+        verb.add_argument("--runs", dest="root", help="the folder of runs (default: reports/runs)")
+    asked, good = parser.parse_args(words), True
+    try:
+        if asked.verb == "study":
+            found = [run for word in asked.runs for run in publish.named(word, asked.root)]
+            print(f"{len(found)} runs: {shown_path(publish.study(asked.name, found))}")
+        elif asked.verb == "reproduce":
+            good = publish.reproduce(asked.names, sweep.Options(asked.root, asked.workers))
+        for path in rebuild():
+            print(shown_path(path))
+    except (StudyError, RunError, ParameterError, storage.StorageError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

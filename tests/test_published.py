@@ -1,0 +1,132 @@
+"""The published studies as tables and figures: the committed ones are those of the files."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from finished import finish
+from PIL import Image
+
+from sdslib.io.paths import project_root
+from sdslib.results import publish
+from sdslib.show import figures, published
+
+ROOT = project_root()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return [finish(root, arm, seed) for arm in ("sds", "clip-only") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    publish.study("small", runs[:2], folder)
+    return folder
+
+
+def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
+    made = [published.rebuild(folder, tmp_path / n, tmp_path / n / "drawn") for n in ("a", "b")]
+    assert [path.name for path in made[0]] == [
+        "small-scores.csv",
+        "small-differences.csv",
+        "small-by-tag.csv",
+        "small-gradients.csv",
+        "small.md",
+        "small.png",
+    ]
+    for one, other in zip(*made, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    page = (tmp_path / "a" / "small.md").read_text()
+    assert "mini-world, 2 seeds" in page
+    scores = pd.read_csv(tmp_path / "a" / "small-scores.csv")
+    share = scores[scores["measure"] == "text"].iloc[0]
+    assert f"{100 * share['mean']:.1f}% (" in page
+    with Image.open(tmp_path / "a" / "drawn" / "small.png") as picture:
+        assert picture.width > 1000
+
+
+def test_every_figure_of_a_page_lies_within_its_interval_and_every_range_runs_upwards(
+    folder, tmp_path
+):
+    published.rebuild(folder, tmp_path, tmp_path)
+    page, number = (tmp_path / "small.md").read_text().replace("−", "-"), r"[+-]?\d+\.\d+"
+    intervals = re.findall(rf"({number})%? \(({number}) to ({number})\)", page)
+    ranges = re.findall(rf"\| ({number}) to ({number}) \|", page)
+    assert len(intervals) > 20
+    assert len(ranges) > 8
+    assert all(float(low) <= float(mean) <= float(high) for mean, low, high in intervals)
+    assert all(float(low) <= float(high) for low, high in ranges)
+    assert any(float(low) < float(high) for low, high in ranges)
+    pairs = pd.read_csv(tmp_path / "small-differences.csv")
+    assert (pairs["smallest"] <= pairs["difference"]).all()
+    assert (pairs["difference"] <= pairs["largest"]).all()
+
+
+def test_weights_are_a_curve_in_their_order(tmp_path):
+    weights = (1e-3, 1e-4)
+    made = [finish(tmp_path / "runs", "sds", sds_weight=weight) for weight in weights]
+    made.append(finish(tmp_path / "runs", "clip-only"))
+    publish.study("weights", made, tmp_path / "published")
+    published.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
+    scores = pd.read_csv(tmp_path / "t" / "weights-scores.csv")
+    assert list(dict.fromkeys(scores["setting"])) == ["L_CLIP only", "sds, 0.0001", "sds, 0.001"]
+    assert (tmp_path / "f" / "weights.png").is_file()
+
+
+def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkeypatch):
+    steps, drawn = range(1, 5), []
+    made = [finish(tmp_path / "runs", arm, steps=n) for arm in ("sds", "clip-only") for n in steps]
+    publish.study("many", made, tmp_path / "published")
+    draw = figures.bars_by_set
+
+    def noted(table, *rest):
+        drawn.append(table)
+        return draw(table, *rest)
+
+    monkeypatch.setattr(figures, "bars_by_set", noted)
+    written = published.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
+    assert (tmp_path / "f" / "many.png") in written
+    (table,) = drawn
+    assert list(dict.fromkeys(table["set"])) == [f"steps {n}" for n in steps]
+    assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
+
+
+def test_the_committed_tables_are_those_of_the_published_files(tmp_path):
+    written = published.rebuild(None, tmp_path / "tables", tmp_path / "figures")
+    for path in (p for p in written if p.parent.name == "tables"):
+        assert path.read_bytes() == (ROOT / published.TABLES / path.name).read_bytes(), path.name
+    names = {path.name for path in (ROOT / published.TABLES).iterdir()}
+    assert names == {p.name for p in written if p.parent.name == "tables"}
+    for path in (p for p in written if p.parent.name == "figures"):
+        with Image.open(path) as new, Image.open(ROOT / published.FIGURES / path.name) as old:
+            assert new.size == old.size
+
+
+def test_the_command_publishes_by_name_and_by_summary(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(published, "rebuild", lambda: [])
+    monkeypatch.setattr(publish, "PUBLISHED", str(tmp_path))
+    root = str(runs[0].path.parent)
+    assert published.main(["study", "one", runs[0].name, "--runs", root]) == 0
+    assert len(publish.published("one", tmp_path)) == 2
+    summary = tmp_path / "summary.parquet"
+    pd.DataFrame({"run": [r.name for r in runs[:2]]}).to_parquet(summary)
+    assert published.main(["study", "two", str(summary), "--runs", root]) == 0
+    assert len(publish.published("two", tmp_path)) == 4
+    pd.DataFrame({"run": ["mini-sds-0000000000", None]}).to_parquet(summary)
+    assert published.main(["study", "three", str(summary), "--runs", root]) == 2
+    assert "2 of its runs are not there, as mini-sds-0000000000" in capsys.readouterr().err
+
+
+def test_the_command_rebuilds_the_tables_without_torch(tmp_path):
+    code = (
+        "import sys; from sdslib.show import published; published.rebuild = lambda: [];"
+        "sys.exit(published.main(['tables']) or int('torch' in sys.modules))"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0
