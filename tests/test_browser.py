@@ -19,14 +19,14 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from sdslib.benchmarks import Benchmark, Item, load_benchmark
+from sdslib.benchmarks import Benchmark, Item
 from sdslib.checks.notebooks import DemoConfig
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.io.paths import project_root
 from sdslib.io.runs import find_run, list_runs
-from sdslib.miniworld import files
-from sdslib.miniworld.drawing import Thing
-from sdslib.show import atlas, demo
+from sdslib.miniworld import composing
+from sdslib.sets.roles import load_set
+from sdslib.show import atlas
 from sdslib.student import load_student
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
@@ -57,8 +57,7 @@ def student():
 @pytest.fixture(scope="module")
 def items():
     """Twelve pairs of the mini-world of all kinds."""
-    files.ensure_world()
-    whole = load_benchmark("mini:winoground")
+    whole = load_set("mini:winoground")
     return replace(whole, items=whole.items[::100])
 
 
@@ -299,8 +298,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
     text.blur()
     panel.get_by_role("button", name="score").dblclick()
     answers(panel, CAPTIONS[0], "Hardest re-orderings")
-    things = Thing("star", "green", "large"), Thing("heart", "black")
-    ref = demo.scene_ref(demo.compose(things[0], "above", things[1]))
+    ref = composing.picture(composing.compose(SCENE | {"variant": 0}))
     expected = library_scores(student, ref)
     found = numbers(panel.locator("b.score").all_inner_texts())
     assert found == pytest.approx(expected, abs=6e-5)
@@ -350,7 +348,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
 
 def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scores, items):
     run_all(page, lab, "05_winoground_failures")
-    panel = cell(page, "casebook.show(study)")
+    panel = cell(page, "failure_study.show(study)")
     appears(page, panel.get_by_role("button", name="next"))
     built = atlas.build({"student": scores}, items)
     every = atlas.select(built, atlas.Query())

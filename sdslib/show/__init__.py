@@ -11,7 +11,8 @@
     atlas          every item of a set with what each model does to it, as a page and as a widget
     failure_study  from score files or runs to the atlas of their failures
     explain        one image and any captions: margins, words that decide, hardest re-orderings
-    demo           any picture against any captions, as a page and as a widget
+    questions      any picture against any captions: what may be asked, what models answer
+    demo           questions and their answers as a page and as a widget
     report         from finished runs to the page and the PDF that are handed on
     modelcard      the card beside a run's weights, and the push to the Hub
 

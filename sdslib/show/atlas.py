@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import ipywidgets as w
 import numpy as np
 import pandas as pd
 
@@ -319,8 +320,6 @@ class Browser:
     """
 
     def __init__(self, atlas: Atlas) -> None:
-        import ipywidgets as w
-
         self.atlas, self.shown = atlas, atlas.ids
         self.controls = _widgets(atlas)
         self.place = w.IntSlider(min=1, max=len(atlas.ids), description="item", readout=False)
@@ -387,8 +386,6 @@ class Browser:
 
 def _widgets(atlas: Atlas) -> dict[str, Any]:
     """The controls by the name of the query's field that they set."""
-    import ipywidgets as w
-
     labels = {"against": "before"}
     found = {name: w.Dropdown(options=options, description=labels.get(name, name))
              for name, options in _choices(atlas).items()}  # fmt: skip
