@@ -139,7 +139,7 @@ def score_grids(
     `sets.zero_shot` and `sets.retrieval`. Raises `metrics.ScoreError` with the item's id where a
     score is not finite, and warns (`tables.Caution`) of what `tables.cautions` says. `attrs` holds
     benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
-    wraps the iterator over items (tqdm).
+    wraps the iterator over items.
     """
     items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
     if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
