@@ -151,7 +151,7 @@ def test_the_parameters_ask_the_first_question(build, tmp_path):
     assert questions.start_pair(models) == models.benchmark.items[2]
     with pytest.raises(ParameterError, match="item: no item '77' in winoground; there are 0 to 5"):
         questions.start(build(item="77"))
-    with pytest.raises(ParameterError, match=r"image: none\.png cannot be read"):
+    with pytest.raises(ParameterError, match=r"image: none\.png does not exist"):
         questions.start(build(image=str(tmp_path / "none.png")))
 
 
