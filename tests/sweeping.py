@@ -34,7 +34,8 @@ config = guard(globals(), "finetune")
 _WORK = """\
 import json, os, time
 import pandas as pd
-from sdslib.config import derive_seed, override
+from sdslib.checks.guard import override
+from sdslib.config import derive_seed
 from sdslib.io.runs import open_run
 
 with open({prints!r}) as file:
