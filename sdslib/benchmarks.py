@@ -20,9 +20,7 @@ import numpy as np
 from sdslib.config import derive_seed
 from sdslib.io.images import Box, ImageRef
 from sdslib.io.lazy import named
-from sdslib.io.sources import (
-    DataError,
-)
+from sdslib.io.sources import DataError
 from sdslib.io.worlds import world_of
 
 TOTALS = {
@@ -115,27 +113,6 @@ class Benchmark:
 
 def _plain(caption: str) -> str:
     return " ".join(html.unescape(html.unescape(caption)).casefold().split())
-
-
-# --- Winoground ----------------------------------------------------------------------------------
-
-
-# --- ARO -----------------------------------------------------------------------------------------
-
-
-# --- ARO's order sets ----------------------------------------------------------------------------
-
-
-# --- SugarCrepe ----------------------------------------------------------------------------------
-
-
-# --- zero-shot classification --------------------------------------------------------------------
-
-
-# --- retrieval -----------------------------------------------------------------------------------
-
-
-# --- by name -------------------------------------------------------------------------------------
 
 
 def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchmark:

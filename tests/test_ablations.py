@@ -286,7 +286,7 @@ def test_a_run_that_failed_is_left_out_and_not_shown_by_its_control(quick, tmp_p
 def test_one_call_runs_all_arms(quick, tmp_path):
     study = ablations.arms(dict(ablations.SMALL, eval_items=12), 1, runs=str(tmp_path))
     assert ablations.arm_table(study)["arm"].tolist() == [
-        "untouched", "L_CLIP only", *(arm for arm in ablations.ARMS if arm != "clip-only"),
+        "untouched", "L_CLIP only", *(arm for arm in ablations.COMPARED if arm != "clip-only"),
     ]  # fmt: skip
     assert len(cells_of(study)) == 7
 

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
+from sdslib.io.images import Box, ImageRef
 from sdslib.io.storage import BLANK, POINTER
 
 if TYPE_CHECKING:
@@ -464,3 +465,14 @@ class ImageCells:
             return read_part(self._paths[row], start, count)
         cell = self._cells[row][self._column][0]["bytes"].as_buffer()
         return cell.slice(start, min(count, cell.size - start)).to_pybytes()
+
+
+def file_refs(
+    root: Root, names: Sequence[tuple[str, str]], boxes: Sequence[Box | None] | None = None
+) -> list[ImageRef]:
+    """Images by their names, each with the row that asks for it, all looked for at once."""
+    paths, boxes = root.paths(names), boxes or [None] * len(names)
+    return [
+        ImageRef(name, path.read_bytes, box, path.stat().st_size)
+        for (name, _), path, box in zip(names, paths, boxes, strict=True)
+    ]

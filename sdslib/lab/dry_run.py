@@ -203,7 +203,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     def latents(index: Tensor) -> Tensor:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
-    own = bridge.to(device) if config.arm != "teacher-choice" else None
+    own = bridge.to(device) if ARMS[config.arm].maps else None
     return Parties(student, trained, teacher, own, swapped_caption, latents)
 
 

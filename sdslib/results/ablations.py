@@ -34,7 +34,7 @@ Varied = tuple[Given, Given]  # what is varied, and all parameters of the cell
 # What a reduced grid takes from a run: enough to draw every figure, too little to believe any.
 SMALL: Given = {"steps": 20, "warmup": 4, "eval_items": 200, "eval_every": 0, "bridge_pairs": 512}
 WEIGHTS = {"reduced": "0,1e-3,1e-1", "full": "0,1e-4,1e-3,1e-2,1e-1,1"}
-ARMS = (
+COMPARED = (
     *("clip-only", "sds", "sds-only", "shuffled-captions"),
     *("random-teacher", "latent-regression", "hard-negatives"),
 )
@@ -92,7 +92,7 @@ def weights(config: AblateWeightConfig) -> Ablation:
     few = min(config.seeds or 99, PANEL_SEEDS[config.grid])
     for panel in _chosen("panels", config.panels, PANELS):
         parts[panel] = _cells(PANELS[panel], fixed | base, few)
-    unasked = [] if config.arms else ARMS
+    unasked = [] if config.arms else COMPARED
     usual = [arm for arm in unasked if not _left_out(fixed | _of_arm(arm, base))]
     arms = [_of_arm(arm, base) for arm in _chosen("arms", config.arms, usual, KNOWN)]
     if arms:
@@ -121,7 +121,7 @@ def arms(given: Given | None = None, seeds: int = 5, **options: Any) -> Ablation
     """
     base = {"sds_weight": 1e-3} | (given or {})
     weight = {"sds_weight": base.pop("sds_weight")}
-    cells = _cells([_of_arm(arm, weight) for arm in ARMS], base, seeds)
+    cells = _cells([_of_arm(arm, weight) for arm in COMPARED], base, seeds)
     return _swept({"arms": cells}, sweep.Options(**options))
 
 

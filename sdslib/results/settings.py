@@ -91,7 +91,7 @@ class Setting:
     def title(self) -> str:
         """What was trained, in a few words."""
         c = self.config
-        return f"{objective(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
+        return f"{objective_in_words(c)}: {c.trainable}, {duration(c)} of {c.batch_size} pairs"
 
     @property
     def note(self) -> str:
@@ -268,7 +268,7 @@ def said(name: str, value: Any) -> str:
     return f"{name} {'all' if value is None else value}"
 
 
-def objective(config: FinetuneConfig) -> str:
+def objective_in_words(config: FinetuneConfig) -> str:
     """The run's objective in one line."""
     weighed = f"{config.sds_weight:g} * "
     return {

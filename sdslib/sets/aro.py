@@ -11,9 +11,16 @@ from pydantic import BaseModel, BeforeValidator, Field
 from sdslib.benchmarks import TOTALS, Benchmark, Item
 from sdslib.io.images import ImageRef
 from sdslib.io.paths import project_path
-from sdslib.io.sources import ALL_SPLITS, Caption, DataError, Root, check_rows, read_json
+from sdslib.io.sources import (
+    ALL_SPLITS,
+    Caption,
+    DataError,
+    Root,
+    check_rows,
+    file_refs,
+    read_json,
+)
 from sdslib.sets.shuffles import SHUFFLES, Tagger, freeze, read_frozen, spacy_tagger
-from sdslib.sets.winoground import _file_refs
 
 
 class AroRow(BaseModel):
@@ -65,7 +72,7 @@ def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) ->
     rows = check_rows(read_json(path), model, path.name)
     names = [(row.image_path, f"{path.name}[{i}].image_path") for i, row in enumerate(rows)]
     boxes = [(row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h) for row in rows]
-    refs = _file_refs(Root(folder / "images", "in vgr_vga_images.zip"), names, boxes)
+    refs = file_refs(Root(folder / "images", "in vgr_vga_images.zip"), names, boxes)
     items = tuple(_aro_item(*pair, i) for i, pair in enumerate(zip(rows, refs, strict=True)))
     return Benchmark(name, "choice", items, total or len(items), str(root))
 
@@ -128,7 +135,7 @@ def _order(
     if isinstance(found, dict) and "images" in found:
         raise DataError(f"{path.name}: {ALL_SPLITS}")
     rows = check_rows(found, OrderRow, path.name)
-    refs = _file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
+    refs = file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
     truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
     kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
     if not kept.exists():

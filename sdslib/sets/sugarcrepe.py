@@ -8,8 +8,7 @@ from pydantic import BaseModel
 
 from sdslib.benchmarks import TOTALS, VAL2017, Benchmark, Item
 from sdslib.io.paths import project_path
-from sdslib.io.sources import Caption, DataError, Root, check_rows, read_json
-from sdslib.sets.winoground import _file_refs
+from sdslib.io.sources import Caption, DataError, Root, check_rows, file_refs, read_json
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
               "swap_obj")  # fmt: skip
@@ -43,7 +42,7 @@ def sugarcrepe(
         )
     rows = [row for name in SUGARCREPE for row in _sugarcrepe_subset(home, name)]
     where = Root(project_path(images) if images else folder / "val2017", VAL2017)
-    refs = _file_refs(
+    refs = file_refs(
         where, [(row.filename, f"{name}.json[{key}].filename") for name, key, row in rows]
     )
     items = tuple(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from sdslib.benchmarks import TOTALS, Benchmark, Item
 from sdslib.io import storage
 from sdslib.io.hub import hub_dataset, is_repo
-from sdslib.io.images import ENDINGS, Box, ImageRef
+from sdslib.io.images import ENDINGS, ImageRef
 from sdslib.io.paths import project_path
 from sdslib.io.sources import (
     Caption,
@@ -23,6 +23,7 @@ from sdslib.io.sources import (
     Root,
     cell_bytes,
     check_rows,
+    file_refs,
     is_list,
     read_json,
     read_json_lines,
@@ -159,7 +160,7 @@ def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]
         raise DataError(f"{path.parent / 'images'} is not a folder; put Winoground's images there")
     places = [(row, column) for row in range(len(rows)) for column in ("image_0", "image_1")]
     named = [_winoground_image(rows[row], column, f"{path.name}[{row}]") for row, column in places]
-    refs = dict(zip(places, _file_refs(Root(homes[0]), named), strict=True))
+    refs = dict(zip(places, file_refs(Root(homes[0]), named), strict=True))
     return rows, lambda row, column: refs[row, column]
 
 
@@ -184,14 +185,3 @@ def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], I
         return ImageRef(f"{repo}[{row}].{column}", partial(cell_bytes, found, row, column))
 
     return rows, ref
-
-
-def _file_refs(
-    root: Root, names: Sequence[tuple[str, str]], boxes: Sequence[Box | None] | None = None
-) -> list[ImageRef]:
-    """Images by their names, each with the row that asks for it, all looked for at once."""
-    paths, boxes = root.paths(names), boxes or [None] * len(names)
-    return [
-        ImageRef(name, path.read_bytes, box, path.stat().st_size)
-        for (name, _), path, box in zip(names, paths, boxes, strict=True)
-    ]

@@ -15,8 +15,7 @@ from sdslib.evaluate import ClipScorer
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ENDINGS, ImageRef
 from sdslib.io.paths import project_path
-from sdslib.io.sources import DataError, ImageCells, Root, cell_bytes, image_columns
-from sdslib.sets.winoground import _file_refs
+from sdslib.io.sources import DataError, ImageCells, Root, cell_bytes, file_refs, image_columns
 
 
 def zero_shot(
@@ -72,7 +71,7 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
         if not files:
             raise DataError(f"{folder / name}: has no images ({', '.join(sorted(ENDINGS))})")
         labels += [label] * len(files)
-        refs += _file_refs(root, [(f"{name}/{file}", folder.name) for file in files])
+        refs += file_refs(root, [(f"{name}/{file}", folder.name) for file in files])
     return labels, refs, [name.replace("_", " ") for name in names]
 
 

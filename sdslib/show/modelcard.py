@@ -28,7 +28,7 @@ from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.results import comparison, finetuned
 from sdslib.results.formatting import p_value, points, share
-from sdslib.results.settings import config_of, duration, objective, score_tables
+from sdslib.results.settings import config_of, duration, objective_in_words, score_tables
 from sdslib.show import page
 
 NAME = "README.md"
@@ -57,7 +57,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         run=run.name,
         mini=is_mini(config.benchmark),
         drawn=drawn(config),
-        objective=objective(config),
+        objective=objective_in_words(config),
         taught=fingerprints.has_teacher(config),
         params=without_places(config.model_dump()),
         duration=duration(config),
