@@ -40,7 +40,7 @@ _HOMES = {
     "config": "FinetuneConfig preset",
     "io.wording": "ParameterError",
     "checks.guard": "guard validate override",
-    "student": "load_student set_trainable",
+    "student": "load_student",
     "teacher": "load_teacher",
     "bridge": "Bridge ridge_start",
     "pairs": "load_pairs",
@@ -48,8 +48,10 @@ _HOMES = {
     "train": "Loop Parties",
     "evaluate": "clip_scorer score_grids",
     "scorers.diffusion": "diffusion_scorer",
-    "tables": "tabulate compare",
+    "tables": "tabulate",
+    "arms.trainable": "set_trainable",
     "experiment": "finetune score",
+    "results.comparison": "compare",
     "io.runs": "find_run list_runs open_run",
 }
 _OFFERED = {name: room for room, names in _HOMES.items() for name in names.split()}

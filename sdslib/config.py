@@ -1,4 +1,4 @@
-"""Every knob once, its presets, and the guard that checks a notebook's parameters.
+"""Every knob once, its presets, the table of arms, and what does not go together.
 
 Nothing here imports torch: a typo is refused before anything heavy is loaded. Relative paths mean
 "from the project root", never from the working directory. All draws come from `derive_seed`.

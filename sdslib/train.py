@@ -55,35 +55,6 @@ class Parties:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one optimizer step saw; losses are batch means, norms are before clipping."""
-
-    step: int
-    loss: float
-    clip: float | None
-    sds: float | None
-    eps_error: float | None  # mean squared eps error an element, whatever the reduction
-    lr: float
-    grad_norm: float
-    bridge_grad_norm: float | None
-    grad_ratio: float | None  # |sds_weight grad L_SDS| / |grad L_CLIP|, of the student's parameters
-    seconds: float
-    validation: dict[str, float] = field(default_factory=dict)
-
-    def row(self) -> dict[str, float | int | None]:
-        """One flat record of the run's history."""
-        row = asdict(self)
-        return row | {f"val_{k}": v for k, v in row.pop("validation").items()}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Step:
-        """The step whose `row` this is."""
-        known = {f.name for f in fields(cls)} - {"validation"}
-        found = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
-        return cls(**{k: v for k, v in row.items() if k in known}, validation=found)
-
-
-@dataclass(frozen=True)
 class Seen:
     """What a term is computed from: pairs, embeddings of their images [B, D], t [B] and eps."""
 
@@ -127,8 +98,20 @@ def objective(
             values = named(arm.sds)(parties, part, config)
             scale = config.batch_size / seen_pairs(config)
             terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
-    weights = {"clip": 1.0, "sds": config.sds_weight}
+    weights = {"clip": 1.0, "sds": config.sds_weight}  # L_CLIP + sds_weight * L_SDS
     return torch.stack([weights[k] * values.mean() for k, values in terms.items()]).sum(), terms
+
+
+def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """L_CLIP of the batch, all processes' pairs together."""
+    text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
+    image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
+    return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
+
+
+def sds_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
+    return denoise(parties, seen, seen.batch.captions, config)
 
 
 def seen_pairs(config: FinetuneConfig) -> int:
@@ -146,18 +129,6 @@ def draw_rows(step: int, config: FinetuneConfig) -> Tensor | None:
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "share", step))
     order = torch.randperm(config.batch_size, generator=generator)
     return order[: seen_pairs(config)].sort().values
-
-
-def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """L_CLIP of the batch, all processes' pairs together."""
-    text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
-    image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
-    return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
-
-
-def sds_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
-    return denoise(parties, seen, seen.batch.captions, config)
 
 
 def in_parts(
@@ -273,6 +244,35 @@ def make_optimizer(parties: Parties, config: FinetuneConfig) -> torch.optim.Opti
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step saw; losses are batch means, norms are before clipping."""
+
+    step: int
+    loss: float
+    clip: float | None
+    sds: float | None
+    eps_error: float | None  # mean squared eps error an element, whatever the reduction
+    lr: float
+    grad_norm: float
+    bridge_grad_norm: float | None
+    grad_ratio: float | None  # |sds_weight grad L_SDS| / |grad L_CLIP|, of the student's parameters
+    seconds: float
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, float | int | None]:
+        """One flat record of the run's history."""
+        row = asdict(self)
+        return row | {f"val_{k}": v for k, v in row.pop("validation").items()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Step:
+        """The step whose `row` this is."""
+        known = {f.name for f in fields(cls)} - {"validation"}
+        found = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+        return cls(**{k: v for k, v in row.items() if k in known}, validation=found)
 
 
 class Loop:

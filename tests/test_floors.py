@@ -204,6 +204,16 @@ def test_every_declared_dependency_is_imported_somewhere():
     assert declared - makers == set(UNIMPORTED)
 
 
+def test_what_the_package_offers_is_there_and_costs_nothing_until_it_is_asked_for():
+    assert {name for name in sdslib._OFFERED if not hasattr(sdslib, name)} == set()
+    assert {"finetune", "guard", "load_student", "score"} <= set(dir(sdslib))
+    with pytest.raises(AttributeError, match=r"sdslib offers no 'fine_tune'; it offers .*finetune"):
+        sdslib.fine_tune  # noqa: B018
+    code = "import sdslib, sys; print({'torch', 'pydantic', 'numpy', 'pandas'} & set(sys.modules))"
+    words = [sys.executable, "-c", code]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_the_method_is_thirteen_files_and_none_is_longer_than_five_hundred_lines():
     assert len([*HOUSE.glob("*.py")]) == 13
     lengths = {path: path.read_text().count("\n") for path in HOUSE.rglob("*.py")}
