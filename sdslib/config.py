@@ -25,6 +25,7 @@ from sdslib.io.wording import ParameterError, one_of
 # Part of every run's id: raise it whenever equal parameters, data and weights come to give other
 # numbers, so that no run of before is taken for one of after. tests/test_recipe.py holds to it.
 RECIPE = 1
+NEGATIVES = ("mini", "swap")  # word lists of the mini-world's; a tagger's words swapped
 _MAP_KNOBS = frozenset({"bridge_start", "bridge_pairs", "bridge_input"})
 _SDS_KNOBS = _MAP_KNOBS | {
     *("sds_weight", "sds_gradient", "sds_reduction", "sds_share", "t_min", "t_max"),
@@ -46,10 +47,11 @@ class Arm(NamedTuple):
     @property
     def unread(self) -> frozenset[str]:
         """Parameters that change nothing: outside the run id, so that one control serves many."""
-        choice = frozenset() if self.sds == "arms.choice:choice_term" else {"choice_draws"}
+        unread = set() if self.sds == "arms.choice:choice_term" else {"choice_draws"}
+        unread |= set() if self.negatives else {"negatives"}
         if self.sds is None:
-            return _SDS_KNOBS | choice
-        return self.ignores | choice | (frozenset() if self.maps else _MAP_KNOBS)
+            return _SDS_KNOBS | unread
+        return self.ignores | unread | (frozenset() if self.maps else _MAP_KNOBS)
 
 
 ARMS: dict[str, Arm] = {
@@ -233,6 +235,9 @@ class FinetuneConfig(ModelsConfig):
     are not trained on) or `none`; None is the mini-world's own for its benchmarks, and elsewhere
     what can be held out. `keep` names sets that must not suffer, with commas between, or `none`;
     None is those that are at hand.
+
+    `negatives` says where an arm that reads false captions has them from: `mini` (word lists),
+    `swap` (words and phrases of the caption swapped), or a file; see `arms.negatives`.
     """
 
     arm: ArmName = "sds"
@@ -248,6 +253,7 @@ class FinetuneConfig(ModelsConfig):
     vg_image_data: Source = "data/aro/image_data.json"
     validation: Source | None = None
     keep: Source | None = None
+    negatives: Source | None = None
     steps: Count | None = 150
     epochs: Count | None = None
     batch_size: Count = 32
@@ -271,6 +277,19 @@ class FinetuneConfig(ModelsConfig):
     dry_run: bool = False
     resume: bool = True
     tracker: Literal["tensorboard"] | None = None
+
+    @property
+    def false_captions(self) -> str:
+        """What `negatives` amounts to; None is `mini` for pairs that are drawn, and else `swap`."""
+        return self.negatives or ("mini" if is_mini(self.train_data) else "swap")
+
+    def identity(self) -> dict[str, Any]:
+        """As of every config; the word lists are left out, for runs of before knew no others."""
+        found = super().identity()
+        if "negatives" not in found:
+            return found
+        told = {"negatives": self.false_captions} if self.false_captions != "mini" else {}
+        return {k: v for k, v in found.items() if k != "negatives"} | told
 
 
 def mini() -> FinetuneConfig:

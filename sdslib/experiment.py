@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdslib import evaluate, tables
-from sdslib.arms.negatives import swapped_caption
+from sdslib.arms import negatives
 from sdslib.arms.trainable import interpolate, set_trainable, trained_weights
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
@@ -61,9 +61,10 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
+    negative = negatives.load_negatives(config).pick if ARMS[config.arm].negatives else None
     if not has_teacher(config):
         trained = what_trains(student, config)
-        return Parties(student, trained, negative=swapped_caption)
+        return Parties(student, trained, negative=negative)
     teacher = load_teacher(
         config.teacher,
         config.teacher_revision,
@@ -77,7 +78,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     latents, bridge = LatentCache(teacher, pairs), None
     if has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
-    return Parties(student, what_trains(student, config), teacher, bridge, swapped_caption, latents)
+    return Parties(student, what_trains(student, config), teacher, bridge, negative, latents)
 
 
 def has_bridge(config: FinetuneConfig) -> bool:
@@ -218,12 +219,19 @@ def _obey(stop: Stop, workers: launch.Workers, done: int) -> None:
         stop.obey(done)
 
 
+def fingerprints(
+    config: FinetuneConfig, data: Mapping[str, str], needed: bool = False
+) -> dict[str, str]:
+    """Content hashes of all that the run reads beside its parameters, `data` those of its sets."""
+    return {**data, **negatives.fingerprints(config), **weights_fingerprints(config, needed)}
+
+
 def _open_together(config: FinetuneConfig, data: Data) -> Run:
     """The run, which the main process opens to write and the others to read."""
     opened: list[Run] = []
 
     def path() -> Path:
-        found = open_run(config, data.fingerprints() | weights_fingerprints(config, needed=True))
+        found = open_run(config, fingerprints(config, data.fingerprints(), needed=True))
         opened.append(found)
         return found.path
 

@@ -179,7 +179,11 @@ def test_arms_without_false_captions_are_left_out_unless_asked_for(tmp_path, mon
         raise Planned
 
     monkeypatch.setattr(sweep, "run", refuse)
-    asked = {"weights": "0", "panels": "none", "fixed": f"train_data={world.train_data}"}
+    asked = {
+        "weights": "0",
+        "panels": "none",
+        "fixed": f"train_data={world.train_data},negatives=mini",
+    }
     told = pytest.warns(UserWarning, match="left out of the arms: arm 'hard-negatives' needs")
     with told, pytest.raises(Planned):
         ablations.weights(AblateWeightConfig(**asked))

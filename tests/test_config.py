@@ -252,11 +252,11 @@ SOME_READ = {
     "shuffled-captions": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
     "random-teacher": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
     "sds-text": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
-    "sds-margin": {"sds_reduction", "t_min", "bridge_start"},
+    "sds-margin": {"sds_reduction", "t_min", "bridge_start", "negatives"},
     "latent-regression": {"sds_reduction", "bridge_start"},
-    "teacher-choice": {"t_min", "choice_draws"},
+    "teacher-choice": {"t_min", "choice_draws", "negatives"},
     "clip-only": set(),
-    "hard-negatives": set(),
+    "hard-negatives": {"negatives"},
 }
 
 
@@ -264,7 +264,7 @@ SOME_READ = {
 def test_what_an_arm_reads_moves_its_identity_and_what_it_does_not_read_does_not(folders, arm):
     config = override(guard(dict(folders)), arm=arm)
     changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100,
-               "bridge_start": "random", "choice_draws": 2}  # fmt: skip
+               "bridge_start": "random", "choice_draws": 2, "negatives": "swap"}  # fmt: skip
     moved = {
         name
         for name, value in changes.items()

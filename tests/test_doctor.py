@@ -133,8 +133,11 @@ def test_training_pairs_are_looked_for_without_being_read(source, problem, monke
 
 def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(tmp_path):
     world = make(tmp_path)
-    config = FinetuneConfig(train_data=world.train_data, arm="teacher-choice", **world.models)
+    config = FinetuneConfig(
+        train_data=world.train_data, arm="teacher-choice", negatives="mini", **world.models
+    )
     assert "of the captions" in doctor.train_problem(config)
+    assert doctor.train_problem(override(config, negatives="swap")) is None
     assert doctor.train_problem(override(config, arm="sds")) is None
 
 

@@ -129,7 +129,7 @@ def test_another_set_to_keep_or_to_choose_on_is_another_run(config, world):
 @pytest.mark.parametrize("arm", ["hard-negatives", "sds-margin", "teacher-choice"])
 def test_an_arm_that_needs_false_captions_is_refused_with_their_share(config, arm):
     with pytest.raises(ParameterError, match=r"needs false captions, and \d+% of the captions"):
-        roles.load_data(config(arm=arm))
+        roles.load_data(config(arm=arm, negatives="mini"))
 
 
 def test_other_arms_and_the_mini_world_are_not_asked_for_false_captions(config):

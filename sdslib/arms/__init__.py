@@ -4,7 +4,8 @@
     text       L_SDS on the text embedding too
     margin     a caption against a false one, by the denoising error
     choice     the student chooses as the teacher does
-    negatives  false captions of the words of a true one
+    negatives  false captions of a true one: from word lists, by swaps, or from a file
+    swaps      two words or phrases of a caption swapped
     trainable  which of the student's parameters train
 
 Imports the method and `io`; `sets`, `experiment` and what stands above may import it.

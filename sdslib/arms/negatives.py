@@ -1,51 +1,119 @@
 """False captions of the words of a true one, for the arms that are taught by them.
 
-The word lists are the mini-world's: a caption without two different words of a kind has no false
-one here, and an arm that would train on such captions alone is refused before anything is loaded.
+They are looked up or made when a caption is first asked for: by the mini-world's word lists, by
+swapping what a tagger finds, or from a file. What cannot be false is dropped: a caption that is
+the true one again but for case, spacing and punctuation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-import numpy as np
-
+from sdslib.arms import swaps
+from sdslib.arms.swaps import Negative
 from sdslib.config import ARMS, FinetuneConfig, is_mini
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import exchanged_words
 from sdslib.pairs import load_pairs
 
-Negative = Callable[[str, int], str]  # (caption, seed) -> a caption of the same words
 ASKED = 4096  # captions that tell what share has a false one
 MOST = 0.5  # share of captions without a false one that an arm may be trained on
+KEPT = 2**16  # captions whose false ones stay in memory
+SEEN = 40  # words that surely fit CLIP's 77 tokens: what differs behind them is not seen
 
 
-def swapped_caption(caption: str, seed: int) -> str:
-    """The caption with two words of a kind (colors, or shapes, or the things) swapped.
+Make = Callable[[str], Iterable[Negative]]
 
-    A caption with no two different words of a kind comes back unchanged in its words' order: it
-    then is a tie for the loss, not a lie.
+
+class Negatives:
+    """The false captions of every caption, in a fixed order.
+
+    `make` gives a caption's candidates, of which those that are usable are kept.
     """
+
+    def __init__(self, make: Make, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+        self.made = lru_cache(KEPT)(lambda caption: tuple(_usable(caption, make(caption))))
+
+    def of(self, caption: str) -> tuple[str, ...]:
+        """All false captions, distinct and none the caption itself; () where there is none."""
+        return tuple(text for text, _ in self.made(caption))
+
+    def kinds(self, caption: str) -> tuple[str, ...]:
+        """How each of them was made false, in the order of `of`."""
+        return tuple(kind for _, kind in self.made(caption))
+
+    def pick(self, caption: str, seed: int) -> str:
+        """One of them by the seed; the caption itself where there is none."""
+        found = self.made(caption)
+        return found[seed % len(found)].text if found else caption
+
+    def fingerprint(self) -> str:
+        """What decides them: word lists, tagger and its lexicon, or the file's SHA-256."""
+        return self._fingerprint
+
+    def share_without(self, captions: Sequence[str]) -> float:
+        """The share of captions that have none, told from `ASKED` of them, evenly spread."""
+        some = captions[:: max(1, len(captions) // ASKED)]
+        return sum(not self.made(text) for text in some) / len(some)
+
+
+def said(caption: str) -> tuple[str, ...]:
+    """The words as a tokenizer sees them, without case, spacing and punctuation."""
+    text = unicodedata.normalize("NFC", html.unescape(html.unescape(caption)))
+    return tuple(re.findall(r"[^\W_]+", text.lower())[:SEEN])
+
+
+def _usable(caption: str, found: Iterable[Negative]) -> Iterator[Negative]:
+    known = {said(caption)}
+    for negative in found:
+        words = said(negative.text)
+        if words not in known:
+            known.add(words)
+            yield negative
+
+
+def load_negatives(config: FinetuneConfig) -> Negatives:
+    """Where the config's false captions come from."""
+    return named(config.false_captions)
+
+
+def fingerprints(config: FinetuneConfig) -> dict[str, str]:
+    """What goes into the run's id beside the parameter; nothing where the arm reads none."""
+    reads = ARMS[config.arm].negatives
+    return {"negatives": load_negatives(config).fingerprint()} if reads else {}
+
+
+@lru_cache(maxsize=8)
+def named(source: str) -> Negatives:
+    """The false captions of `mini` (word lists) or `swap` (a tagger)."""
+    if source == "mini":
+        words = {kind: sorted(words) for kind, words in exchanged_words().items()}
+        digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        return Negatives(_exchanged, f"words {digest}")
+    return Negatives(swaps.swaps, swaps.fingerprint())
+
+
+def _exchanged(caption: str) -> Iterator[Negative]:
+    """The caption with two words of a kind (colors, or shapes) exchanged, and with both."""
     words = caption.split()
     places = {
         kind: [i for i, word in enumerate(words) if word in known]
         for kind, known in exchanged_words().items()
     }
     able = [kind for kind, at in places.items() if len({words[i] for i in at}) == 2]
-    if not able:
-        return caption
-    kinds = [*able, "both"] if len(able) == 2 else able
-    chosen = kinds[seed % len(kinds)]
-    for kind in able if chosen == "both" else [chosen]:
-        i, j = places[kind][:2]
-        words[i], words[j] = words[j], words[i]
-    return " ".join(words)
-
-
-def share_without(captions: Sequence[str], negative: Negative = swapped_caption) -> float:
-    """The share of captions that get themselves back (spaces aside)."""
-    return float(np.mean([negative(text, 0).split() == text.split() for text in captions]))
+    for kinds in [[kind] for kind in able] + ([able] if len(able) == 2 else []):
+        found = list(words)
+        for kind in kinds:
+            i, j = places[kind][:2]
+            found[i], found[j] = found[j], found[i]
+        yield Negative(" ".join(found), kinds[0] if len(kinds) == 1 else "both")
 
 
 def problem(config: FinetuneConfig) -> str | None:
@@ -55,13 +123,13 @@ def problem(config: FinetuneConfig) -> str | None:
     """
     if not ARMS[config.arm].negatives or is_mini(config.train_data):
         return None
-    share = _share_of(config.train_data)
+    share = _share_without(config.train_data, config.false_captions)
     if share <= MOST:
         return None
     return (
         f"arm {config.arm!r} needs false captions, and {share:.0%} of the captions of "
-        f"{config.train_data} have none: only the mini-world's colors and shapes are known to be "
-        "swapped; take another arm"
+        f"{config.train_data} have none by negatives {config.false_captions!r}; take 'swap' or a "
+        "file of them, or another arm"
     )
 
 
@@ -72,6 +140,5 @@ def check(config: FinetuneConfig) -> None:
 
 
 @lru_cache(maxsize=8)
-def _share_of(source: str) -> float:
-    captions = load_pairs(source).all_captions()
-    return share_without(captions[:: max(1, len(captions) // ASKED)])
+def _share_without(train_data: str, source: str) -> float:
+    return named(source).share_without(load_pairs(train_data).all_captions())

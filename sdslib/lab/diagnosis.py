@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sdslib import losses, metrics
-from sdslib.arms.negatives import swapped_caption
+from sdslib.arms import negatives
 from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, derive_seed, mini
@@ -124,7 +124,7 @@ def gradients(
     Cosines of the second gradient: with L_CLIP's, and with itself under the captions swapped and
     under those of other images, at the same t and eps: 1 where the captions make no difference.
     """
-    swaps = [swapped_caption(c, derive_seed(config.seed, "swap", n))
+    swaps = [negatives.named("mini").pick(c, derive_seed(config.seed, "swap", n))
              for n, c in enumerate(batch.captions)]  # fmt: skip
     terms = objective(parties, batch, t, eps, config)[1]
     for name, captions in (("swapped", swaps), ("shuffled", batch.others)):
@@ -260,7 +260,7 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
     with torch.no_grad():
         mapped = {name: bridge(towers["image"]) for name, towers in seen.items()}
     trained = [value for _, value in set_trainable(student, config.trainable)]
-    parties = Parties(student, trained, on.teacher, bridge, swapped_caption, on.cache)
+    parties = Parties(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
     draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
     batch = next(batches(on.pairs, student.transform, config.batch_size, seed, range(1)))
     return {

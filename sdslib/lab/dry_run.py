@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sdslib import experiment
-from sdslib.arms.negatives import swapped_caption
+from sdslib.arms.negatives import named
 from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
 from sdslib.checks.guard import validate
@@ -192,7 +192,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     trained = [value for _, value in chosen]
     if ARMS[config.arm].sds is None:
-        return Parties(student, trained, negative=swapped_caption)
+        return Parties(student, trained, negative=named("mini").pick)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
@@ -204,7 +204,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
     own = bridge.to(device) if ARMS[config.arm].maps else None
-    return Parties(student, trained, teacher, own, swapped_caption, latents)
+    return Parties(student, trained, teacher, own, named("mini").pick, latents)
 
 
 class Pictures:

@@ -193,7 +193,7 @@ def run_ids(configs: Sequence[Config]) -> list[list[str]]:
     allow the parameters.
     """
     from sdslib import experiment
-    from sdslib.checks import fingerprints
+    from sdslib.arms import negatives
     from sdslib.io.sources import DataError
     from sdslib.sets import roles
 
@@ -201,9 +201,10 @@ def run_ids(configs: Sequence[Config]) -> list[list[str]]:
 
     def name(config: FinetuneConfig) -> str:
         wanted = roles.named_data(config)
+        negatives.check(config)  # not only where its data are loaded, which other arms share
         if wanted not in data:
             data[wanted] = experiment.load_data(config).fingerprints()
-        return str(identify(config, data[wanted] | fingerprints.weights_fingerprints(config))["id"])
+        return str(identify(config, experiment.fingerprints(config, data[wanted]))["id"])
 
     def both(config: Config) -> list[str]:
         if not isinstance(config, FinetuneConfig):

@@ -73,7 +73,7 @@ def test_a_tower_that_l_sds_does_not_reach():
 
 @fault(77, "arm without false captions", "arm 'hard-negatives' needs false captions, and …% of the")
 def test_an_arm_without_false_captions(world):
-    return data_refused(arm="hard-negatives", train_data=world.train_data)
+    return data_refused(arm="hard-negatives", train_data=world.train_data, negatives="mini")
 
 
 @fault(77, "too few pairs to hold some out", "validation 'held-out' takes a tenth of the pairs")
