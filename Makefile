@@ -50,7 +50,7 @@ test-slow: $(READY) ## notebooks executed on a reduced setting, kill tests, brow
 	pytest -n $(JOBS) --dist loadgroup -m "$(SLOW)" --timeout=1200 || \
 	  { code=$$?; [ $$code -eq 5 ] && echo "test-slow: no test is marked slow, browser or ray"; }
 
-faults: $(READY) ## everything that can go wrong, one test each, as a table; writes docs/faults.md
+faults: $(READY) ## everything that can go wrong (docs/faults.md), one test each, as a table
 	PYTHONPATH=tests python -m faults
 
 soak: $(READY) ## kill a training run ROUNDS times and compare; MINUTES= trains on and watches memory

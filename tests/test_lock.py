@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faults.catalog import fault, refused
 from saving import FORK, begun, gone, only_run, opened, saved
 
 from sdslib.io import lock
@@ -26,15 +27,16 @@ def left(tmp_path):
     return leave
 
 
+@fault("two processes in one run")
 def test_a_second_process_is_refused_and_told_by_whom(tmp_path):
     run, answers = saved(tmp_path), FORK.Queue()
     child = begun(_try_to_open, tmp_path, answers)
     answer = answers.get(timeout=20)
     child.join(10)
     assert answer.startswith(f"run {run.name} is locked by pid {os.getpid()} on host ")
-    assert answer.endswith("; wait for it or stop it")
     run.finish()
     assert not (run.path / "lock").exists()
+    return answer
 
 
 def _try_to_open(root: Path, answers) -> None:
@@ -93,6 +95,16 @@ def test_a_lock_of_another_host_is_kept_and_the_way_out_told(left, tmp_path):
 def test_an_empty_lock_left_by_a_kill_is_replaced(left, tmp_path):
     (only_run(tmp_path).path / "lock").write_text("")
     opened(tmp_path)
+
+
+@fault("clock that was set while a run is open")
+def test_a_lock_stays_whole_when_the_clock_is_set(left, tmp_path, monkeypatch):
+    """Start times move with the clock; a lock that then looks stale would be taken."""
+    boot, born = psutil.boot_time(), psutil.Process.create_time
+    left(started=born(psutil.Process(os.getppid())), boot=boot)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: born(self) + 3600)
+    return refused(LockedError, opened, tmp_path)
 
 
 @pytest.mark.parametrize(

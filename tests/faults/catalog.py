@@ -1,12 +1,11 @@
-"""A fault is a test that returns what the user was told; its decorator holds the words to that.
+"""A fault is a row of `docs/faults.md` and a test that returns what the user was told.
 
-`docs/faults.md` is read off the decorators, without importing the tests.
+Its number, title and words stand in that table alone; the test names it by its title.
 """
 
-import ast
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,6 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 DOCUMENT = TESTS.parent / "docs" / "faults.md"
-HEAD = """# What can go wrong
-
-Every row is a test: `make faults` runs them all and prints this table with its results. `…` stands
-for what differs from case to case. A message says what is wrong, where, and what to do; parameters
-are refused before a model is loaded, data and weights before the first step.
-"""
 
 
 class Fault(NamedTuple):
@@ -30,66 +23,84 @@ class Fault(NamedTuple):
     message: str
 
 
-def fault(number: int, title: str, message: str) -> Callable[[Callable], Callable]:
-    """Mark a test that returns what was said, and fail it if that does not hold `message`.
+def rows(document: str) -> dict[str, Fault]:
+    """The rows of the table by title."""
+    found = re.findall(r"^\| (\d+) \| (.+?) \| (`+)(.*)\3 \|$", document, re.MULTILINE)
+    return {
+        title: Fault(int(number), title, message.replace(r"\|", "|"))
+        for number, title, _, message in found
+    }
 
-    `…` in the message stands for any text. Several rows may share a number.
+
+ROWS = rows(DOCUMENT.read_text("utf-8"))
+
+
+def fault(title: str) -> Callable[[Callable], Callable]:
+    """Mark a test that returns what was said, and fail it if that does not hold the row's message.
+
+    `…` in the message stands for any text, a space for a new line too.
     """
-    expected = re.compile(".*?".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+    message = _message(title)
 
     def decorate(test: Callable) -> Callable:
         @functools.wraps(test)
         def checked(*args: object, **kwargs: object) -> None:
-            said = test(*args, **kwargs)
-            assert said is not None, f"{test.__name__} does not return what was said"
-            assert expected.search(str(said)), f"expected: {message}\n    said: {said}"
+            _hold(message, test(*args, **kwargs))
 
-        return pytest.mark.fault(number, title, message)(checked)
+        return pytest.mark.fault(title)(checked)
 
     return decorate
 
 
-def faults(folder: Path = TESTS) -> list[Fault]:
-    """All faults that the tests below the folder are decorated with, by number."""
-    found = [row for path in sorted(folder.rglob("test_*.py")) for row in _of_file(path)]
-    return sorted(found, key=lambda row: row.number)
+def each(
+    cases: Mapping[str, object], *others: tuple[object, str]
+) -> Callable[[Callable], Callable]:
+    """Run a test with an argument `given` for each fault of {title: what is given}.
+
+    Of `others`, which are no rows of the table, each is what is given and what is then said.
+    """
+    rows = [
+        pytest.param((given, _message(title)), marks=pytest.mark.fault(title), id=title)
+        for title, given in cases.items()
+    ] + [pytest.param(pair, id=pair[1]) for pair in others]
+
+    def decorate(test: Callable) -> Callable:
+        @functools.wraps(test)
+        def checked(*args: object, given: tuple[object, str], **kwargs: object) -> None:
+            _hold(given[1], test(*args, given=given[0], **kwargs))
+
+        return pytest.mark.parametrize("given", rows)(checked)
+
+    return decorate
 
 
-def _of_file(path: Path) -> Iterator[Fault]:
-    text = path.read_text("utf-8")
-    if "@fault(" not in text:
-        return
-    for node in ast.parse(text).body:
-        for call in getattr(node, "decorator_list", []):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "fault":
-                yield Fault(*(ast.literal_eval(argument) for argument in call.args))
+def refused(
+    error: type[Exception] | tuple, call: Callable, *args: object, **kwargs: object
+) -> Exception:
+    """The error of this kind that the call raises."""
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    return caught.value
 
 
-def document(rows: list[Fault]) -> str:
-    """`docs/faults.md`, as the tests have it."""
-    lines = ["| # | fault | what is said |", "|--:|---|---|"]
-    lines += [f"| {row.number} | {_cell(row.title)} | {_code(row.message)} |" for row in rows]
-    return HEAD + "\n" + "\n".join(lines) + "\n"
+def _message(title: str) -> str:
+    if title not in ROWS:
+        raise LookupError(f"docs/faults.md has no row {title!r}; add it")
+    return ROWS[title].message
 
 
-def _code(text: str) -> str:
-    ticks = "``" if "`" in text else "`"
-    return f"{ticks}{_cell(text)}{ticks}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+def _hold(message: str, said: object) -> None:
+    assert said is not None, "the test does not return what was said"
+    parts = (re.escape(part).replace(r"\ ", r"\s") for part in message.split("…"))
+    found = re.search(".*?".join(parts), str(said), re.DOTALL)
+    assert found, f"expected: {message}\n    said: {said}"
 
 
 def table(results: list[tuple[Fault, bool]]) -> str:
     """`fault | message | passed`, and how many passed as the last line."""
-    results = sorted(results, key=lambda row: row[0].number)
-    rows = [("fault", "message", "passed")]
-    rows += [
-        (f"{f.number:>2} {f.title}", " ".join(f.message.split()), "yes" if ok else "NO")
-        for f, ok in results
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{a:<{widths[0]}} | {b:<{widths[1]}} | {c}" for a, b, c in rows]
+    cells = [("fault", "message", "passed")]
+    cells += [(f"{f.number:>2} {f.title}", f.message, "yes" if ok else "NO") for f, ok in results]
+    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
+    lines = [f"{a:<{widths[0]}} | {b:<{widths[1]}} | {c}" for a, b, c in cells]
     passed = sum(ok for _, ok in results)
     return "\n".join([*lines, "", f"{passed} passed, {len(results) - passed} failed"])

@@ -13,7 +13,7 @@ from test_atlas import ATTACK, three_models
 from test_atlas import benchmark as pictured
 from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
 
-from faults.catalog import fault
+from faults.catalog import fault, refused
 from sdslib import evaluate, metrics, tables
 from sdslib.checks import fingerprints
 from sdslib.checks.notebooks import DemoConfig
@@ -32,12 +32,7 @@ def cautions(scorer, items):
     return table, [str(one.message) for one in said]
 
 
-@fault(
-    20,
-    "captions that differ beyond the last token only",
-    "1 of 4 items have captions that are one to the model (case, HTML and what lies beyond its "
-    "last token aside): long; they are ties, never right",
-)
+@fault("captions that differ beyond the last token only")
 def test_captions_that_differ_beyond_the_last_token(student):  # noqa: F811
     start = " ".join(["a red circle left of a blue square and"] * 2)
     twins = item("long", [noise(1), noise(2)], (f"{start} a white square", f"{start} a red circle"))
@@ -47,11 +42,7 @@ def test_captions_that_differ_beyond_the_last_token(student):  # noqa: F811
     return said
 
 
-@fault(
-    21,
-    "captions that are equal to the model",
-    "2 of 2 items have captions that are one to the model (case, HTML …): A, B; they are ties",
-)
+@fault("captions that are equal to the model")
 def test_captions_that_are_equal_to_the_model(student):  # noqa: F811
     both = [
         item(name, [noise(1), noise(2)], captions)
@@ -64,34 +55,22 @@ def test_captions_that_are_equal_to_the_model(student):  # noqa: F811
     return cautions(evaluate.clip_scorer(student), both)[1]
 
 
-@fault(
-    49,
-    "score that is not a number",
-    "score of item 'b' is not finite (1 of 2 items); a decision on it would be noise: score the "
-    "item again or leave it out by name",
-)
+@fault("score that is not a number")
 def test_a_score_that_is_not_a_number():
     grids = np.ones((2, 2, 2))
     grids[1, 0, 1] = np.nan
-    with pytest.raises(metrics.ScoreError) as caught:
-        metrics.GRID_RULES["strict"](grids, ["a", "b"])
-    return caught.value
+    return refused(metrics.ScoreError, metrics.GRID_RULES["strict"], grids, ["a", "b"])
 
 
-@fault(49, "model whose embeddings are not numbers", "score of item 'g0' is not finite")
+@fault("model whose embeddings are not numbers")
 def test_a_model_whose_embeddings_are_not_numbers(student, monkeypatch):  # noqa: F811
     encode = student.encode_images
     monkeypatch.setattr(student, "encode_images", lambda pixels: encode(pixels) * np.nan)
-    with pytest.raises(metrics.ScoreError) as caught:
-        evaluate.score_grids(evaluate.clip_scorer(student), benchmark(grid_items(2)))
-    return caught.value
+    scorer = evaluate.clip_scorer(student)
+    return refused(metrics.ScoreError, evaluate.score_grids, scorer, benchmark(grid_items(2)))
 
 
-@fault(
-    50,
-    "ties, which an argmax would hand out",
-    "text 0.5, 1 of 2 tied; as the authors' argmax counts: accuracy 1.0",
-)
+@fault("ties, which an argmax would hand out")
 def test_ties_are_counted_apart_and_wrong():
     """Item 0 is right; in item 1 both captions have one score."""
     rows = {
@@ -112,12 +91,7 @@ def test_ties_are_counted_apart_and_wrong():
     )
 
 
-@fault(
-    51,
-    "model that tells nothing apart",
-    "scores are constant: the captions of each of the 3 items have one score; no figure of them "
-    "says anything, look at the weights and the preprocessing",
-)
+@fault("model that tells nothing apart")
 def test_a_model_that_tells_nothing_apart(student, monkeypatch):  # noqa: F811
     one = torch.nn.functional.normalize(torch.ones(1, student.width), dim=-1)
     for name in ("encode_images", "encode_short_texts"):
@@ -131,11 +105,7 @@ def test_a_model_that_tells_things_apart_gets_no_caution(student):  # noqa: F811
     assert not cautions(evaluate.clip_scorer(student), grid_items(3))[1]
 
 
-@fault(
-    52,
-    "weights or preprocessing changed since they were scored",
-    "run 'mine' exists with other parameters (data student was '…', now '…'); choose another name",
-)
+@fault("weights or preprocessing changed since they were scored")
 def test_changed_weights_are_another_run(tmp_path):
     """Nothing that was computed with other weights, preprocessing or precision is read again."""
     import tiny
@@ -145,11 +115,10 @@ def test_changed_weights_are_another_run(tmp_path):
     before = open_run(settings, fingerprints.weights_fingerprints(settings), tmp_path)
     text = (folder / "open_clip_config.json").read_text()
     (folder / "open_clip_config.json").write_text(text.replace("0.25", "0.26"))
-    with pytest.raises(runs.RunError) as caught:
-        open_run(settings, fingerprints.weights_fingerprints(settings), tmp_path)
     other = settings.model_copy(update={"precision": "bf16"})
     assert runs.identify(other, {})["id"] != before.id
-    return caught.value
+    now = fingerprints.weights_fingerprints(settings)
+    return refused(runs.RunError, open_run, settings, now, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +142,7 @@ def upload(panel, name, data):
     ]  # fmt: skip
 
 
-@fault(53, "upload that is no picture", "notes.txt is not an image (starts with 'dear diary')")
+@fault("upload that is no picture")
 def test_an_upload_that_is_no_picture(panel):
     upload(panel, "notes.txt", b"dear diary")
     said = panel.picker.preview.value
@@ -183,7 +152,7 @@ def test_an_upload_that_is_no_picture(panel):
     return html.unescape(said)
 
 
-@fault(53, "upload of too many pixels", "big.png: 900 MP exceeds the 64 MP limit; scale it down")
+@fault("upload of too many pixels")
 def test_an_upload_of_too_many_pixels(panel):
     from test_images import png_header
 
@@ -191,22 +160,14 @@ def test_an_upload_of_too_many_pixels(panel):
     return panel.picker.preview.value
 
 
-@fault(
-    53,
-    "question without a caption",
-    "there is no caption yet: write one a line, two or more to compare",
-)
+@fault("question without a caption")
 def test_a_question_without_a_caption(panel):
     panel.captions.value = " \n"
     panel.button.click()
     return panel.message.value
 
 
-@fault(
-    53,
-    "word that a model cannot write, typed into the demo",
-    "caption 'a purple circle' has words outside …'s vocabulary: 'purple'",
-)
+@fault("word that a model cannot write, typed into the demo")
 def test_an_unknown_word_in_the_demo(panel):
     panel.captions.value = "a purple circle"
     panel.button.click()
@@ -214,7 +175,7 @@ def test_an_unknown_word_in_the_demo(panel):
     return html.unescape(panel.message.value)
 
 
-@fault(53, "button pressed twice", "scored 1 time")
+@fault("button pressed twice")
 def test_a_button_pressed_twice(panel, monkeypatch):
     calls, real = [], Demo.ask
     monkeypatch.setattr(Demo, "ask", lambda *args: calls.append(1) or real(*args))
@@ -224,7 +185,7 @@ def test_a_button_pressed_twice(panel, monkeypatch):
     return f"scored {len(calls)} time"
 
 
-@fault(53, "script in a caption or a tag", "&lt;/script&gt;&lt;script&gt;alert(2)&lt;/script&gt;")
+@fault("script in a caption or a tag")
 def test_a_script_in_a_caption(panel):
     """On the atlas's page and card, in the demo's message, and in the demo's answer."""
     marked = atlas.build(three_models(), pictured(captions=(ATTACK, ATTACK[::-1])))
@@ -237,40 +198,10 @@ def test_a_script_in_a_caption(panel):
     return shown[1]
 
 
-@fault(54, "no run to show", "no runs yet")
-def test_no_run_to_show(tmp_path, capsys):
-    assert runs.main(["list", "--runs", str(tmp_path)]) == 0
-    return capsys.readouterr().out
-
-
-@fault(54, "scores that a run does not have", "has no aro; scores there: none")
-def test_scores_that_are_not_there(tmp_path):
-    with pytest.raises(runs.RunError) as caught:
-        open_run(FinetuneConfig(), root=tmp_path).scores("aro")
-    return caught.value
-
-
-@fault(71, "score file that is damaged", "grid.parquet cannot be read (…); write it again")
+@fault("score file that is damaged")
 def test_a_damaged_score_file(tmp_path):
     (tmp_path / "grid.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(tables.TableError) as caught:
-        comparison.read_scores(tmp_path / "grid.parquet")
-    return caught.value
-
-
-@fault(
-    71,
-    "kept scores that are damaged",
-    "mine-…/scores/x.parquet differs from its sha256; take it from a copy, or delete the run's "
-    "folder and run again",
-)
-def test_kept_scores_that_are_damaged(tmp_path):
-    run = open_run(FinetuneConfig(run="mine"), root=tmp_path)
-    path = run.save_scores("x", pd.DataFrame({"id": ["a"], "s_0_0": [1.0]}))
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(runs.RunError) as caught:
-        run.scores("x")
-    return caught.value
+    return refused(tables.TableError, comparison.read_scores, tmp_path / "grid.parquet")
 
 
 def test_images_of_the_demo_come_through_the_one_decoder():
