@@ -3,8 +3,10 @@
 import functools
 import ipaddress
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -71,6 +73,39 @@ def no_network() -> Iterator[None]:
             patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
         patch.setattr(socket, "getaddrinfo", _guarded_lookup)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The parameters that name a tiny student and a tiny teacher, into which nobody writes."""
+    import tiny
+
+    root = tmp_path_factory.mktemp("models")
+    student = f"local-dir:{tiny.save_student(root / 'student')}"
+    return {"clip_model": student, "teacher": str(tiny.save_teacher(root / "teacher"))}
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The world of `realworld`, into which nobody writes."""
+    import realworld
+
+    return realworld.make(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture
+def chromium() -> Iterator[Any]:
+    """A browser; where there is none the test is skipped, and failed in continuous integration."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None and os.environ.get("CI"):
+        pytest.fail("chromium is not installed; `apt-get install chromium`")
+    if path is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

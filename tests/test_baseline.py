@@ -1,6 +1,5 @@
 """Student and teacher on every set at hand: scored once, kept item by item, told with its cost."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from test_atlas import benchmark, png
+from test_atlas import benchmark
 
 from sdslib import evaluate, tables
 from sdslib.benchmarks import Benchmark, Item
@@ -23,7 +22,7 @@ COLORS = ("red", "blue", "green", "yellow")
 
 
 def picture(n):
-    return ImageRef(f"{n}.png", lambda: png((20 * n, 90, 200 - 20 * n)))
+    return ImageRef(f"{n}.png", lambda: tiny.png((20 * n, 90, 200 - 20 * n)))
 
 
 def grids():
@@ -61,15 +60,8 @@ class Corpus:
 
 
 @pytest.fixture
-def config(tmp_path):
-    student = tiny.save_student(tmp_path / "student")
-    return BaselineConfig(
-        clip_model=f"local-dir:{student}",
-        teacher=str(tiny.save_teacher(tmp_path / "teacher")),
-        runs=str(tmp_path / "runs"),
-        teacher_items=5,
-        draws=4,
-    )
+def config(tmp_path, tiny_models):
+    return BaselineConfig(**tiny_models, runs=str(tmp_path / "runs"), teacher_items=5, draws=4)
 
 
 @pytest.fixture
@@ -247,9 +239,8 @@ def test_a_teacher_in_half_precision_has_its_near_ties_decided_in_full(config):
 
 
 def test_the_teacher_squares_pictures_as_asked(config):
-    wide = ImageRef(
-        "wide.png", lambda: png_of(Image.linear_gradient("L").rotate(90).resize((64, 32)))
-    )
+    sides = Image.linear_gradient("L").rotate(90).resize((64, 32)).convert("RGB")
+    wide = ImageRef("wide.png", lambda: tiny.png(sides))
     items = (Item("0", (wide,), ("a red circle", "a blue square"), answer=0),)
     one = Benchmark("wide", "choice", items, 1, "made by the test")
     paper = config.model_copy(update={"preset": "paper"})
@@ -260,12 +251,6 @@ def test_the_teacher_squares_pictures_as_asked(config):
         for mode in ("crop", "squash", "pad")
     ]  # fmt: skip
     assert len({float(grid[0, 0, 0]) for grid in grids}) == 3
-
-
-def png_of(image):
-    data = io.BytesIO()
-    image.convert("RGB").save(data, format="PNG")
-    return data.getvalue()
 
 
 def test_captions_to_learn_from_that_are_not_here_are_named(config, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -66,16 +65,6 @@ def scores(student, items):
     return score_grids(clip_scorer(student), items)
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium")
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("chromium is not installed; `apt-get install chromium`")
-    if found is None:
-        pytest.skip("chromium is not installed")
-    return found
-
-
 @dataclass
 class Lab:
     """A JupyterLab of its own: address, token and the folder that it serves."""
@@ -98,7 +87,7 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, chromium, scores):
+def lab(tmp_path_factory, scores):
     folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
     (home / "runs").mkdir()
     scores.drop(columns=["n_images", "n_captions", "answer", "equal_captions"]).to_csv(
@@ -210,15 +199,10 @@ def seen():
 
 @pytest.fixture
 def page(chromium, seen):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(WAIT)
-        seen.watch(page)
-        yield page
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(WAIT)
+    seen.watch(page)
+    return page
 
 
 def run_all(page, lab, notebook):

@@ -4,9 +4,7 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
-from realworld import make
 
 from sdslib import teacher
 from sdslib.checks import student_files, teacher_files
@@ -15,13 +13,6 @@ from sdslib.config import FinetuneConfig, paper
 from sdslib.io.paths import project_root
 from sdslib.lab import doctor
 from sdslib.lab.dry_run import parameters, random_parties
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    one = tiny.save_student(root / "student")
-    return {"clip_model": f"local-dir:{one}", "teacher": str(tiny.save_teacher(root / "teacher"))}
 
 
 @pytest.fixture
@@ -78,14 +69,14 @@ def test_a_misspelt_parameter_is_said_too():
     assert "did you mean 'sds_weight'?" in lines[0]
 
 
-def test_examine_gives_a_notebook_the_same_as_a_table(folders):
-    table = doctor.examine(FinetuneConfig(**folders))
+def test_examine_gives_a_notebook_the_same_as_a_table(tiny_models):
+    table = doctor.examine(FinetuneConfig(**tiny_models))
     assert list(table.columns) == ["what", "state", "said"]
     assert set(table["state"]) == {"here"}
 
 
-def test_a_device_that_is_not_here_is_missing(folders):
-    table = doctor.examine(FinetuneConfig(**folders, device="mps")).set_index("what")
+def test_a_device_that_is_not_here_is_missing(tiny_models):
+    table = doctor.examine(FinetuneConfig(**tiny_models, device="mps")).set_index("what")
     assert table.loc["device", "state"] == "missing"
 
 
@@ -100,9 +91,9 @@ def test_weights_in_the_cache_are_found(empty_cache):
     assert "hf download a/b" in student_files.weights_problem("hf-hub:a/b", None)
 
 
-def test_a_teacher_is_there_when_all_its_files_are(empty_cache, folders):
-    folder, repo = project_root() / folders["teacher"], "some/teacher"
-    assert teacher_files.weights_problem(folders["teacher"]) is None
+def test_a_teacher_is_there_when_all_its_files_are(empty_cache, tiny_models):
+    folder, repo = project_root() / tiny_models["teacher"], "some/teacher"
+    assert teacher_files.weights_problem(tiny_models["teacher"]) is None
     assert f"hf download {repo}" in teacher_files.weights_problem(repo)
     names = [*teacher_files.CONFIGS, *(f"{part}/{name}" for part, name in teacher.WEIGHTS.items())]
     for name in names:
@@ -131,17 +122,15 @@ def test_training_pairs_are_looked_for_without_being_read(source, problem, monke
     assert found is None if problem is None else problem in found
 
 
-def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(tmp_path):
-    world = make(tmp_path)
-    config = FinetuneConfig(
-        train_data=world.train_data, arm="teacher-choice", negatives="mini", **world.models
-    )
+def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(photos):
+    data = {"train_data": photos.train_data, "arm": "teacher-choice", "negatives": "mini"}
+    config = FinetuneConfig(**data, **photos.models)
     assert "of the captions" in doctor.train_problem(config)
     assert doctor.train_problem(override(config, negatives="swap")) is None
     assert doctor.train_problem(override(config, arm="sds")) is None
 
 
-def test_weights_and_disk_are_counted_from_shapes(folders):
+def test_weights_and_disk_are_counted_from_shapes(tiny_models):
     config = paper().model_copy(update={"sds_weight": 0.001})
     parties = random_parties(config, torch.device("meta"))
     learning = sum(p.numel() for p in (*parties.trained, *parties.bridge.parameters()))

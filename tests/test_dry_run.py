@@ -17,15 +17,9 @@ from sdslib.lab.dry_run import Rehearsal, Trial, rehearse
 from sdslib.train import TrainingError
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    student = tiny.save_student(root / "student")
-    return {
-        "clip_model": f"local-dir:{student}",
-        "teacher": str(tiny.save_teacher(root / "teacher")),
-        "eval_items": 3,
-    }
+@pytest.fixture
+def folders(tiny_models):
+    return tiny_models | {"eval_items": 3}
 
 
 @pytest.fixture

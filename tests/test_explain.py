@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluate import CAPTIONS, noise
@@ -18,8 +17,8 @@ from sdslib.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}", None)
+def student(tiny_models):
+    return load_student(tiny_models["clip_model"], None)
 
 
 @pytest.fixture
@@ -28,8 +27,8 @@ def scorer(student):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return load_teacher(str(tiny.save_teacher(tmp_path_factory.mktemp("teacher"))))
+def teacher(tiny_models):
+    return load_teacher(tiny_models["teacher"])
 
 
 def test_scores_are_those_of_the_clip_scorer(student, scorer):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import tiny
 from test_atlas import TAGS, benchmark
 from test_failures import GRIDS, score_table
 
@@ -197,12 +196,11 @@ def test_runs_of_other_items_are_refused(two_runs, tmp_path):
 
 
 @pytest.fixture
-def models(tmp_path, monkeypatch):
+def models(tiny_models, monkeypatch):
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
     monkeypatch.setattr(failure_study, "load_set", lambda source: words)
     monkeypatch.setattr(baseline, "load_set", lambda source: words)
-    student = f"local-dir:{tiny.save_student(tmp_path / 'student')}"
-    return {"clip_model": student, "teacher": str(tiny.save_teacher(tmp_path / "teacher"))}
+    return tiny_models
 
 
 def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(models):

@@ -121,7 +121,7 @@ DRAWN = {
     "scores_by_set": lambda note: figures.scores_by_set(sets(), note),
     "before_after": lambda note: figures.before_after(differences(), note),
     "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
-    "confusion": lambda note: figures.confusion(counts(), note),
+    "confusion": lambda note: figures.agreement({"": counts()}, note),
     "failure_modes": lambda note: item_figures.failure_modes(modes(), note),
     "margins": lambda note: item_figures.margins(paired_margins(), note, NAMES),
     "flips": lambda note: item_figures.flips(flows(), note),
@@ -351,7 +351,7 @@ def test_drawing_leaves_the_readers_own_style_alone():
 
 
 def test_counts_in_a_matrix_are_the_tables():
-    found = [t.get_text() for t in figures.confusion(counts()).axes[0].texts]
+    found = [t.get_text() for t in figures.agreement({"": counts()}).axes[0].texts]
     assert found == ["40\n39%", "5\n5%", "50\n49%", "7\n7%"]
 
 

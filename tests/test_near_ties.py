@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from test_evaluate import CAPTIONS, benchmark, item, noise
 
@@ -14,8 +13,8 @@ from sdslib.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tiny.save_teacher(tmp_path_factory.mktemp("teacher"))
+def teachers(tiny_models):
+    folder = tiny_models["teacher"]
     return load_teacher(folder, precision="bf16"), load_teacher(folder)
 
 

@@ -1,11 +1,11 @@
 """Training images that a test set holds: told by id, reported in the run, left out on request."""
 
-import json
 import tarfile
 
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tiny import write_json
 
 from sdslib import experiment
 from sdslib.benchmarks import Benchmark, Item
@@ -22,12 +22,6 @@ from sdslib.sets.overlap import Shared
 from sdslib.sets.sugarcrepe import SUGARCREPE, sugarcrepe
 
 IDS = (7, 8, 9, 10, 391895)  # of the training images; 9 and 10 are in SugarCrepe, 391895 in ARO
-
-
-def write(path, document):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
-    return path
 
 
 def picture(path):
@@ -47,23 +41,23 @@ def folder(tmp_path):
         "images": [{"id": i, "file_name": n} for i, n in zip(IDS, names, strict=True)],
         "annotations": [{"image_id": i, "caption": f"image {i}"} for i in IDS],
     }
-    write(train / "annotations" / "captions_train2017.json", notes)
+    write_json(train / "annotations" / "captions_train2017.json", notes)
     rows = {
         str(i): {"filename": f"{i:012d}.jpg", "caption": "true", "negative_caption": "false"}
         for i in (9, 10, 11)
     }
     for name in SUGARCREPE:
-        write(tmp_path / "crepe" / "data" / f"{name}.json", rows)
+        write_json(tmp_path / "crepe" / "data" / f"{name}.json", rows)
     for i in (9, 10, 11):
         picture(tmp_path / "crepe" / "val2017" / f"{i:012d}.jpg")
     box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 20, "bbox_h": 10}
     pair = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
     aro = [pair | box | {"image_path": f"{i}.png", "image_id": i} for i in (0, 1)]
-    write(tmp_path / "aro" / "visual_genome_relation.json", aro)
+    write_json(tmp_path / "aro" / "visual_genome_relation.json", aro)
     for i in (0, 1):
         picture(tmp_path / "aro" / "images" / f"{i}.png")
     known = [{"image_id": 0, "coco_id": 391895}, {"image_id": 1, "coco_id": None}]
-    write(tmp_path / "image_data.json", [*known, {"image_id": 2, "coco_id": 8}])
+    write_json(tmp_path / "image_data.json", [*known, {"image_id": 2, "coco_id": 8}])
     return tmp_path
 
 
@@ -186,7 +180,7 @@ def test_shards_name_their_images_too(folder, tmp_path):
     images = tmp_path / "train" / "train2017"
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for i in IDS[:3]:
-            path = write(tmp_path / f"{i:012d}.json", {"caption": f"image {i}"})
+            path = write_json(tmp_path / f"{i:012d}.json", {"caption": f"image {i}"})
             tar.add(images / f"{i:012d}.png", f"{i:012d}.png")
             tar.add(path, path.name)
     assert load_pairs(str(tmp_path / "0.tar")).coco_ids == [{"7"}, {"8"}, {"9"}]

@@ -1,6 +1,5 @@
 """What may be asked of the demo's models, and that they answer as the library does."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from PIL import Image
 from test_atlas import benchmark
 from test_evaluate import noise
 
@@ -30,21 +28,14 @@ from sdslib.student import load_student
 TRUE, FALSE = "a red circle left of a blue square", "a blue square left of a red circle"
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    teacher = str(tiny.save_teacher(root / "teacher"))
-    return {"clip_model": f"local-dir:{tiny.save_student(root / 'student')}", "teacher": teacher}
-
-
 @pytest.fixture
-def build(folders, tmp_path, monkeypatch):
+def build(tiny_models, tmp_path, monkeypatch):
     """Loads tiny models, no run of this machine, and six pairs that they can read."""
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
     monkeypatch.setattr(failure_study, "RUNS", str(tmp_path / "runs"))
     for room in (demo, baseline):
         monkeypatch.setattr(room, "load_set", lambda source: words)
-    return lambda **changes: demo.load(DemoConfig(draws=4, **(folders | changes)))
+    return lambda **changes: demo.load(DemoConfig(draws=4, **(tiny_models | changes)))
 
 
 @pytest.fixture
@@ -54,12 +45,6 @@ def models(build):
 
 def question(*captions):
     return Question(noise(0), captions or (TRUE, FALSE), "noise")
-
-
-def png(color="red"):
-    data = io.BytesIO()
-    Image.new("RGB", (20, 20), color).save(data, format="PNG")
-    return data.getvalue()
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -81,9 +66,9 @@ def finished_run(folder, student, **params):
     return run
 
 
-def test_runs_stand_beside_the_student_that_they_began_with(build, folders, tmp_path):
+def test_runs_stand_beside_the_student_that_they_began_with(build, tiny_models, tmp_path):
     taught = load_student(f"local-dir:{tiny.save_student(tmp_path / 'taught', seed=3)}", None)
-    folder, model = tmp_path / "runs", folders["clip_model"]
+    folder, model = tmp_path / "runs", tiny_models["clip_model"]
     found = [
         finished_run(folder, taught, clip_model=model, arm=arm) for arm in ("clip-only", "sds")
     ]
@@ -96,10 +81,10 @@ def test_runs_stand_beside_the_student_that_they_began_with(build, folders, tmp_
     assert not np.allclose(scores["sds"], scores["untouched"])
 
 
-def test_a_run_of_another_student_brings_its_own_untouched_one(build, folders, tmp_path):
+def test_a_run_of_another_student_brings_its_own_untouched_one(build, tiny_models, tmp_path):
     other = tiny.save_student(tmp_path / "other", seed=5)
     student = load_student(str(other), None)
-    sources = (folders["clip_model"], f"local-dir:{other}")
+    sources = (tiny_models["clip_model"], f"local-dir:{other}")
     found = [finished_run(tmp_path / "runs", student, clip_model=s) for s in sources]
     models = build(runs=",".join(run.name for run in found))
     assert list(models.students)[:2] == ["untouched", "untouched 2"]
@@ -135,16 +120,16 @@ def test_captions_are_lines_without_blanks_and_doubles():
 
 
 def test_an_upload_is_a_picture_or_refused_by_name():
-    assert questions.upload_ref("mine.png", png()).load().size == (20, 20)
+    assert questions.upload_ref("mine.png", tiny.png("red")).load().size == (24, 24)
     with pytest.raises(ImageError, match=r"text\.png is not an image \(starts with 'hello'\)"):
         questions.upload_ref("text.png", b"hello")
 
 
 def test_the_parameters_ask_the_first_question(build, tmp_path):
-    (tmp_path / "mine.png").write_bytes(png())
+    (tmp_path / "mine.png").write_bytes(tiny.png("red"))
     given = {"image": str(tmp_path / "mine.png"), "captions": "a red circle | a square"}
     asked = questions.start(build(**given))
-    assert asked.ref.load().size == (20, 20)
+    assert asked.ref.load().size == (24, 24)
     assert asked.captions == ("a red circle", "a square")
     models = build(item="2")
     assert questions.start(models).captions == models.benchmark.items[2].captions
@@ -156,7 +141,7 @@ def test_the_parameters_ask_the_first_question(build, tmp_path):
 
 
 def test_a_set_of_photographs_begins_with_its_first_item_and_draws_no_scene(build, tmp_path):
-    (tmp_path / "mine.png").write_bytes(png())
+    (tmp_path / "mine.png").write_bytes(tiny.png("red"))
     models = build(benchmark="winoground:data/winoground")
     first = models.benchmark.items[0]
     asked = questions.start(models)

@@ -5,7 +5,6 @@ from collections import Counter
 
 import open_clip
 import pytest
-import realworld
 import torch
 from realworld import models, sets
 from transformers import AutoTokenizer
@@ -15,11 +14,6 @@ from sdslib.miniworld import drawing
 from sdslib.pairs import load_pairs
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return realworld.make(tmp_path_factory.mktemp("world"))
 
 
 def test_the_photographs_are_small_and_of_many_kinds():
@@ -44,8 +38,8 @@ def test_the_photographs_are_small_and_of_many_kinds():
     ("name", "pairs", "captions"),
     [("train_data", 20, 100), ("val_data", 10, 50), ("karpathy", 20, 100)],
 )
-def test_pairs_load_with_five_captions_an_image(world, name, pairs, captions):
-    found = load_pairs(getattr(world, name))
+def test_pairs_load_with_five_captions_an_image(photos, name, pairs, captions):
+    found = load_pairs(getattr(photos, name))
     assert (len(found), len(found.all_captions())) == (pairs, captions)
     for i in range(pairs):
         assert set(found.captions(i)) == set(sets.CAPTIONS[f"{int(found.ids[i]):012d}"])
@@ -64,8 +58,8 @@ def test_pairs_load_with_five_captions_an_image(world, name, pairs, captions):
         ("zeroshot", "classes", 14, 4),
     ],
 )
-def test_every_set_loads_by_its_own_loader(world, name, kind, items, captions):
-    found = load_benchmark(getattr(world, name))
+def test_every_set_loads_by_its_own_loader(photos, name, kind, items, captions):
+    found = load_benchmark(getattr(photos, name))
     assert (found.kind, len(found.items)) == (kind, items)
     assert {len(item.captions) for item in found.items} == {captions}
     assert found.partial == (name != "zeroshot")
@@ -76,27 +70,30 @@ def test_every_set_loads_by_its_own_loader(world, name, kind, items, captions):
             assert min(ref.load().size) > 8
 
 
-def test_the_parts_of_photographs_are_enough_to_hold_some_out(world):
-    found = load_pairs(world.many_pairs)
+def test_the_parts_of_photographs_are_enough_to_hold_some_out(photos):
+    found = load_pairs(photos.many_pairs)
     assert (len(found), len(found.all_captions())) == (120, 600)
     assert len({found.ref(i).key for i in range(120)}) == 120
 
 
-def test_both_layouts_of_winoground_hold_the_same_pictures(world):
-    first, second = load_benchmark(world.winoground), load_benchmark(world.winoground_jsonl)
+def test_both_layouts_of_winoground_hold_the_same_pictures(photos):
+    first, second = (
+        load_benchmark(photos.winoground),
+        load_benchmark(photos.winoground_jsonl),
+    )
     for one, other in zip(first.items, second.items, strict=True):
         assert (one.captions, one.tags) == (other.captions, other.tags)
         assert [ref.key for ref in one.images] == [ref.key for ref in other.images]
 
 
-def test_no_training_image_is_in_a_test_set(world):
-    train, val = (load_pairs(source).coco_ids for source in (world.train_data, world.val_data))
+def test_no_training_image_is_in_a_test_set(photos):
+    train, val = (load_pairs(source).coco_ids for source in (photos.train_data, photos.val_data))
     assert all(train)
     assert not set().union(*train) & set().union(*val)
 
 
-def test_the_tokenizers_are_clips_and_agree(world):
-    student, teacher = load_student(world.clip_model, None), load_teacher(world.teacher)
+def test_the_tokenizers_are_clips_and_agree(photos):
+    student, teacher = load_student(photos.clip_model, None), load_teacher(photos.teacher)
     assert isinstance(student.tokenizer, open_clip.SimpleTokenizer)
     assert student.tokenizer.vocab_size == len(teacher.tokenizer) == 49_408
     assert teacher.tokenizer.model_max_length == 77
@@ -114,11 +111,14 @@ def test_the_tokenizers_are_clips_and_agree(world):
         49_406, 320, 1_125, 539, 320, 2_368, 49_407]  # fmt: skip
 
 
-def test_the_models_load_without_a_word_and_differ_by_seed(world, tmp_path):
+def test_the_models_load_without_a_word_and_differ_by_seed(photos, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        student, teacher = load_student(world.clip_model, None), load_teacher(world.teacher)
-    image = load_pairs(world.train_data).image(0)
+        student, teacher = (
+            load_student(photos.clip_model, None),
+            load_teacher(photos.teacher),
+        )
+    image = load_pairs(photos.train_data).image(0)
     assert student.encode_images(student.transform(image)[None]).shape == (1, 32)
     assert teacher.latent_shape == (4, 8, 8)
     other = load_student(f"local-dir:{models.student(tmp_path / 'other', seed=1)}", None)
@@ -126,8 +126,8 @@ def test_the_models_load_without_a_word_and_differ_by_seed(world, tmp_path):
     assert not torch.equal(student.encode_texts(tokens), other.encode_texts(tokens))
 
 
-def test_the_teachers_folder_holds_the_files_of_a_stable_diffusion(world):
-    folder = world.root / "stable-diffusion-tiny" / "tokenizer"
+def test_the_teachers_folder_holds_the_files_of_a_stable_diffusion(photos):
+    folder = photos.root / "stable-diffusion-tiny" / "tokenizer"
     assert sorted(path.name for path in folder.iterdir()) == [
         "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]  # fmt: skip
     assert type(AutoTokenizer.from_pretrained(folder)).__name__ == "CLIPTokenizer"

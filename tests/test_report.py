@@ -5,13 +5,13 @@ import io
 import re
 from types import SimpleNamespace
 
+import pages
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup
 from finished import finish
 from PIL import Image
 from test_failures import score_table
-from test_page import EVIL, Page
+from test_page import EVIL
 from test_pdf import pdf_text
 
 from sdslib import experiment
@@ -73,19 +73,17 @@ def refuse(source):
 
 
 def test_the_page_holds_all_it_shows_and_every_picture_has_its_words(saved):
-    found = Page(saved[1])
-    assert not found.outside
-    assert len(found.alts) >= found.figures >= 7 + 2 * 10
-    assert all(alt and alt.strip() for alt in found.alts)
-    assert found.open == []
-    for figure in re.findall(r"<figure>.*?</figure>", saved[1], re.S):
-        assert re.search(r'<img [^>]*alt="[^"]+', figure)
+    assert not pages.outside(saved[1])
+    assert pages.Nesting(saved[1]).open == []
+    figures = pages.read(saved[1]).select("figure")
+    assert len(figures) >= 7 + 2 * 10
+    assert all(figure.img["alt"].strip() for figure in figures)
 
 
 def test_markup_in_a_title_or_a_message_stays_text(small):
     assert "<script" not in small[1]
     assert small[1].count("&lt;script&gt;") == 3
-    assert Page(small[1]).open == []
+    assert pages.Nesting(small[1]).open == []
 
 
 def test_no_place_of_this_machine_is_shown(small):
@@ -98,16 +96,16 @@ def test_no_place_of_this_machine_is_shown(small):
 
 
 def test_links_within_the_page_lead_to_its_chapters(saved):
-    found = Page(saved[1])
-    *inside, paper = found.links
-    assert [link[1:] for link in inside] == [c.lower().replace(" ", "-") for c in CHAPTERS]
-    assert {link[1:] for link in inside} <= set(found.anchors)
+    page = pages.read(saved[1])
+    *inside, paper = (link["href"] for link in page.select("a"))
+    assert inside == ["#" + c.lower().replace(" ", "-") for c in CHAPTERS]
+    assert all(page.select(link) for link in inside)
     assert paper == "https://arxiv.org/abs/2307.09233"
 
 
 def test_the_picture_in_the_page_is_the_figure(told, saved):
     figure = told.figures["1-scores"]
-    image = BeautifulSoup(saved[1], "html.parser").find("img", alt=figure.alt)
+    image = pages.read(saved[1]).find("img", alt=figure.alt)
     with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
         assert picture.format == "PNG"
         wanted = figure.get_figwidth() / figure.get_figheight()
@@ -231,7 +229,7 @@ def test_the_first_example_is_gained_and_gains_and_losses_take_turns():
 
 
 def test_examples_stand_with_their_pictures_and_captions_on_page_and_paper(told, saved):
-    cards = BeautifulSoup(saved[1], "html.parser").select("section")
+    cards = pages.read(saved[1]).select("section")
     assert len(cards) == 10
     for card in cards:
         assert len(card.select("figure img")) == 2
@@ -242,7 +240,7 @@ def test_examples_stand_with_their_pictures_and_captions_on_page_and_paper(told,
 
 def test_a_set_whose_pictures_are_not_here_is_reported_without_them(small):
     assert "the terms are not accepted" in small[1]
-    cards = BeautifulSoup(small[1], "html.parser").select("section")
+    cards = pages.read(small[1]).select("section")
     assert len(cards) == 2
     assert not any(card.img for card in cards)
     assert pdf.from_page(small[1])
@@ -250,7 +248,7 @@ def test_a_set_whose_pictures_are_not_here_is_reported_without_them(small):
 
 def test_a_run_without_control_says_what_that_means(small):
     assert "may be a gain of fine-tuning and not of the teacher" in flat(small[1])
-    tables = BeautifulSoup(small[1], "html.parser").select("table")
+    tables = pages.read(small[1]).select("table")
     assert "L_CLIP only" not in "".join(table.text for table in tables)
 
 
@@ -314,6 +312,6 @@ def test_from_an_empty_folder_to_a_report(tmp_path, monkeypatch, capsys):
     report.save(told)
     assert "making a small one first" in capsys.readouterr().out
     assert "It is too short" in (tmp_path / "report.html").read_text()
-    assert not Page((tmp_path / "report.html").read_text()).outside
+    assert not pages.outside((tmp_path / "report.html").read_text())
     monkeypatch.setattr(experiment, "finetune", lambda *args: pytest.fail("made it again"))
     assert settings.collect(config)[0].run.path == told.cases[0].run.path

@@ -4,7 +4,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from realworld import make
 
 from sdslib.config import FinetuneConfig, set_name
 from sdslib.io.wording import ParameterError
@@ -12,26 +11,21 @@ from sdslib.pairs import load_pairs
 from sdslib.sets import roles
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("real"))
-
-
 @pytest.fixture
-def config(world):
+def config(photos):
     def made(**given):
-        start = {"train_data": world.train_data, "benchmark": world.winoground, "batch_size": 4}
-        return FinetuneConfig(**start | world.models | given)
+        start = {"train_data": photos.train_data, "benchmark": photos.winoground, "batch_size": 4}
+        return FinetuneConfig(**start | photos.models | given)
 
     return made
 
 
-def test_scores_are_kept_under_the_name_of_the_set_and_no_path_is_in_it(world):
-    sources = [world.winoground, world.winoground_jsonl, world.aro_relation, world.sugarcrepe,
-               world.zeroshot, "mini:winoground", "mini:zeroshot_color"]  # fmt: skip
+def test_scores_are_kept_under_the_name_of_the_set_and_no_path_is_in_it(photos):
+    sources = [photos.winoground, photos.winoground_jsonl, photos.aro_relation, photos.sugarcrepe,
+               photos.zeroshot, "mini:winoground", "mini:zeroshot_color"]  # fmt: skip
     for source in sources:
         assert roles.load_set(source).name == set_name(source), source
-    found = roles.load_set(f"retrieval:{world.val_data}")
+    found = roles.load_set(f"retrieval:{photos.val_data}")
     assert (found.kind, found.name) == ("retrieval", set_name("retrieval:anything"))
 
 
@@ -65,32 +59,31 @@ def test_too_few_pairs_hold_nothing_out_unless_asked_and_then_say_so(config):
         roles.load_data(config(validation="held-out"))
 
 
-def test_validation_may_be_any_benchmark_or_none(config, world):
-    found = roles.load_data(config(validation=world.aro_relation)).validation
+def test_validation_may_be_any_benchmark_or_none(config, photos):
+    found = roles.load_data(config(validation=photos.aro_relation)).validation
     assert found.name == "aro-relation"
     assert roles.load_data(FinetuneConfig(eval_items=4, validation="none")).validation is None
 
 
-def test_sets_to_keep_are_named_told_apart_and_left_out_on_request(config, world):
-    other = f"zeroshot:{world.zeroshot.partition(':')[2]}"
-    data = roles.load_data(config(keep=f"{world.zeroshot}, {other},retrieval:{world.val_data}"))
+def test_sets_to_keep_are_named_told_apart_and_left_out_on_request(config, photos):
+    other = f"zeroshot:{photos.zeroshot.partition(':')[2]}"
+    data = roles.load_data(config(keep=f"{photos.zeroshot}, {other},retrieval:{photos.val_data}"))
     assert list(data.keep) == ["zeroshot", "zeroshot-2", "retrieval"]
     assert set(data.scored()) == {"winoground", *data.keep}
     assert roles.load_data(config(keep="none")).keep == {}
     assert roles.load_data(config()).keep == {}  # none is at hand, and none is downloaded
 
 
-def test_the_reported_set_is_not_kept_beside_itself(config, world):
-    data = roles.load_data(config(benchmark=world.zeroshot, keep=world.zeroshot))
+def test_the_reported_set_is_not_kept_beside_itself(config, photos):
+    data = roles.load_data(config(benchmark=photos.zeroshot, keep=photos.zeroshot))
     assert data.keep == {}
 
 
-def test_a_set_in_its_usual_place_is_at_hand(monkeypatch, tmp_path, world):
+def test_a_set_in_its_usual_place_is_at_hand(monkeypatch, tmp_path, photos):
     assert not roles.is_at_hand("retrieval")
-    parts = world.val_data.split("::")
+    parts = photos.val_data.split("::")
     monkeypatch.setattr(roles, "COCO_VAL", "::".join(parts))
     assert roles.is_at_hand("retrieval")
-    assert "retrieval" in roles._at_hand()
 
 
 def test_imagenet_s_folders_get_the_names_of_their_classes_and_train_is_no_class(tmp_path):
@@ -106,8 +99,8 @@ def test_imagenet_s_folders_get_the_names_of_their_classes_and_train_is_no_class
     assert "tench" in names[0]
 
 
-def test_winoground_is_read_from_its_usual_place_by_its_name_alone(world, monkeypatch):
-    folder = Path(world.winoground_jsonl.partition(":")[2])
+def test_winoground_is_read_from_its_usual_place_by_its_name_alone(photos, monkeypatch):
+    folder = Path(photos.winoground_jsonl.partition(":")[2])
     usual = {"data/winoground": folder}
     monkeypatch.setattr(
         "sdslib.sets.winoground.project_path", lambda path: usual.get(path, Path(path))
@@ -116,12 +109,12 @@ def test_winoground_is_read_from_its_usual_place_by_its_name_alone(world, monkey
     assert found.label == "winoground (partial: 16 of 400)"
 
 
-def test_another_set_to_keep_or_to_choose_on_is_another_run(config, world):
+def test_another_set_to_keep_or_to_choose_on_is_another_run(config, photos):
     from sdslib.io.runs import identify
 
     ids = {
         identify(c, roles.load_data(c).fingerprints())["id"]
-        for c in (config(), config(keep=world.zeroshot), config(validation=world.sugarcrepe))
+        for c in (config(), config(keep=photos.zeroshot), config(validation=photos.sugarcrepe))
     }
     assert len(ids) == 3
 

@@ -4,6 +4,7 @@
 tokenizer of their own, as the mini-world's do.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
@@ -26,6 +28,22 @@ WORDS = (
 CONTEXT = 16  # tokens, start and end included
 SIZE = 32  # pixels of the student's image side
 LATENT = (4, 4, 4)  # of a 32-pixel image under the tiny VAE's factor 8
+
+
+def png(picture, size=(24, 24)) -> bytes:
+    """The PNG file of a picture, or of a plain color."""
+    if not isinstance(picture, Image.Image):
+        picture = Image.new("RGB", size, picture)
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def write_json(path, document) -> Path:
+    """Write a document into a folder that is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    return path
 
 
 def build_tokenizer(words=WORDS, length=CONTEXT) -> PreTrainedTokenizerFast:
@@ -163,17 +181,18 @@ def tiny_unet(**changes) -> UNet2DConditionModel:
     )
 
 
-def tiny_vae() -> AutoencoderKL:
+def tiny_vae(**changes) -> AutoencoderKL:
     return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        layers_per_block=1,
-        sample_size=SIZE,
-        block_out_channels=(32,) * 4,
-        scaling_factor=0.5,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        **{
+            "latent_channels": 4,
+            "layers_per_block": 1,
+            "sample_size": SIZE,
+            "block_out_channels": (32,) * 4,
+            "scaling_factor": 0.5,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+        }
+        | changes
     )
 
 

@@ -37,6 +37,16 @@ def _bare(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
+def listed(text: str | None) -> list[str]:
+    """The words between commas of a parameter that is a list, none where it is not given."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's message, or what the error is where it has none."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
 def did_you_mean(option: str | None) -> str:
     """What is added to a message where one option was most likely meant."""
     return f"; did you mean {option!r}?" if option else ""

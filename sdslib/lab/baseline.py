@@ -50,23 +50,22 @@ def at_hand(config: BaselineConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     retrieval included.
     """
     found, absent = load_sets(config)
-    absent += [{"set": text_only.LikelihoodScorer.name, "why": why} for why in corpus(config)[1]]
+    absent += [(text_only.LikelihoodScorer.name, why) for why in corpus(config)[1]]
     return found, pd.DataFrame(absent, columns=["set", "why"])
 
 
-def load_sets(config: BaselineConfig) -> tuple[list[Benchmark], list[dict[str, str]]]:
-    """The benchmarks of `at_hand`, and rows set, why of those that are not here."""
-    world, found, absent = world_of(config.preset), [], []
+def load_sets(config: BaselineConfig) -> tuple[list[Benchmark], list[tuple[str, str]]]:
+    """The benchmarks of `at_hand`, and set and reason of those that are not here."""
+    world, found, absent = world_of(config.preset), list[Benchmark](), list[tuple[str, str]]()
     known = [*world.SETS, world.PAIRS] if world else [*benchmarks.LOADERS, RETRIEVAL]
     for name in known if config.benchmark == "all" else [config.benchmark]:
         try:
             found.append(load_set(name))
         except DataError as reason:
-            absent.append({"set": name, "why": str(reason)})
-    found = [benchmark.sample(config.eval_items, config.seed) for benchmark in found]
+            absent.append((name, str(reason)))
     if not found:
-        raise DataError("no benchmark is at hand: " + "; ".join(row["why"] for row in absent))
-    return found, absent
+        raise DataError("no benchmark is at hand: " + "; ".join(why for _, why in absent))
+    return [benchmark.sample(config.eval_items, config.seed) for benchmark in found], absent
 
 
 def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
@@ -80,12 +79,10 @@ def corpus(config: BaselineConfig) -> tuple[Pairs | None, list[str]]:
 
 def contents(sets: Sequence[Benchmark]) -> pd.DataFrame:
     """One row a set: its kind, how many of its items are here, and where they come from."""
-    rows = [
-        {"set": b.name, "kind": b.kind, "items": len(b.items), "of": b.total, "partial": b.partial,
-         "captions an item": len(b.items[0].captions)}
-        for b in sets
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    rows = [(b.name, b.kind, len(b.items), b.total, b.partial, len(b.items[0].captions))
+            for b in sets]  # fmt: skip
+    head = ["set", "kind", "items", "of", "partial", "captions an item"]
+    return pd.DataFrame(rows, columns=head)
 
 
 def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = iter) -> Run:
@@ -114,15 +111,14 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
         for benchmark in progress(sets):
             # `cautions` tells them of the kept scores
             with warnings.catch_warnings(action="ignore", category=tables.Caution):
-                found = evaluate.score_grids(clip, benchmark)
-                run.save_scores(f"{benchmark.name}.{STUDENT}", found)
+                found = {STUDENT: evaluate.score_grids(clip, benchmark)}
                 if judge is not None and benchmark.kind != "retrieval":
                     part = benchmark.sample(config.teacher_items, config.seed)
-                    found = teacher_scores(judge, part, config)
-                    run.save_scores(f"{benchmark.name}.{TEACHER}", found)
+                    found[TEACHER] = teacher_scores(judge, part, config)
                 for reader in readers if benchmark.kind == "choice" else ():
-                    found = evaluate.score_grids(reader, benchmark)
-                    run.save_scores(f"{benchmark.name}.{reader.name.replace(' ', '-')}", found)
+                    found[reader.name.replace(" ", "-")] = evaluate.score_grids(reader, benchmark)
+            for name, table in found.items():
+                run.save_scores(f"{benchmark.name}.{name}", table)
         run.save_results(results(run, sets))
         run.finish()
     return run
@@ -164,9 +160,8 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
     if world is None:
         return Judge(teacher, None, full)
     known = load_set(world.VALIDATION).sample(items, config.seed)
-    scorer = diffusion.diffusion_scorer(
-        full or teacher, 32, config.seed, empty=False, batch_size=128
-    )
+    whole = full or teacher
+    scorer = diffusion.diffusion_scorer(whole, 32, config.seed, empty=False, batch_size=128)
     profile = diffusion.error_profile(diffusion.error_table(scorer, known.items))
     return Judge(teacher, profile, full)
 
@@ -186,13 +181,10 @@ def teacher_scores(
     low = _stopping(judge.teacher, judge, config)
     scorer: evaluate.Scorer = low
     if judge.full is not None:
-        full, known = _stopping(judge.full, judge, config), items[:ROUNDED]
-        scorer = near_ties.RecheckedScorer(
-            low, full, near_ties.rounding(low, full, known, judge.profile)
-        )
-    found = evaluate.score_grids(
-        scorer, benchmark, progress=lambda some: progress(some, len(items))
-    )
+        full = _stopping(judge.full, judge, config)
+        rounding = near_ties.rounding(low, full, items[:ROUNDED], judge.profile)
+        scorer = near_ties.RecheckedScorer(low, full, rounding)
+    found = evaluate.score_grids(scorer, benchmark, progress=lambda s: progress(s, len(items)))
     found.attrs["counts"] = dict(scorer.counts)  # with what the rounding took
     return found
 
@@ -220,13 +212,13 @@ def scored(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
     """(set, model) -> score table of everything the run keeps."""
     pairs = (name.rpartition(".") for name in run.score_names())
     found = {(s, m.replace("-", " ")): run.scores(f"{s}.{m}") for s, _, m in pairs}
-    return dict(sorted(found.items(), key=lambda pair: _place(*pair[0])))
+    return {key: found[key] for key in sorted(found, key=_place)}
 
 
-def _place(name: str, model: str) -> tuple[int, str, int]:
+def _place(key: tuple[str, str]) -> tuple[int, str, int]:
     """Winoground first, then as the loaders are listed, retrieval and others last."""
-    known = [*benchmarks.LOADERS]
-    bare = name.removeprefix("mini-")
+    name, model = key
+    bare, known = name.removeprefix("mini-"), [*benchmarks.LOADERS]
     place = next((n for n, other in enumerate(known) if bare.startswith(other)), len(known))
     return place, name, MODELS.index(model)
 
@@ -256,11 +248,8 @@ def cautions(run: Run) -> pd.DataFrame:
 
     What sees no image cannot tell captions of one length apart: that is no fault.
     """
-    rows = [
-        {"set": name, "model": model, "caution": text}
-        for (name, model), table in scored(run).items() if model not in BLIND
-        for text in tables.cautions(table)
-    ]  # fmt: skip
+    rows = [(*key, text) for key, table in scored(run).items() if key[1] not in BLIND
+            for text in tables.cautions(table)]  # fmt: skip
     return pd.DataFrame(rows, columns=["set", "model", "caution"])
 
 
@@ -290,12 +279,10 @@ def agreement_table(run: Run) -> pd.DataFrame:
     """One row a set: shares of items that both, one or none gets right, and Cohen's kappa."""
     rows = []
     for name, counts in agreements(run).items():
-        n, c = int(counts.to_numpy().sum()), counts / counts.to_numpy().sum()
-        rows.append({
-            "set": name, "n": n, "both right": c.iloc[0, 0], "student alone": c.iloc[0, 1],
-            "teacher alone": c.iloc[1, 0], "none": c.iloc[1, 1], "kappa": failures.kappa(counts),
-        })  # fmt: skip
-    return pd.DataFrame(rows).round(3)
+        cells = counts.to_numpy().ravel()
+        rows.append((name, cells.sum(), *(cells / cells.sum()), failures.kappa(counts)))
+    told = ["set", "n", "both right", "student alone", "teacher alone", "none", "kappa"]
+    return pd.DataFrame(rows, columns=told).round(3)
 
 
 def _paired(run: Run) -> Iterator[tuple[str, tuple]]:
@@ -315,18 +302,15 @@ def first_metric(table: pd.DataFrame, rule: str = "") -> pd.Series:
 def costs(run: Run) -> pd.DataFrame:
     """What each score table cost: forward passes of each kind, UNet evaluations and ms an item."""
     rows = []
-    for (name, model), table in scored(run).items():
-        if model in BLIND:
-            continue
+    seen = {key: table for key, table in scored(run).items() if key[1] not in BLIND}
+    for key, table in seen.items():
         counts, n = table.attrs["counts"], len(table)
-        rows.append({
-            "set": name, "model": model, "items": n, "images": counts["images"],
-            "captions": counts["captions"],
-            "UNet evaluations": counts.get("unet_evaluations", 0),
-            "UNet an item": counts.get("unet_evaluations", 0) / n,
-            "ms an item": 1000 * table.attrs["seconds"] / n,
-        })  # fmt: skip
-    return pd.DataFrame(rows).round(1)
+        unet, seconds = counts.get("unet_evaluations", 0), table.attrs["seconds"]
+        passes = (counts["images"], counts["captions"], unet)
+        rows.append((*key, n, *passes, unet / n, 1000 * seconds / n))
+    told = ["set", "model", "items", "images", "captions", "UNet evaluations", "UNet an item",
+            "ms an item"]  # fmt: skip
+    return pd.DataFrame(rows, columns=told).round(1)
 
 
 def human_label(config: ModelsConfig) -> str:

@@ -27,17 +27,8 @@ from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
 from sdslib.io.storage import StorageError
 from sdslib.io.wording import ParameterError
-from sdslib.lab.probes import (
-    AGAIN,
-    HELD,
-    SWAPS,
-    World,
-    changes,
-    embed,
-    probe_table,
-    swap_table,
-    world,
-)
+from sdslib.lab import probes
+from sdslib.lab.probes import AGAIN, HELD, SWAPS, World, changes, embed, world
 from sdslib.miniworld import files
 from sdslib.pairs import Batch, Pairs, batches, load_pairs
 from sdslib.results import formatting
@@ -78,10 +69,9 @@ def reconstruction(mapped: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> 
 def errors(teacher: Teacher, z: Tensor, captions: Sequence[str], t: Tensor, eps: Tensor) -> Tensor:
     """Mean squared eps errors [N] of latents [N, C, H, W], 128 at a time."""
     found = []
-    for n in range(0, len(z), 128):
-        rows = slice(n, n + 128)
-        text, abar = teacher.embed_texts(captions[rows]), teacher.alpha_bar[t[rows]]
-        draw = (z[rows], text, t[rows], eps[rows], abar)
+    for rows in torch.arange(len(z)).split(128):
+        text = teacher.embed_texts([captions[n] for n in rows])
+        draw = (z[rows], text, t[rows], eps[rows], teacher.alpha_bar[t[rows]])
         found.append(losses.denoising_loss(teacher.predict_noise, *draw, reduction="mean"))
     return torch.cat(found)
 
@@ -138,7 +128,11 @@ def gradients(
         part = {"bridge": "bridge", "visual": "image tower"}.get(name.split(".")[0], "text tower")
         for kind in ("all", _kind(name)):
             parts.setdefault((part, kind), []).append(n)
-    found = {name: _gradient(values, list(named.values())) for name, values in terms.items()}
+    found = {}
+    for name, values in terms.items():
+        grads = torch.autograd.grad(values.mean(), list(named.values()), retain_graph=True,
+                                    allow_unused=True, materialize_grads=True)  # fmt: skip
+        found[name] = [grad.double().flatten() for grad in grads]
     rows = []
     for (part, kind), places in parts.items():
         own = {name: torch.cat([grads[n] for n in places]) for name, grads in found.items()}
@@ -150,14 +144,6 @@ def gradients(
             row[f"cosine with {name}"] = float(own["sds"] @ own[name]) / (both or np.nan)
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["part", "kind"], ignore_index=True)
-
-
-def _gradient(values: Tensor, params: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradient of the values' mean, flat, in float64; zeros where there is none."""
-    found = torch.autograd.grad(
-        values.mean(), params, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return [grad.double().flatten() for grad in found]
 
 
 def _kind(name: str) -> str:
@@ -245,7 +231,7 @@ def of_teacher(on: Ground) -> dict[str, pd.DataFrame]:
     z = _latents(on.teacher, trained[HELD])
     both = {"VAE latent": known}, {"VAE latent": asked}
     return {
-        "linear probes of the latent": probe_table(*both, on.fit, held, seed),
+        "linear probes of the latent": probes.probe_table(*both, on.fit, held, seed),
         "the choice on the latent": choices(on.teacher, on.true, on.worlds, seed),
         "the choice by t": choice_by_t(on.teacher, z, trained, on.config, seed),
     }
@@ -264,8 +250,8 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
     draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
     batch = next(batches(on.pairs, student.transform, config.batch_size, seed, range(1)))
     return {
-        "linear probes": probe_table(fitted, seen[HELD], on.fit, on.worlds[HELD], seed),
-        "swaps": swap_table(fitted, on.fit, seen, on.worlds, seed),
+        "linear probes": probes.probe_table(fitted, seen[HELD], on.fit, on.worlds[HELD], seed),
+        "swaps": probes.swap_table(fitted, on.fit, seen, on.worlds, seed),
         "R2 of h_w": reconstruction(mapped, on.true),
         "the choice on h_w": choices(on.teacher, mapped, on.worlds, seed),
         "gradients": gradients(parties, batch, *draws, config),

@@ -58,8 +58,8 @@ def examine(config: FinetuneConfig) -> pd.DataFrame:
 def findings(config: FinetuneConfig) -> Iterator[Finding]:
     """Everything that `02_finetune` of this config needs, then what other notebooks can use."""
     problems = {"student": student_files.weights_problem(config.clip_model, config.clip_pretrained)}
-    yield _finding("student", problems["student"],
-                   f"{config.clip_model} {config.clip_pretrained or ''}".strip())  # fmt: skip
+    student = f"{config.clip_model} {config.clip_pretrained or ''}".strip()
+    yield _finding("student", problems["student"], student)
     if fingerprints.has_teacher(config):
         source = (config.teacher, config.teacher_revision, config.variant)
         problems["teacher"] = teacher_files.weights_problem(*source)
@@ -186,11 +186,11 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print)
         for problem in error.problems:
             say(f"missing   parameters: {problem}")
         return 1
-    found = []
+    missing = False
     for row in findings(config):
-        found.append(row.state)
+        missing |= row.state == "missing"
         say(f"{row.state:<9} {row.what}: {row.said}")
-    return int("missing" in found)
+    return int(missing)
 
 
 if __name__ == "__main__":

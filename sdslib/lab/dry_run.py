@@ -37,7 +37,6 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab.random_models import random_student, random_teacher
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.teacher import Teacher
 from sdslib.train import Loop, Parties, TrainingError, seen_pairs
 
 COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017
@@ -122,9 +121,9 @@ class Rehearsal:
         rows = [
             *((f"parameters, {k}", f"{v / 1e6:,.4g} M", "counted")
               for k, v in self.parameters.items()),
-            ("device", self.device, f"memory {_gigabytes(self.device_memory)}"),
+            ("device", self.device, f"memory {self.device_memory / 1e9:.3g} GB"),
             ("pairs a step and process", str(self.pairs), "batch_size / processes"),
-            ("peak of memory", _gigabytes(self.memory), told),
+            ("peak of memory", f"{self.memory / 1e9:.3g} GB", told),
             ("fits", "yes" if self.fits else "no", self.failed or advice),
             ("seconds a step", f"{self.seconds:.3g}", told),
             ("steps of the run", f"{self.steps:,}", "counted"),
@@ -132,10 +131,6 @@ class Rehearsal:
             ("hours of the run's steps", f"{self.hours:.3g}", "seconds a step × steps"),
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=["what", "value", "how"])
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"
 
 
 def rehearse(config: FinetuneConfig) -> Rehearsal:
@@ -171,7 +166,10 @@ def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = ST
     pictures = cast(Pairs, Pictures(size * (steps + 1)))  # as much of one as the loop asks for
     gc.collect()
     reset_peak(device)
-    counted = nullcontext() if parties.teacher is None else _counted(parties.teacher, evaluated)
+    counted: Any = nullcontext()
+    if parties.teacher is not None:
+        unet = parties.teacher.unet
+        counted = unet.register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
     with counted:
         loop = Loop(config.model_copy(update=changes), parties, pictures)
         seconds = [step.seconds for step in loop]
@@ -179,32 +177,27 @@ def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = ST
     return Trial(size, statistics.median(seconds[1:]), memory, sum(evaluated) / (steps + 1))
 
 
-def _counted(teacher: Teacher, evaluated: list[int]) -> Any:
-    return teacher.unet.register_forward_pre_hook(
-        lambda module, args: evaluated.append(len(args[0]))
-    )
-
-
 def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     """Who takes part, at full size, with weights drawn from the run's seed."""
     seed = derive_seed(config.seed, "rehearsal")
     student = random_student(config.clip_model, device, seed)
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
-    trained = [value for _, value in chosen]
+    trained, bridge = [value for _, value in chosen], None
     if ARMS[config.arm].sds is None:
         return Parties(student, trained, negative=named("mini").pick)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
-    width = student.pooled_width if config.bridge_input == "pooled" else student.width
-    bridge = Bridge(width, shape)
-    bridge.load_state_dict(random_start(width, shape, seed))
+    if ARMS[config.arm].maps:
+        width = student.pooled_width if config.bridge_input == "pooled" else student.width
+        bridge = Bridge(width, shape)
+        bridge.load_state_dict(random_start(width, shape, seed))
+        bridge.to(device)
 
     def latents(index: Tensor) -> Tensor:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
-    own = bridge.to(device) if ARMS[config.arm].maps else None
-    return Parties(student, trained, teacher, own, named("mini").pick, latents)
+    return Parties(student, trained, teacher, bridge, named("mini").pick, latents)
 
 
 class Pictures:
@@ -315,8 +308,7 @@ def asked(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> dict[
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         dest="given", help=told)  # fmt: skip
     options = vars(parser.parse_args(words))
-    given = {name: literal(text) for name, text in options.pop("given")}
-    return options | given
+    return options | {name: literal(text) for name, text in options.pop("given")}
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -57,7 +57,8 @@ class RecheckedScorer:
 
     def _is_near(self, scored: Scored) -> bool:
         draws = len(self.low.bank.draws.t) / scored.notes["draws"]
-        return smallest_lead(_deciding(scored)) < MARGIN * self.rounding * np.sqrt(draws)
+        grid = scored.grids.get("relative", scored.grids[""])
+        return smallest_lead(grid) < MARGIN * self.rounding * np.sqrt(draws)
 
 
 def rounding(
@@ -73,14 +74,12 @@ def rounding(
     """
     if not torch.equal(low.bank.draws.t, full.bank.draws.t):
         raise ValueError("both precisions must be scored at the same draws (t, eps)")
-    rule, changes = "" if profile is None else "relative.", []
+    rule, changes = "" if profile is None else r"relative\.", []
     for item in items:
-        cells = [
-            f"{rule}s_{i}_{k}" for i in range(len(item.images)) for k in range(len(item.captions))
-        ]
         scores = [scores_from_errors(error_table(one, [item]), profile) for one in (low, full)]
-        before, after = (table[cells].to_numpy().reshape(len(item.images), -1) for table in scores)
-        changes.append(_leads(before) - _leads(after))
+        grids = (table.filter(regex=f"^{rule}s_").to_numpy() for table in scores)
+        before, after = (_leads(grid.reshape(len(item.images), -1)) for grid in grids)
+        changes.append(before - after)
     return float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))
 
 
@@ -93,7 +92,3 @@ def smallest_lead(grid: np.ndarray) -> float:
 def _leads(grid: np.ndarray) -> np.ndarray:
     """Every difference that may decide: captions of one image, images of one caption."""
     return np.concatenate([np.diff(part, axis=-1).ravel() for part in (grid, grid.T)])
-
-
-def _deciding(scored: Scored) -> np.ndarray:
-    return scored.grids.get("relative", scored.grids[""])

@@ -81,8 +81,6 @@ def _worded(scenes: tuple[Scene, ...], seed: int, purpose: str) -> World:
 
 
 Columns = tuple[int, ...]
-
-
 Options = Callable[[Scene, str], list[Columns]]
 
 
@@ -123,10 +121,7 @@ QUESTIONS: dict[str, tuple[int, Options]] = {
     "color of the left or upper": (8, lambda s, c: [(n,) for n in _colors(s)]),
     "shape of the left or upper": (6, lambda s, c: [(n,) for n in _shapes(s)]),
     "color named first": (8, lambda s, c: [(n,) for n in _named(c)]),
-    "left or upper named first": (
-        2,
-        lambda s, c: _turn(_named(c) == _colors(s)),
-    ),
+    "left or upper named first": (2, lambda s, c: _turn(_named(c) == _colors(s))),
 }
 
 
@@ -154,11 +149,9 @@ def fit_probe(emb: Tensor, targets: Sequence[Columns], width: int, seed: int) ->
 
 def answers(scores: Tensor, options: Sequence[Sequence[Columns]]) -> np.ndarray:
     """Whether the first option's columns have the largest sum of scores [N, M]: bool [N]."""
-    found = []
-    for row, choices in zip(scores, options, strict=True):
-        true, *others = (float(row[list(columns)].sum()) for columns in choices)
-        found.append(true > max(others))
-    return np.array(found)
+    sums = ([float(row[list(columns)].sum()) for columns in choices]
+            for row, choices in zip(scores, options, strict=True))  # fmt: skip
+    return np.array([true > max(others) for true, *others in sums])
 
 
 def probe_table(

@@ -30,19 +30,17 @@ def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0
     source, name = model, model
     if model not in open_clip.list_models() and not model.startswith(HF_HUB_PREFIX):
         source, name = f"{LOCAL_DIR_PREFIX}{check_folder(model)}", shown(model)
+    bare: Any = {"load_weights": False, "pretrained_text": False, "device": device}
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         try:
             with _quiet():  # open_clip would say that there are no weights
-                network = open_clip.create_model(
-                    source, load_weights=False, pretrained_text=False, device=device
-                )
+                network = open_clip.create_model(source, **bare)
             tokenizer = open_clip.get_tokenizer(source)
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
-            raise WeightsError(
-                f"{name}: its config or tokenizer is out of reach: {reason}"
-            ) from error
+            told = f"{name}: its config or tokenizer is out of reach: {reason}"
+            raise WeightsError(told) from error
     origin = Origin(f"{name}, random weights", open_clip.get_model_config(source))
     return Student(network, tokenizer, origin).requires_grad_(False).eval()
 
@@ -83,11 +81,9 @@ def random_teacher(
         )
     if checkpointing:
         parts[0].enable_gradient_checkpointing()
+    own = folder / "tokenizer"
     tokenizer: Any = ByteTokens(tokens["model_max_length"], text_config.vocab_size)
-    if (
-        any((folder / "tokenizer").glob("*vocab*"))
-        or (folder / "tokenizer/tokenizer.json").exists()
-    ):
+    if any(own.glob("*vocab*")) or (own / "tokenizer.json").exists():
         tokenizer = load_tokenizer(folder)
     nn.Module.to(parts[0], PRECISIONS[precision])
     name = f"{shown(source)}, random weights"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from sdslib.io.images import ImageRef
 from sdslib.miniworld import drawing
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES, Scene, Thing, say
+from sdslib.miniworld.files import png
 
 Words = Mapping[str, Any]  # what is chosen of each of `CHOICES`, and which variant
 WORLD = "mini-world"
@@ -54,6 +54,5 @@ def captions(scene: Scene) -> tuple[str, str]:
 
 def picture(scene: Scene) -> ImageRef:
     """The scene's picture as a reference, as any other picture is."""
-    data = io.BytesIO()
-    drawing.draw(scene).save(data, format="PNG")
-    return ImageRef(f"{captions(scene)[0]}.png", data.getvalue)
+    data = png(scene)
+    return ImageRef(f"{captions(scene)[0]}.png", lambda: data)

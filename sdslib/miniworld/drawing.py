@@ -23,15 +23,10 @@ from sdslib.config import derive_seed
 SIZE = 64
 SEED = 2307
 COLORS = {
-    "red": (214, 39, 40),
-    "green": (44, 160, 60),
-    "blue": (40, 80, 214),
-    "yellow": (240, 208, 36),
-    "purple": (140, 60, 176),
-    "orange": (246, 136, 24),
-    "black": (28, 28, 28),
+    "red": (214, 39, 40), "green": (44, 160, 60), "blue": (40, 80, 214), "yellow": (240, 208, 36),
+    "purple": (140, 60, 176), "orange": (246, 136, 24), "black": (28, 28, 28),
     "cyan": (64, 204, 220),
-}
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 SIZES = {"small": 7.5, "large": 11.0}
 HELD_OUT = {("purple", "star"), ("cyan", "triangle"), ("black", "heart"), ("orange", "cross")}
@@ -69,10 +64,9 @@ class Scene:
     @property
     def split(self) -> str:
         """Drawn from the shapes and colors alone: swaps stay inside it."""
-        shapes = sorted(thing.shape for thing in self.things)
-        colors = sorted(thing.color for thing in self.things)
         if not self.differ:
             return "train"
+        shapes, colors = (sorted(getattr(t, of) for t in self.things) for of in ("shape", "color"))
         key = f"split {','.join(shapes)} {','.join(colors)}"
         share = random.Random(derive_seed(SEED, key)).random()
         for name, width in SPLITS.items():
@@ -286,18 +280,14 @@ def build_tokenizer(folder: Path, context_length: int = 24) -> None:
     core = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>",
-        special_tokens=[("<start>", ids["<start>"]), ("<end>", ids["<end>"])],
+    ends = [(token, ids[token]) for token in ("<start>", "<end>")]
+    core.post_processor = processors.TemplateProcessing("<start> $A <end>", special_tokens=ends)
+    special = {"bos_token": "<start>", "eos_token": "<end>", "unk_token": "[UNK]",
+               "pad_token": "[PAD]"}  # fmt: skip
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, model_max_length=context_length, **special
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        model_max_length=context_length,
-    ).save_pretrained(folder)
+    made.save_pretrained(folder)
 
 
 # --- which scenes belong where -------------------------------------------------------------------

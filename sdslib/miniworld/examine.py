@@ -34,11 +34,8 @@ def examples(kind: str, count: int) -> tuple[list[Image.Image], list[str]]:
         pairs = load_pairs("mini")
         return [pairs.image(i) for i in range(count)], [pairs.captions(i)[0] for i in range(count)]
     items = spread(benchmark("mini:winoground:test").items, count)
-    return [ref.load() for item in items for ref in item.images], _captions(items)
-
-
-def _captions(items: Sequence) -> list[str]:
-    return [caption for item in items for caption in item.captions]
+    captions = [caption for item in items for caption in item.captions]
+    return [ref.load() for item in items for ref in item.images], captions
 
 
 def contents() -> pd.DataFrame:
@@ -55,7 +52,8 @@ def contents() -> pd.DataFrame:
 
 def samples(teacher: Teacher, seed: int) -> tuple[list[Image.Image], list[str]]:
     """Pictures that the teacher draws for captions of validation items."""
-    captions = _captions(spread(benchmark("mini:winoground:val").items, 6))
+    items = spread(benchmark("mini:winoground:val").items, 6)
+    captions = [caption for item in items for caption in item.captions]
     return teacher.sample(captions, 50, 3.0, seed), captions
 
 
@@ -80,21 +78,18 @@ def who_knows(student: Student, teacher: Teacher, items: int, draws: int) -> pd.
     chosen = replace(whole, items=spread(whole.items, items))
     rest = [item for item in whole.items if item not in chosen.items]
     errors = diffusion.error_table(diffusion.diffusion_scorer(teacher, draws), rest[-24:])
-    profile = diffusion.error_profile(errors)
-    teachers = diffusion.diffusion_scorer(
-        teacher, draws, profile=profile, empty=False, batch_size=128
+    own = {"profile": diffusion.error_profile(errors), "empty": False, "batch_size": 128}
+    scorers: tuple[tuple[str, evaluate.Scorer, str], ...] = (
+        ("student", evaluate.clip_scorer(student), ""),
+        ("teacher", diffusion.diffusion_scorer(teacher, draws, **own), "relative"),
     )
-    scorers: dict[str, tuple[evaluate.Scorer, str]] = {
-        "student": (evaluate.clip_scorer(student), ""),
-        "teacher": (teachers, "relative"),
-    }
     rows = []
-    for name, (scorer, rule) in scorers.items():
+    for name, scorer, rule in scorers:
         scores = evaluate.score_grids(scorer, chosen)
         table = tables.tabulate(whole, scores, rule=rule, by=("collapsed_tag",))
-        rows.append(table.assign(model=name))
-    found = pd.concat(rows, ignore_index=True)
-    return found[["model", *(c for c in found if c != "model")]]
+        table.insert(0, "model", name)
+        rows.append(table)
+    return pd.concat(rows, ignore_index=True)
 
 
 def spread(items: Sequence, count: int) -> tuple:

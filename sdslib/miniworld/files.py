@@ -39,21 +39,15 @@ from sdslib.miniworld.drawing import (
     scenes,
     swapped,
 )
+from sdslib.sets.sugarcrepe import SUGARCREPE
 
-COUNTS = {
-    "coco_train": 4096,
-    "coco_val": 512,
-    "aro": 400,
-    "sugarcrepe": 200,
-    "zeroshot_per_class": 40,
-}
+COUNTS = {"coco_train": 4096, "coco_val": 512, "aro": 400, "sugarcrepe": 200,
+          "zeroshot_per_class": 40}  # fmt: skip
 WINOGROUND = {
     "val": {"Object": 240, "Relation": 240, "Both": 120},
     "test": {"Object": 480, "Relation": 480, "Both": 240},
 }
 TAGS = {"Object": "Adjective-Color", "Relation": "Noun Phrase", "Both": "Noun"}
-SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
-              "swap_obj")  # fmt: skip
 MARGIN = 3  # pixels between a box and what is drawn in it
 
 
@@ -78,12 +72,10 @@ def _dump(path: Path, document: object) -> None:
 def _write_winoground(root: Path) -> None:
     (root / "winoground").mkdir()
     for split, counts in WINOGROUND.items():
-        drawn = (
-            (kind, *both)
-            for kind, count in counts.items()
-            for both in itertools.islice(_minimal_pairs(split, kind), count)
-        )
-        rows = [_winoground_row(index, *one) for index, one in enumerate(drawn)]
+        rows: list[dict] = []
+        for kind, count in counts.items():
+            for both in itertools.islice(_minimal_pairs(split, kind), count):
+                rows.append(_winoground_row(len(rows), kind, *both))
         pq.write_table(pa.Table.from_pylist(rows), root / "winoground" / f"{split}.parquet")
 
 
@@ -103,14 +95,17 @@ def _winoground_row(index: int, kind: str, scene: Scene, other: Scene) -> dict:
     rng = _rng("winoground form", scene.place)
     both = (scene, replace(other, place=rng.getrandbits(48)))
     form = rng.choice(RELATIONS[scene.axis])
-    row: dict = {"id": index}
-    for i, s in enumerate(both):
-        row[f"image_{i}"] = {"bytes": png(s), "path": f"ex_{index}_img_{i}.png"}
-    for i, s in enumerate(both):
-        row[f"caption_{i}"] = say(form, a=s.things[0].name, b=s.things[1].name)
-    held_out = any(s.held_out for s in both)
-    row |= {"tag": TAGS[kind], "secondary_tag": "Held-out pair" if held_out else ""}
-    return row | {"collapsed_tag": kind, "num_main_preds": 2 if " and " in form else 1}
+    images = {f"image_{i}": {"bytes": png(s), "path": f"ex_{index}_img_{i}.png"}
+              for i, s in enumerate(both)}  # fmt: skip
+    captions = {f"caption_{i}": _said(form, s) for i, s in enumerate(both)}
+    held_out = "Held-out pair" if any(s.held_out for s in both) else ""
+    tags = {"tag": TAGS[kind], "secondary_tag": held_out, "collapsed_tag": kind}
+    count = 2 if " and " in form else 1
+    return {"id": index} | images | captions | tags | {"num_main_preds": count}
+
+
+def _said(form: str, scene: Scene) -> str:
+    return say(form, a=scene.things[0].name, b=scene.things[1].name)
 
 
 # --- COCO ----------------------------------------------------------------------------------------
@@ -122,8 +117,7 @@ def _write_coco(root: Path) -> None:
         folder = root / "coco" / split
         folder.mkdir()
         drawn = itertools.islice(scenes(split, f"coco {split}"), COUNTS[f"coco_{split}"])
-        images: list[dict] = []
-        notes: list[dict] = []
+        images, notes = list[dict](), list[dict]()
         for index, scene in enumerate(drawn):
             name = f"{index:06d}.png"
             (folder / name).write_bytes(png(scene))
@@ -177,13 +171,9 @@ def _relation_row(scene: Scene, turn: int) -> dict:
 
 def _attribution_row(scene: Scene) -> dict:
     (a, b), (c, d) = scene.things, swapped(scene, "Object").things
-    return {
-        "attributes": [a.color, b.color],
-        "obj1_name": a.shape,
-        "obj2_name": b.shape,
-        "true_caption": f"the {a.name} and the {b.name}",
-        "false_caption": f"the {c.name} and the {d.name}",
-    }
+    true, false = f"the {a.name} and the {b.name}", f"the {c.name} and the {d.name}"
+    row = {"attributes": [a.color, b.color], "obj1_name": a.shape, "obj2_name": b.shape}
+    return row | {"true_caption": true, "false_caption": false}
 
 
 # --- SugarCrepe ----------------------------------------------------------------------------------
@@ -198,8 +188,7 @@ def _write_sugarcrepe(root: Path) -> None:
         for index, scene in enumerate(drawn):
             rng = _rng(f"sugarcrepe {subset}", index)
             form = rng.choice(RELATIONS[scene.axis])
-            caption = say(form, a=scene.things[0].name, b=scene.things[1].name)
-            row = {"filename": f"{index}.png", "caption": caption}
+            row = {"filename": f"{index}.png", "caption": _said(form, scene)}
             rows[str(index)] = row | {"negative_caption": negative(subset, scene, form, rng)}
         _dump(root / "sugarcrepe" / f"{subset}.json", rows)
 
@@ -239,14 +228,11 @@ def _write_zeroshot(root: Path) -> None:
         folder = root / "zeroshot" / task / label
         folder.mkdir(parents=True)
         for index in range(COUNTS["zeroshot_per_class"]):
-            scene = _of_class(task, label, _rng(f"zeroshot {task} {label}", index))
+            rng = _rng(f"zeroshot {task} {label}", index)
+            while (scene := Scene((replace(random_thing(rng), **{task: label}),))).held_out:
+                pass
+            scene = replace(scene, place=rng.getrandbits(48))
             (folder / f"{index:03d}.png").write_bytes(png(scene))
-
-
-def _of_class(task: str, label: str, rng: random.Random) -> Scene:
-    while (scene := Scene((replace(random_thing(rng), **{task: label}),))).held_out:
-        pass
-    return replace(scene, place=rng.getrandbits(48))
 
 
 # --- all of it -----------------------------------------------------------------------------------

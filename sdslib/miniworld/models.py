@@ -30,20 +30,8 @@ from sdslib.io.paths import project_path, project_root
 from sdslib.io.storage import file_sha256, write_json
 from sdslib.losses import add_noise
 from sdslib.miniworld import drawing
-from sdslib.miniworld.recipe import (
-    EVERY,
-    Ema,
-    Progress,
-    Recipe,
-    draw_t,
-    error_weights,
-    fit,
-    save,
-    scaled,
-    stage_caption,
-)
-
-TOKENIZER = ["transformers", "PreTrainedTokenizerFast"]
+from sdslib.miniworld import recipe as stages
+from sdslib.miniworld.recipe import EVERY, Ema, Progress, Recipe, fit, save, scaled
 
 
 def pixel_pool(recipe: Recipe, purpose: str) -> tuple[list[drawing.Scene], Tensor]:
@@ -191,15 +179,15 @@ def train_teacher(
         among = pairs if step >= recipe.pairs_from else torch.arange(len(pool))
         index = among[torch.randint(len(among), (recipe.teacher_batch,), generator=generator)]
         rng = random.Random(derive_seed(recipe.seed, "teacher caption", step))
-        captions = [stage_caption(recipe, step, found[i], rng) for i in index.tolist()]
-        t = draw_t(recipe, step, len(index), generator)
+        captions = [stages.stage_caption(recipe, step, found[i], rng) for i in index.tolist()]
+        t = stages.draw_t(recipe, step, len(index), generator)
         z = latents[index]
         eps = torch.randn(z.shape, generator=generator)
         z_t = add_noise(z, eps, alpha_bar[t])
         ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         eps_hat = unet(z_t, t, text_encoder(ids).last_hidden_state).sample
         error = (eps_hat - eps).square().mean(dim=(1, 2, 3))
-        return (error_weights(recipe, step, alpha_bar)[t] * error).mean()
+        return (stages.error_weights(recipe, step, alpha_bar)[t] * error).mean()
 
     yield from fit("teacher", {"both": both, "ema_both": ema}, loss, recipe, root)
     ema.copy_to(both)
@@ -222,14 +210,15 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    # the class that every release of transformers knows, whatever name this one has for it
-    _edit(folder / "model_index.json", lambda document: document | {"tokenizer": TOKENIZER})
-    # where the VAE was read from is nobody's business
-    _edit(folder / "vae" / "config.json", lambda document: document | {"_name_or_path": "vae"})
-
-
-def _edit(path: Path, change: Callable[[dict], dict]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text())), indent=2) + "\n")
+    changes: dict[str, dict] = {
+        # the class that every release of transformers knows, whatever name this one has for it
+        "model_index.json": {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]},
+        # where the VAE was read from is nobody's business
+        "vae/config.json": {"_name_or_path": "vae"},
+    }
+    for name, change in changes.items():
+        document = json.loads((folder / name).read_text()) | change
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
 
 
 # --- the student ---------------------------------------------------------------------------------
@@ -339,12 +328,10 @@ def write_recipe(recipe: Recipe, seconds: dict[str, float], folder: Path) -> Non
 def provenance(folder: Path) -> pd.DataFrame:
     """The files beside `recipe.json`: size, hash, and whether they are the ones it names."""
     recorded = json.loads((folder / "recipe.json").read_text())["files"]
-    rows = [
-        {"file": name, "kB": there["bytes"] / 1000, "sha256": there["sha256"][:12],
-         "as recorded": there["sha256"] == recorded.get(name, {}).get("sha256")}
-        for name, there in digest(folder).items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    rows = [(name, there["bytes"] / 1000, there["sha256"][:12],
+             there["sha256"] == recorded.get(name, {}).get("sha256"))
+            for name, there in digest(folder).items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["file", "kB", "sha256", "as recorded"])
 
 
 def ensure_models(

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from sdslib.config import derive_seed
 from sdslib.io.state import pack_state, unpack_state
+from sdslib.io.storage import write_bytes
 from sdslib.miniworld import drawing
 
 EVERY, KEEP_EVERY = 10, 200  # steps between reports, and between checkpoints
@@ -73,12 +75,10 @@ def teacher_turns(recipe: Recipe) -> list[Turn]:
     """The teacher's stages; all but the last are cut short before their learning rate is down."""
     first, second, third = recipe.binding_from, recipe.layout_from, recipe.pairs_from
     last = recipe.teacher_steps
-    return [
-        Turn(0, first, 2 * first),
-        Turn(first, second, 5 * (second - first) // 2),
-        Turn(second, third, 3 * (third - second) // 2),
-        Turn(third, last, last - third),
-    ]
+    return [Turn(0, first, 2 * first),
+            Turn(first, second, 5 * (second - first) // 2),
+            Turn(second, third, 3 * (third - second) // 2),
+            Turn(third, last, last - third)]  # fmt: skip
 
 
 def cosine_lr(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -158,9 +158,7 @@ def fit(
 def save(tensors: dict[str, Tensor], path: Path) -> None:
     """Write the tensors in one step that a kill leaves whole or undone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, stage)
-    stage.replace(path)
+    write_bytes(path, serialized({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def is_binding(recipe: Recipe, step: int) -> bool:

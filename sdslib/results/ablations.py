@@ -22,7 +22,7 @@ from sdslib.config import ARMS as KNOWN
 from sdslib.config import TRAINABLE, FinetuneConfig
 from sdslib.io.paths import shown_path
 from sdslib.io.run import Run
-from sdslib.io.wording import ParameterError, suggest
+from sdslib.io.wording import ParameterError, listed, suggest
 from sdslib.results import formatting, studies, sweep
 from sdslib.results.grid import combine
 from sdslib.results.settings import CONTROL, UNTOUCHED, Pair, Setting, StudyError, config_of, said
@@ -85,7 +85,7 @@ def weights(config: AblateWeightConfig) -> Ablation:
     Raises ParameterError, before anything runs, for lists that cannot be read.
     """
     fixed = _fixed(config)
-    chosen = [literal(word) for word in _listed(config.weights or WEIGHTS[config.grid])]
+    chosen = [literal(word) for word in listed(config.weights or WEIGHTS[config.grid])]
     base = {"sds_weight": config.sds_weight}
     curve = [{"sds_weight": weight} for weight in chosen]
     parts = {"weights": _cells(curve, fixed, config.seeds or SEEDS[config.grid])}
@@ -106,7 +106,7 @@ def trainable(config: AblateTrainableConfig) -> Ablation:
     The set that L_SDS does not reach is trained without it, which gives the same student.
     """
     fixed = _fixed(config) | {"sds_weight": config.sds_weight}
-    names = _listed(config.sets or ",".join(TRAINABLE))
+    names = listed(config.sets or ",".join(TRAINABLE))
     sets: list[Given] = [{"trainable": name} for name in names]
     if fixed.get("arm", "sds") == "sds":
         sets = [s | {"sds_weight": 0.0} if s["trainable"] == UNREACHED else s for s in sets]
@@ -154,12 +154,8 @@ def _assigned(text: str) -> Given:
         name, sign, value = part.partition("=")
         if not sign or not name.strip().isidentifier():
             raise ParameterError([f"fixed is name=value,name=value; got {part.strip()!r}"])
-        found[name.strip()] = literal(",".join(_listed(value)))
+        found[name.strip()] = literal(",".join(listed(value)))
     return found
-
-
-def _listed(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _chosen(
@@ -167,7 +163,7 @@ def _chosen(
 ) -> list[str]:
     if text == NONE:
         return []
-    default, words = list(default), _listed(text or "")
+    default, words = list(default), listed(text or "")
     known, words = list(known) or default, words if text else default
     for word in words:
         if word not in known:

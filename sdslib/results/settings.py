@@ -23,7 +23,7 @@ from sdslib.io import runs
 from sdslib.io.identity import recipe_of
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.run import Run
-from sdslib.io.wording import ParameterError
+from sdslib.io.wording import ParameterError, listed
 
 if TYPE_CHECKING:
     from sdslib.experiment import Show
@@ -310,7 +310,7 @@ def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None)
     Where none is finished a small run and its control are made first. `progress(label)` gives what
     shows their steps. ParameterError names a run that is not there or not finished.
     """
-    names = [name.strip() for name in (config.runs or "").split(",") if name.strip()]
+    names = listed(config.runs)
     if names and root(config) != folder_at(config.runs or ""):
         there, chosen = None, [_named(name, config) for name in names]
     else:

@@ -31,7 +31,7 @@ from sdslib.io.paths import path_problem
 from sdslib.io.progress import Progress
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
-from sdslib.io.wording import ParameterError
+from sdslib.io.wording import ParameterError, listed
 from sdslib.results.executors import (
     DIED,
     Executor,
@@ -463,8 +463,7 @@ def _assignments(option: str, words: Sequence[str], several: bool) -> dict[str, 
             raise ParameterError([f"{option} needs NAME=VALUE, got {word!r}"])
         if name in found:
             raise ParameterError([f"{name} is given twice; leave one out"])
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        found[name] = [literal(part) for part in parts] if several else literal(text)
+        found[name] = list(map(literal, listed(text))) if several else literal(text)
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from sdslib.benchmarks import TOTALS, Benchmark, Item
-from sdslib.io.images import ImageRef
 from sdslib.io.paths import project_path
 from sdslib.io.sources import (
     ALL_SPLITS,
@@ -20,6 +20,7 @@ from sdslib.io.sources import (
     file_refs,
     read_json,
 )
+from sdslib.sets.pair_files import KarpathyRow
 from sdslib.sets.shuffles import SHUFFLES, Tagger, freeze, read_frozen, spacy_tagger
 
 
@@ -40,11 +41,19 @@ class RelationRow(AroRow):
 
     relation_name: str
 
+    @property
+    def tags(self) -> dict[str, str]:
+        return {"relation": self.relation_name}
+
 
 class AttributionRow(AroRow):
     """VG-Attribution names the two attributes that are exchanged."""
 
     attributes: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {"attributes": "_".join(self.attributes)}
 
 
 ARO_LOCAL = (
@@ -64,7 +73,9 @@ def aro_attribution(root: str | Path, total: int | None = TOTALS["aro-attributio
     return _aro("aro-attribution", root, AttributionRow, total)
 
 
-def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) -> Benchmark:
+def _aro(
+    name: str, root: str | Path, model: type[RelationRow | AttributionRow], total: int | None
+) -> Benchmark:
     folder = project_path(root)
     path = folder / f"visual_genome_{name.removeprefix('aro-')}.json"
     if not path.is_file() or not (folder / "images").is_dir():
@@ -73,23 +84,11 @@ def _aro(name: str, root: str | Path, model: type[AroRow], total: int | None) ->
     names = [(row.image_path, f"{path.name}[{i}].image_path") for i, row in enumerate(rows)]
     boxes = [(row.bbox_x, row.bbox_y, row.bbox_w, row.bbox_h) for row in rows]
     refs = file_refs(Root(folder / "images", "in vgr_vga_images.zip"), names, boxes)
-    items = tuple(_aro_item(*pair, i) for i, pair in enumerate(zip(rows, refs, strict=True)))
+    items = tuple(
+        Item(str(i), (ref,), (row.false_caption, row.true_caption), 1, ref.box, row.tags)
+        for i, (row, ref) in enumerate(zip(rows, refs, strict=True))
+    )
     return Benchmark(name, "choice", items, total or len(items), str(root))
-
-
-def _aro_item(row: Any, image: ImageRef, index: int) -> Item:
-    if isinstance(row, RelationRow):
-        tags = {"relation": row.relation_name}
-    else:
-        tags = {"attributes": "_".join(row.attributes)}
-    return Item(str(index), (image,), (row.false_caption, row.true_caption), 1, image.box, tags)
-
-
-class OrderRow(BaseModel):
-    """One image of the Karpathy split files with its captions."""
-
-    image: str
-    caption: Annotated[list[Caption], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 def coco_order(
@@ -107,7 +106,23 @@ def coco_order(
     annotations by default) and checked against their hash ever after. Tagged `identity`: the
     shuffles that gave the true caption back, ties for any model. Raises `DataError`.
     """
-    return _order("coco-order", annotations, images, negatives, tagger, total)
+    path = project_path(annotations)
+    root = Root(project_path(images) if images else path.parent)
+    found = read_json(path)
+    if isinstance(found, dict) and "images" in found:
+        raise DataError(f"{path.name}: {ALL_SPLITS}")
+    rows = check_rows(found, KarpathyRow, path.name)
+    refs = file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
+    truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
+    kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
+    if not kept.exists():
+        freeze(truths, tagger or spacy_tagger(kept), kept)
+    options = read_frozen(kept, truths)
+    items = tuple(
+        Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
+        for key, captions in options.items()
+    )
+    return Benchmark("coco-order", "choice", items, total or len(items), str(annotations))
 
 
 def flickr_order(
@@ -118,41 +133,8 @@ def flickr_order(
     total: int | None = TOTALS["flickr-order"],
 ) -> Benchmark:
     """Flickr30k-Order, from flickr30k_test.json; otherwise as `coco_order`."""
-    return _order("flickr-order", annotations, images, negatives, tagger, total)
-
-
-def _order(
-    name: str,
-    annotations: str | Path,
-    images: str | Path | None,
-    negatives: str | Path | None,
-    tagger: Tagger | None,
-    total: int | None,
-) -> Benchmark:
-    path = project_path(annotations)
-    root = Root(project_path(images) if images else path.parent)
-    found = read_json(path)
-    if isinstance(found, dict) and "images" in found:
-        raise DataError(f"{path.name}: {ALL_SPLITS}")
-    rows = check_rows(found, OrderRow, path.name)
-    refs = file_refs(root, [(r.image, f"{path.name}[{i}].image") for i, r in enumerate(rows)])
-    truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row.caption)}
-    kept = project_path(negatives) if negatives else path.with_name(f"{path.stem}_negatives.json")
-    if not kept.exists():
-        freeze(truths, tagger or _spacy(kept), kept)
-    options = read_frozen(kept, truths)
-    items = tuple(
-        Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
-        for key, captions in options.items()
-    )
-    return Benchmark(name, "choice", items, total or len(items), str(annotations))
-
-
-def _spacy(kept: Path) -> Tagger:
-    try:
-        return spacy_tagger()
-    except DataError as reason:
-        raise DataError(f"{reason}: {kept}") from None
+    found = coco_order(annotations, images, negatives, tagger, total)
+    return replace(found, name="flickr-order")
 
 
 def _same(captions: Sequence[str]) -> str:

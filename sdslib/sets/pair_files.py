@@ -65,8 +65,7 @@ def open_pairs(source: str) -> Pairs:
 
 
 def _shard_pairs(source: str) -> Pairs:
-    table = index_shards(source)
-    place: dict[str, int] = {}
+    table, place = index_shards(source), dict[str, int]()
     first = [place.setdefault(one, row) for row, one in enumerate(table["sha256"].to_pylist())]
     return Pairs(_joined(table.drop_columns("sha256"), first, source), read_sample, source)
 
@@ -282,30 +281,23 @@ def dataset_pairs(found: Any, name: str) -> Pairs:
             f"found {', '.join(found.column_names)}"
         )
     captions = [
-        [caption_at(text, f"{name}[{row}].{texts[0]}") for text in _listed(cell)]
+        [caption_at(text, f"{name}[{row}].{texts[0]}")
+         for text in ([cell] if isinstance(cell, str) else cell or [None])]
         for row, cell in enumerate(found[texts[0]])
-    ]
+    ]  # fmt: skip
+    # What a data set calls its rows, or their numbers: a label, which tells no image from another,
+    # for it may be null, or a caption's.
+    known = next((column for column in ID_COLUMNS if column in found.column_names), None)
+    ids = found[known] if known else range(len(found))
     cells = ImageCells(found, images[0], name)
     columns = {
-        "id": _row_ids(found),
+        "id": [f"row {row}" if own is None else str(own) for row, own in enumerate(ids)],
         "name": [f"{name}[{row}]" for row in range(len(found))],
         "captions": pa.array(captions, pa.list_(pa.string())),
         "row": list(range(len(found))),
     }
     table = _joined(pa.table(columns), alike(cells.sizes, cells.read), name)
     return Pairs(table, partial(_read_cell, found, images[0]), name)
-
-
-def _listed(cell: Any) -> list[Any]:
-    return [cell] if isinstance(cell, str) else cell or [None]
-
-
-def _row_ids(found: Any) -> list[str]:
-    """What a data set calls its rows, or their numbers; a label, which tells no image from another:
-    it may be null, or a caption's."""
-    known = [column for column in ID_COLUMNS if column in found.column_names]
-    ids = found[known[0]] if known else range(len(found))
-    return [f"row {row}" if own is None else str(own) for row, own in enumerate(ids)]
 
 
 def _read_cell(found: Any, column: str, row: Row) -> bytes:

@@ -20,7 +20,7 @@ from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.hub import cached_dataset
 from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError
-from sdslib.io.wording import ParameterError
+from sdslib.io.wording import ParameterError, listed
 from sdslib.io.worlds import ensure, world_of
 from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sets import overlap, retrieval
@@ -99,9 +99,12 @@ def load_data(config: FinetuneConfig) -> Data:
     whole = load_set(config.benchmark)
     pairs, shared = _apart(config, whole)
     pairs, validation = _validated(config, pairs)
-    pairs = some(pairs, config.train_pairs, _told(config, validation))
-    _warn_of(config, shared)
-    for text in cautions(config, pairs):
+    held = validation is not None and _validation(config) == HELD_OUT
+    left = f"{config.train_data} less what validation holds out" if held else config.train_data
+    pairs = some(pairs, config.train_pairs, left)
+    told = [f"{row.shared} of the training images are in {row.set}; overlap='exclude' leaves them "
+            "out" for row in shared if row.shared and config.overlap == "report"]  # fmt: skip
+    for text in (*told, *cautions(config, pairs)):
         warnings.warn(text, stacklevel=2)
     keep = dict(_kept(config, {whole.name, VALIDATION}))
     return Data(pairs, whole.sample(config.eval_items), validation, keep, tuple(shared))
@@ -125,16 +128,10 @@ def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
     return found
 
 
-def _told(config: FinetuneConfig, validation: Benchmark | None) -> str:
-    held = validation is not None and _validation(config) == HELD_OUT
-    return f"{config.train_data} less what validation holds out" if held else config.train_data
-
-
 def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, list[Shared]]:
     """The pairs to train on, and what test sets have in common with them or had before."""
-    others = [name for name in _listed(config.apart_from) if name != config.benchmark]
-    tests = [whole, *map(load_set, others)]
-    pairs = load_pairs(config.train_data)
+    others = [name for name in listed(config.apart_from) if name != config.benchmark]
+    tests, pairs = [whole, *map(load_set, others)], load_pairs(config.train_data)
     if config.overlap == "exclude":
         shared = overlap.shared(pairs, tests, config.vg_image_data)
         return overlap.without(pairs, tests, config.vg_image_data), shared
@@ -145,17 +142,6 @@ def _apart(config: FinetuneConfig, whole: Benchmark) -> tuple[Pairs, list[Shared
         if config.apart_from is not None:
             raise
         return pairs, []
-
-
-def _warn_of(config: FinetuneConfig, shared: list[Shared]) -> None:
-    for row in shared if config.overlap == "report" else ():
-        if row.shared:
-            told = f"{row.shared} of the training images are in {row.set}"
-            warnings.warn(f"{told}; overlap='exclude' leaves them out", stacklevel=3)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 # --- validation ----------------------------------------------------------------------------------
@@ -202,20 +188,16 @@ def _kept(config: FinetuneConfig, taken: set[str]) -> Iterator[tuple[str, Benchm
     if config.keep == NONE:
         return
     world = world_of(config.benchmark)
-    sources = _listed(config.keep) or [*(world.KEEP if world else _at_hand())]
+    # of itself a run keeps what can be read here and now: nothing is downloaded for it
+    sources = listed(config.keep) or (world.KEEP if world else filter(is_at_hand, KEEP))
     for source in sources:
         if source == config.benchmark:
             continue
         found = load_set(source)
-        numbers = (f"{found.name}-{n}" for n in range(2, 99))
-        name = found.name if found.name not in taken else next(n for n in numbers if n not in taken)
+        names = (found.name, *(f"{found.name}-{n}" for n in range(2, 99)))
+        name = next(n for n in names if n not in taken)
         taken.add(name)
         yield name, found
-
-
-def _at_hand() -> list[str]:
-    """The sets of `KEEP` that can be read here and now; nothing is downloaded for them."""
-    return [name for name in KEEP if is_at_hand(name)]
 
 
 def is_at_hand(name: str) -> bool:

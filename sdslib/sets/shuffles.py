@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from sdslib.config import derive_seed
 from sdslib.io import storage
 from sdslib.io.sources import Caption, DataError, check_rows, read_json
+from sdslib.io.wording import first_line
 
 SHUFFLES = ("nouns_and_adjectives", "all_but_nouns_and_adjectives", "within_trigrams", "trigrams")
 MAX_WORDS = 30
@@ -43,16 +44,17 @@ def lexicon_tagger(nouns: Sequence[str], adjectives: Sequence[str]) -> Tagger:
     return Tagger("lexicon", tag)
 
 
-def spacy_tagger(model: str = "en_core_web_sm") -> Tagger:
-    """The tagger of ARO's authors; raises `DataError` where spaCy or its model is absent."""
+def spacy_tagger(kept: Path) -> Tagger:
+    """The tagger of ARO's authors, for negatives that will be kept; `DataError` where it lacks."""
+    model = "en_core_web_sm"
     try:
         spacy = importlib.import_module("spacy")  # no dependency: one data set of many needs it
         nlp = spacy.load(model)
     except (ImportError, OSError) as reason:
-        told = str(reason).splitlines()[0]
         raise DataError(
-            f"negatives for real captions need spaCy's {model} ({told}): `pip install spacy` and "
-            f"`python -m spacy download {model}`; or put a file of frozen negatives in their place"
+            f"negatives for real captions need spaCy's {model} ({first_line(reason)}): "
+            f"`pip install spacy` and `python -m spacy download {model}`; or put a file of frozen "
+            f"negatives in their place: {kept}"
         ) from None
     kinds = {"NN": "noun", "JJ": "adjective"}
     name = f"spacy {spacy.__version__} {model} {nlp.meta['version']}"
@@ -69,15 +71,14 @@ def shuffles_of(text: str, tagger: Tagger, rng: np.random.Generator) -> list[str
     themselves; all other words; the words within each trigram; the trigrams."""
     tagged = tagger.tag(text)
     words = [word for word, _ in tagged]
-    places = {kind: [i for i, (_, k) in enumerate(tagged) if k == kind]
-              for kind in ("noun", "adjective", "other")}  # fmt: skip
-    swapped = _shuffled(_shuffled(words, places["noun"], rng), places["adjective"], rng)
-    others = _shuffled(words, places["other"], rng)
+    nouns, adjectives, others = ([i for i, (_, k) in enumerate(tagged) if k == kind]
+                                 for kind in ("noun", "adjective", "other"))  # fmt: skip
+    swapped = _shuffled(_shuffled(words, nouns, rng), adjectives, rng)
+    rest = _shuffled(words, others, rng)
     trigrams = [words[i : i + 3] for i in range(0, len(words), 3)]
-    within = [w for part in trigrams for w in _shuffled(part, list(range(len(part))), rng)]
-    order = rng.permutation(len(trigrams))
-    moved = [w for i in order for w in trigrams[i]]
-    return [" ".join(found) for found in (swapped, others, within, moved)]
+    within = [w for part in trigrams for w in _shuffled(part, range(len(part)), rng)]
+    moved = [w for i in rng.permutation(len(trigrams)) for w in trigrams[i]]
+    return [" ".join(found) for found in (swapped, rest, within, moved)]
 
 
 def _shuffled(words: Sequence[str], places: Sequence[int], rng: np.random.Generator) -> list[str]:

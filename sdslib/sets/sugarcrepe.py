@@ -23,9 +23,7 @@ class SugarCrepeRow(BaseModel):
 
 
 def sugarcrepe(
-    root: str | Path,
-    images: str | Path | None = None,
-    total: int | None = TOTALS["sugarcrepe"],
+    root: str | Path, images: str | Path | None = None, total: int | None = TOTALS["sugarcrepe"]
 ) -> Benchmark:
     """All seven subsets of SugarCrepe, tagged `subset`; the true caption first.
 
@@ -40,21 +38,17 @@ def sugarcrepe(
             f"{folder} lacks {', '.join(missing)} of SugarCrepe; fetch the folder data/ of "
             "https://github.com/RAIVNLab/sugar-crepe"
         )
-    rows = [row for name in SUGARCREPE for row in _sugarcrepe_subset(home, name)]
+    rows: list[tuple[str, str, SugarCrepeRow]] = []
+    for name in SUGARCREPE:
+        found = read_json(home / f"{name}.json")
+        if not isinstance(found, dict):
+            raise DataError(f"{name}.json: expected an object of rows by number, got a list")
+        checked = check_rows(list(found.values()), SugarCrepeRow, f"{name}.json", list(found))
+        rows += [(name, *pair) for pair in zip(found, checked, strict=True)]
     where = Root(project_path(images) if images else folder / "val2017", VAL2017)
-    refs = file_refs(
-        where, [(row.filename, f"{name}.json[{key}].filename") for name, key, row in rows]
-    )
+    files = [(row.filename, f"{name}.json[{key}].filename") for name, key, row in rows]
     items = tuple(
         Item(f"{name}/{key}", (ref,), (row.caption, row.negative_caption), 0, tags={"subset": name})
-        for (name, key, row), ref in zip(rows, refs, strict=True)
+        for (name, key, row), ref in zip(rows, file_refs(where, files), strict=True)
     )
     return Benchmark("sugarcrepe", "choice", items, total or len(items), str(root))
-
-
-def _sugarcrepe_subset(home: Path, name: str) -> list[tuple[str, str, SugarCrepeRow]]:
-    found = read_json(home / f"{name}.json")
-    if not isinstance(found, dict):
-        raise DataError(f"{name}.json: expected an object of rows by number, got a list")
-    rows = check_rows(list(found.values()), SugarCrepeRow, f"{name}.json", list(found))
-    return [(name, key, row) for key, row in zip(found, rows, strict=True)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, Field
@@ -44,16 +45,14 @@ class WinogroundRow(BaseModel):
     collapsed_tag: str
 
 
-WINOGROUND_COLUMNS = ("image_0", "image_1", *WinogroundRow.model_fields)
-
-
+IMAGES = ("image_0", "image_1")
+WINOGROUND_COLUMNS = (*IMAGES, *WinogroundRow.model_fields)
 WINOGROUND_LOCAL = (
     "a folder with data/test-*.parquet, or with examples.jsonl and images/ (for example "
     "benchmark='winoground:data/winoground')"
 )
-
-
 DIWAN_TAGS = "new_tag_assignments.json"
+Ref = Callable[[int, str], ImageRef]  # of an image by its row and column
 
 
 def winoground(
@@ -69,29 +68,25 @@ def winoground(
     """
     local = project_path("data/winoground" if source == "winoground" else source)
     if local.exists():
-        rows, refs, home = _winoground_local(local, split)
+        rows, ref = _from_files(local, split)
+        home = local if local.is_dir() else local.parent
     elif source == "winoground" or is_repo(source):
         repo = "facebook/winoground" if source == "winoground" else source
-        rows, refs = _winoground_hub(repo, split)
+        rows, ref = _from_hub(repo, split)
         home = project_path("data/winoground")
     else:
         raise DataError(f"{source!r} is no Winoground: give a Hub id or {WINOGROUND_LOCAL}")
     checked = check_rows(rows, WinogroundRow, f"{Path(source).name}:{split}")
     unique_ids((row.id for row in checked), f"{Path(source).name}:{split}")
-    finer = _diwan_tags(home / DIWAN_TAGS)
-    items = tuple(_winoground_item(row, refs, i, finer) for i, row in enumerate(checked))
-    return Benchmark("winoground", "grid", items, total or len(items), source)
-
-
-def _winoground_item(
-    row: WinogroundRow, refs: Callable[[int, str], ImageRef], index: int, finer: Mapping | None
-) -> Item:
-    names = ("collapsed_tag", "tag", "secondary_tag", "num_main_preds")
-    tags = {name: str(getattr(row, name)) for name in names}
-    if finer is not None:
-        tags["diwan_tags"] = "|".join(finer.get(str(row.id), ()))
-    images = (refs(index, "image_0"), refs(index, "image_1"))
-    return Item(str(row.id), images, (row.caption_0, row.caption_1), tags=tags)
+    finer, items = _diwan_tags(home / DIWAN_TAGS), []
+    for index, row in enumerate(checked):
+        names = ("collapsed_tag", "tag", "secondary_tag", "num_main_preds")
+        tags = {name: str(getattr(row, name)) for name in names}
+        if finer is not None:
+            tags["diwan_tags"] = "|".join(finer.get(str(row.id), ()))
+        images = tuple(ref(index, column) for column in IMAGES)
+        items.append(Item(str(row.id), images, (row.caption_0, row.caption_1), tags=tags))
+    return Benchmark("winoground", "grid", tuple(items), total or len(items), source)
 
 
 def _diwan_tags(path: Path) -> dict[str, list[str]] | None:
@@ -104,33 +99,28 @@ def _diwan_tags(path: Path) -> dict[str, list[str]] | None:
     return found
 
 
-def _winoground_local(path: Path, split: str) -> tuple[list, Callable[[int, str], ImageRef], Path]:
-    home = path if path.is_dir() else path.parent
+def _from_files(path: Path, split: str) -> tuple[list, Ref]:
+    found = [path]
     if path.is_dir():
         patterns = (f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet",
                     "examples.json*", "data/examples.json*")  # fmt: skip
         found = next((f for p in patterns if (f := sorted(path.glob(p)))), [])
-    else:
-        found = [path]
     if not found:
         raise DataError(f"{path} holds no Winoground; give {WINOGROUND_LOCAL}")
-    if found[0].suffix == ".parquet":
-        return *_winoground_parquet(found), home
-    return *_winoground_jsonl(found[0]), home
+    return _from_parquet(found) if found[0].suffix == ".parquet" else _from_jsonl(found[0])
 
 
-def _winoground_parquet(paths: Sequence[Path]) -> tuple[list, Callable[[int, str], ImageRef]]:
-    names, images, parts = "+".join(path.name for path in paths), ["image_0", "image_1"], []
+def _from_parquet(paths: Sequence[Path]) -> tuple[list, Ref]:
+    names, parts = "+".join(path.name for path in paths), []
     for path in paths:
         refuse_pointer(path)
         with _as_winoground(path.name):
             parts.append(storage.read_parquet(path, WINOGROUND_COLUMNS))
     with _as_winoground(names):
         table = pa.concat_tables(parts, promote_options="permissive")
-        rows = table.drop_columns(images).to_pylist()
-        cells = {
-            name: table[name].combine_chunks().field("bytes").cast(pa.binary()) for name in images
-        }
+        rows = table.drop_columns([*IMAGES]).to_pylist()
+        cells = {column: table[column].combine_chunks().field("bytes").cast(pa.binary())
+                 for column in IMAGES}  # fmt: skip
 
     def ref(row: int, column: str) -> ImageRef:
         name, cell = f"{names}[{row}].{column}", cells[column][row]
@@ -153,32 +143,29 @@ def _as_winoground(name: str) -> Iterator[None]:
         ) from None
 
 
-def _winoground_jsonl(path: Path) -> tuple[list, Callable[[int, str], ImageRef]]:
-    rows = read_json(path) if is_list(path) else read_json_lines(path)
+def _from_jsonl(path: Path) -> tuple[list, Ref]:
+    rows, named = read_json(path) if is_list(path) else read_json_lines(path), []
     homes = [home for home in (path.parent, path.parent.parent) if (home / "images").is_dir()]
     if not homes:
         raise DataError(f"{path.parent / 'images'} is not a folder; put Winoground's images there")
-    places = [(row, column) for row in range(len(rows)) for column in ("image_0", "image_1")]
-    named = [_winoground_image(rows[row], column, f"{path.name}[{row}]") for row, column in places]
+    places = [*itertools.product(range(len(rows)), IMAGES)]
+    for row, column in places:
+        where = f"{path.name}[{row}].{column}"
+        name = rows[row].get(column) if isinstance(rows[row], dict) else None
+        if not isinstance(name, str):
+            raise DataError(f"{where}: expected the name of an image, got {name!r}")
+        ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
+        named.append((f"images/{name}{ending}", where))
     refs = dict(zip(places, file_refs(Root(homes[0]), named), strict=True))
     return rows, lambda row, column: refs[row, column]
 
 
-def _winoground_image(row: Any, column: str, where: str) -> tuple[str, str]:
-    name = row.get(column) if isinstance(row, dict) else None
-    if not isinstance(name, str):
-        raise DataError(f"{where}.{column}: expected the name of an image, got {name!r}")
-    ending = "" if Path(name).suffix.lower() in ENDINGS else ".png"
-    return f"images/{name}{ending}", f"{where}.{column}"
-
-
-def _winoground_hub(repo: str, split: str) -> tuple[list, Callable[[int, str], ImageRef]]:
+def _from_hub(repo: str, split: str) -> tuple[list, Ref]:
     found = hub_dataset(repo, split, local=WINOGROUND_LOCAL)
-    missing = set(WINOGROUND_COLUMNS) - set(found.column_names)
-    if missing:
+    if missing := set(WINOGROUND_COLUMNS) - set(found.column_names):
         raise DataError(f"{repo}: columns missing: {', '.join(sorted(missing))}")
     rows = found.select_columns(list(WinogroundRow.model_fields)).to_list()
-    for column in ("image_0", "image_1"):
+    for column in IMAGES:
         ImageCells(found, column, repo)
 
     def ref(row: int, column: str) -> ImageRef:

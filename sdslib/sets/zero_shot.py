@@ -78,18 +78,14 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
 def _class_hub(source: str, split: str) -> tuple[list[int], list[ImageRef], list[str]]:
     repo, split, label = HUB_CLASSES.get(source, (source, split, ""))
     found = hub_dataset(repo, split, local="a folder with one folder of images a class")
-    images, named = (
-        image_columns(found),
-        [c for c, f in found.features.items() if hasattr(f, "names")],
-    )
-    label = label or (named[0] if named else "")
+    images = image_columns(found)
+    named = [column for column, feature in found.features.items() if hasattr(feature, "names")]
+    label = label or next(iter(named), "")
     if len(images) != 1 or label not in named:
         raise DataError(f"{repo}: expected an image and a label column; has {found.column_names}")
     ImageCells(found, images[0], repo)
-    refs = [
-        ImageRef(f"{repo}[{row}]", partial(cell_bytes, found, row, images[0]))
-        for row in range(len(found))
-    ]
+    refs = [ImageRef(f"{repo}[{row}]", partial(cell_bytes, found, row, images[0]))
+            for row in range(len(found))]  # fmt: skip
     # ImageNet's names list synonyms: "tench, Tinca tinca"
     names = [n.split(",")[0].replace("_", " ") for n in found.features[label].names]
     return list(found[label]), refs, names
@@ -99,13 +95,9 @@ def known_classes(name: str, source: str, wordnet: Sequence[str] | None = None) 
     """One of `HUB_CLASSES`: from `source`, else from its folder under data, else from the Hub."""
     folder = f"data/{name}"
     source = source or (folder if project_path(folder).is_dir() else name)
-    return zero_shot(source, wordnet if _is_wordnet(source) else None, name=name)
-
-
-def _is_wordnet(source: str) -> bool:
-    """Whether the classes' folders are named by WordNet ids, as ImageNet's are."""
-    folder = _split_of(project_path(source), "test")
-    return folder.is_dir() and len([*folder.glob("n" + "[0-9]" * 8)]) == 1000
+    # ImageNet's folders of classes are named by WordNet's ids
+    ids = [*_split_of(project_path(source), "test").glob("n" + "[0-9]" * 8)]
+    return zero_shot(source, wordnet if len(ids) == 1000 else None, name=name)
 
 
 def rank_classes(
@@ -123,10 +115,10 @@ def rank_classes(
     means = np.array([part.mean(0) for part in np.split(emb[row], ends[:-1])])
     scores = images[image] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
     answer, ids = np.array([item.answer for item in items]), [item.id for item in items]
-    margin = metrics.choice_margin(scores, answer, ids)
     own = scores[np.arange(len(items)), answer][:, None]
     table = pd.DataFrame([{"id": item.id, "answer": item.answer, **item.tags} for item in items])
-    table["answer"] = table["answer"].astype("Int64")
-    fixed = {"n_images": 1, "n_captions": len(prompts), "n_true": 1, "margin": margin}
-    rank = (scores >= own).sum(axis=1) - 1
-    return table.assign(**fixed, predicted=scores.argmax(axis=1), rank=rank)
+    return table.astype({"answer": "Int64"}).assign(
+        n_images=1, n_captions=len(prompts), n_true=1,
+        margin=metrics.choice_margin(scores, answer, ids),
+        predicted=scores.argmax(axis=1), rank=(scores >= own).sum(axis=1) - 1,
+    )  # fmt: skip

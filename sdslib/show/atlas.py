@@ -6,7 +6,7 @@ and a live widget with the same controls. A verdict is one model's word on one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,13 +26,14 @@ from sdslib.tables import TableError, grids_of, tabulate, tags_of
 
 OUTCOMES = ("right", "wrong", *failures.MODES[1:])
 CHANGES = ("flips", *failures.FLIPS)
-SORTS = (
-    "in order",
-    "smallest margin first",
-    "largest margin first",
-    "closest first",
-    "largest change first",
-)
+# The order of items by their margin and by how far it moved from the model before.
+SORTS: dict[str, Callable[[float, float], float]] = {
+    "in order": lambda margin, moved: 0.0,
+    "smallest margin first": lambda margin, moved: margin,
+    "largest margin first": lambda margin, moved: -margin,
+    "closest first": lambda margin, moved: abs(margin),
+    "largest change first": lambda margin, moved: -abs(moved),
+}
 
 
 @dataclass(frozen=True)
@@ -115,24 +116,18 @@ class Atlas:
     @cached_property
     def verdicts(self) -> dict[str, dict[str, Verdict]]:
         """Model -> id -> its verdict."""
-        return {name: self._verdicts(name) for name in self.tables}
-
-    def _verdicts(self, name: str) -> dict[str, Verdict]:
-        scored = self.tables[name], self.rules[name]
-        parts = self.parts[name].to_dict("records")
-        leads = [dict(zip(failures.INEQUALITIES, row, strict=True))
-                 for row in failures.leads_of(*scored).tolist()]  # fmt: skip
-        return {
-            part["id"]: Verdict(
-                grid,
-                lead,
-                tuple(part[m] for m in METRICS),
-                tuple(part[f"margin_{m}"] for m in METRICS),
-                part["mode"],
-                part["tie"],
-            )
-            for part, grid, lead in zip(parts, grids_of(*scored), leads, strict=True)
-        }
+        found: dict[str, dict[str, Verdict]] = {}
+        for name, table in self.tables.items():
+            scored, parts = (table, self.rules[name]), self.parts[name].to_dict("records")
+            both = zip(parts, grids_of(*scored), failures.leads_of(*scored).tolist(), strict=True)
+            for part, grid, leads in both:
+                named = dict(zip(failures.INEQUALITIES, leads, strict=True))
+                right, margins = ([part[f"{of}{m}"] for m in METRICS] for of in ("", "margin_"))
+                verdict = Verdict(
+                    grid, named, tuple(right), tuple(margins), part["mode"], part["tie"]
+                )
+                found.setdefault(name, {})[part["id"]] = verdict
+        return found
 
     def captions(self, item: str) -> tuple[str, ...]:
         """The item's captions, none where they are not at hand."""
@@ -178,26 +173,17 @@ def select(atlas: Atlas, query: Query) -> list[str]:
     """Ids of the items that the query keeps, sorted as it says; equals what the page shows."""
     model = query.model or next(iter(atlas.tables))
     after, before = atlas.verdicts[model], atlas.verdicts.get(query.against, {})
-    metric = METRICS.index(query.metric)
+    metric, moved = METRICS.index(query.metric), dict[str, float]()
     kept = [i for i in atlas.ids if i in after and _keeps(atlas, query, i, after[i], metric)]
     if query.against:
-        flips = {i: failures.flips(before[i].right, after[i].right)[metric]
-                 for i in kept if i in before}  # fmt: skip
-        kept = [i for i, flip in flips.items() if _changed(query.change, flip)]
-    keys = {
-        "in order": lambda i: 0,
-        "smallest margin first": lambda i: after[i].margins[metric],
-        "largest margin first": lambda i: -after[i].margins[metric],
-        "closest first": lambda i: abs(after[i].margins[metric]),
-        "largest change first": lambda i: (
-            -abs(after[i].margins[metric] - before[i].margins[metric]) if i in before else 0
-        ),
-    }
-    return sorted(kept, key=keys[query.sort])
-
-
-def _changed(wanted: str, flip: str) -> bool:
-    return wanted in ("", flip) or (wanted == "flips" and flip in ("gained", "lost"))
+        wanted = {"": failures.FLIPS, "flips": ("gained", "lost")}.get(
+            query.change, (query.change,)
+        )
+        kept = [i for i in kept if i in before
+                and failures.flips(before[i].right, after[i].right)[metric] in wanted]  # fmt: skip
+        moved = {i: after[i].margins[metric] - before[i].margins[metric] for i in kept}
+    order = SORTS[query.sort]
+    return sorted(kept, key=lambda i: order(after[i].margins[metric], moved.get(i, 0.0)))
 
 
 def _keeps(atlas: Atlas, query: Query, item: str, verdict: Verdict, metric: int) -> bool:
@@ -220,20 +206,18 @@ def _keeps(atlas: Atlas, query: Query, item: str, verdict: Verdict, metric: int)
 
 def html(atlas: Atlas) -> str:
     """The whole atlas as one HTML fragment: controls, one card an item, style and script inside."""
-    data = _data(atlas)
+    data = {"items": [_data(atlas, item) for item in atlas.ids]}
     with ThreadPoolExecutor(4) as pool:  # pictures are read and shrunk
         cards = list(pool.map(lambda item: _card(atlas, item), atlas.ids))
-    scores = {
-        name: tabulate(None, table, rule=atlas.rules[name], by=())
-        for name, table in atlas.tables.items()
-    }
+    scores = {name: tabulate(None, table, rule=atlas.rules[name], by=())
+              for name, table in atlas.tables.items()}  # fmt: skip
     views = {"scores": scores, "choices": _choices(atlas), "cards": cards, "data": data}
     return page.render("atlas", atlas=atlas, metrics=METRICS, **views)
 
 
 def document(atlas: Atlas) -> str:
     """The atlas as a page of its own that refers to nothing outside itself."""
-    return page.document(f"{atlas.title} {atlas.note}".strip(), html(atlas))
+    return page.render("page", title=f"{atlas.title} {atlas.note}".strip(), body=html(atlas))
 
 
 def card(atlas: Atlas, item: str) -> str:
@@ -245,68 +229,45 @@ def _card(atlas: Atlas, item: str) -> dict[str, Any]:
     """What `card.html.j2` shows of an item."""
     verdicts = {name: found[item] for name, found in atlas.verdicts.items() if item in found}
     images = atlas.items[item].images if item in atlas.items else ()
-    return {
-        "id": item,
-        "labels": atlas.labels(item),
-        "captions": atlas.captions(item),
-        "pictures": [page.data_uri(ref.load()) for ref in images],
-        "verdicts": verdicts,
-        "changes": _changes(verdicts),
-    }
-
-
-def _changes(verdicts: Mapping[str, Verdict]) -> list[str]:
-    """What the item does between the first model and each other one."""
+    pictures = [page.data_uri(ref.load()) for ref in images]
+    card = {"id": item, "labels": atlas.labels(item), "captions": atlas.captions(item)}
     first, *others = verdicts
-    rows = []
+    changes = []
     for other in others:
         flips = failures.flips(verdicts[first].right, verdicts[other].right)
-        words = ", ".join(f"{m} {f}" for m, f in zip(METRICS, flips, strict=True))
-        rows.append(f"{first} → {other}: {words}")
-    return rows
+        told = ", ".join(f"{m} {flip}" for m, flip in zip(METRICS, flips, strict=True))
+        changes.append(f"{first} → {other}: {told}")
+    return card | {"pictures": pictures, "verdicts": verdicts, "changes": changes}
 
 
 def _choices(atlas: Atlas) -> dict[str, list[tuple[str, str]]]:
     """(text, value) of what each drop-down offers, by the query's field that it sets."""
-
-    def alike(names: Sequence[str]) -> list[tuple[str, str]]:
-        return [(name, name) for name in names]
-
     labels: dict[str, set[str]] = {}
     for columns in atlas.tags.values():
         for column, found in columns.items():
             labels.setdefault(column, set()).update(found)
     pairs = [(c, label) for c, found in labels.items() if len(found) > 1 for label in sorted(found)]
-    return {
-        "model": alike([*atlas.tables]),
-        "metric": alike(METRICS),
-        "outcome": [("any", ""), *alike(OUTCOMES)],
-        "against": [("–", ""), *alike([*atlas.tables])],
-        "change": [("any", ""), *alike(CHANGES)],
-        "tag": [("any", ""), *((": ".join(pair), "\t".join(pair)) for pair in pairs)],
-        "sort": alike(SORTS),
+    offered: dict[str, tuple[list[tuple[str, str]], Iterable[str]]] = {
+        "model": ([], atlas.tables),
+        "metric": ([], METRICS),
+        "outcome": ([("any", "")], OUTCOMES),
+        "against": ([("–", "")], atlas.tables),
+        "change": ([("any", "")], CHANGES),
+        "tag": ([("any", ""), *((": ".join(pair), "\t".join(pair)) for pair in pairs)], ()),
+        "sort": ([], SORTS),
     }
+    return {field: [*first, *((n, n) for n in names)] for field, (first, names) in offered.items()}
 
 
-def _data(atlas: Atlas) -> dict[str, Any]:
-    """What the script filters by."""
-    said = {
-        name: {
-            i: {"right": v.right, "margins": v.margins, "mode": v.mode, "tie": v.tie}
-            for i, v in found.items()
-        }
+def _data(atlas: Atlas, item: str) -> dict[str, Any]:
+    """What the script filters an item by."""
+    models = {
+        name: {"right": v.right, "margins": v.margins, "mode": v.mode, "tie": v.tie}
         for name, found in atlas.verdicts.items()
+        if (v := found.get(item))
     }
-    items = [
-        {
-            "id": item,
-            "tags": atlas.tags[item],
-            "words": atlas.words(item),
-            "models": {name: found[item] for name, found in said.items() if item in found},
-        }
-        for item in atlas.ids
-    ]
-    return {"items": items}
+    words = atlas.words(item)
+    return {"id": item, "tags": atlas.tags[item], "words": words, "models": models}
 
 
 # --- the live twin -------------------------------------------------------------------------------
@@ -390,14 +351,9 @@ def _widgets(atlas: Atlas) -> dict[str, Any]:
     found = {name: w.Dropdown(options=options, description=labels.get(name, name))
              for name, options in _choices(atlas).items()}  # fmt: skip
     found["words"] = w.Text(description="words", placeholder="in captions")
-    found["margin"] = w.FloatRangeSlider(
-        value=(-1, 1),
-        min=-1,
-        max=1,
-        description="margin",
-        readout_format=".4f",
-        layout=w.Layout(width="34em"),  # room for both ends of the readout
-    )
+    wide = w.Layout(width="34em")  # room for both ends of the readout
+    reach = {"value": (-1, 1), "min": -1, "max": 1, "readout_format": ".4f"}
+    found["margin"] = w.FloatRangeSlider(description="margin", layout=wide, **reach)
     apart = w.Layout(margin="2px 2px 2px 1em")
     found["ties"] = w.Checkbox(description="ties only", indent=False, layout=apart)
     return found

@@ -6,6 +6,8 @@ The same view is a saved notebook's static twin.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
@@ -33,12 +35,8 @@ def load(config: DemoConfig) -> Demo:
     baseline.use_threads(config)
     chosen, device = failure_study.chosen(config), pick_device(config.device)
     begun = [(run.params["clip_model"], run.params["clip_pretrained"]) for run in chosen.values()]
-    sources = {
-        f"{UNTOUCHED} {n}".removesuffix(" 1"): start
-        for n, start in enumerate(
-            dict.fromkeys(begun or [(config.clip_model, config.clip_pretrained)]), start=1
-        )
-    }
+    starts = dict.fromkeys(begun or [(config.clip_model, config.clip_pretrained)])
+    sources = {f"{UNTOUCHED} {n}".removesuffix(" 1"): s for n, s in enumerate(starts, 1)}
     sources |= {name: (f"local-dir:{run.weights}", None) for name, run in chosen.items()}
     students = {name: Remembering(load_student(*s, device)) for name, s in sources.items()}
     try:
@@ -104,9 +102,8 @@ def captions(demo: Demo) -> Any:
 def winoground(demo: Demo) -> Any:
     """Two pictures and two captions: live where somebody sits at the notebook, else as a page."""
     pair, teacher = questions.start_pair(demo), demo.config.ask_teacher
-    return page.live_or_saved(
-        lambda: PairPanel(demo, pair).view, lambda: compare(demo, pair, teacher)
-    )
+    shown = partial(compare, demo, pair, teacher)
+    return page.live_or_saved(lambda: PairPanel(demo, pair).view, shown)
 
 
 # --- the live twin -------------------------------------------------------------------------------
@@ -140,11 +137,8 @@ class Picker:
         }
         variant = {"value": scene["variant"], "min": 0, "max": 9999}
         self.scene["variant"] = _labelled(w.BoundedIntText, f"{title}variant", "10em", **variant)
-        self.upload = w.FileUpload(
-            description=f"{title}choose a file",
-            accept=",".join(sorted(ENDINGS)),
-            layout=w.Layout(width="16em"),
-        )
+        kinds, wide = ",".join(sorted(ENDINGS)), w.Layout(width="16em")
+        self.upload = w.FileUpload(description=f"{title}choose a file", accept=kinds, layout=wide)
         self.item = _text(f"{title}item", "0", "14em")
         self.image = _dropdown(f"{title}image of the item", [("0", 0), ("1", 1)], 0, "16em")
         parts = list(self.scene.values())
@@ -175,7 +169,7 @@ class Picker:
             item = self.demo.item(self.item.value.strip())
             return questions.image_of(item, self.image.value)
         if source == "given" and self.given:
-            return Question(self.given.ref, (), self.given.about)
+            return replace(self.given, captions=())
         if self._file is None:
             raise QuestionError("there is no picture yet: choose a picture file")
         return Question(self._file, (), self._file.name)
@@ -194,8 +188,7 @@ class Picker:
         self.preview.value = ""
         try:
             asked = self.read()
-            shown = page.render("preview", picture=asked.ref.load(), about=asked.about)
-            self.preview.value = shown
+            self.preview.value = page.render("preview", picture=asked.ref.load(), about=asked.about)
         except Exception as reason:
             self.preview.value = message(reason)
 
@@ -251,13 +244,9 @@ class CaptionPanel(Panel):
         super().__init__(demo, f"ask the teacher too ({config.draws} draws)")
         given = config.image is not None or questions.beginning(demo) is not None
         self.picker = Picker(demo, lambda: None, given=asked if given else None)
-        self.captions = _labelled(
-            w.Textarea,
-            "captions, one a line",
-            value="\n".join(asked.captions),
-            placeholder="a red circle left of a blue square",
-            rows=4,
-        )
+        text: dict[str, Any] = {"value": "\n".join(asked.captions), "rows": 4}
+        text["placeholder"] = "a red circle left of a blue square"
+        self.captions = _labelled(w.Textarea, "captions, one a line", **text)
         self.suggest = w.Button(description="suggest captions", tooltip="captions of this picture")
         self.button = w.Button(description="score", button_style="primary", tooltip="score them")
         self.result.value = html(answer)

@@ -83,11 +83,10 @@ def score_table(
     scorers: Mapping[str, Scorer], ref: ImageRef, captions: Sequence[str]
 ) -> pd.DataFrame:
     """One row a model and caption: model, caption, score, margin (to the best other caption)."""
-    parts = []
-    for name, scorer in scorers.items():
-        found = score(scorer, ref, captions)
-        rows = {"model": name, "caption": list(captions), "score": found}
-        parts.append(pd.DataFrame(rows | {"margin": margins(found)}))
+    found = {name: score(scorer, ref, captions) for name, scorer in scorers.items()}
+    rows = {name: {"caption": [*captions], "score": values, "margin": margins(values)}
+            for name, values in found.items()}  # fmt: skip
+    parts = [pd.DataFrame({"model": name} | columns) for name, columns in rows.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -121,13 +120,10 @@ def reorderings(caption: str, limit: int = REORDERINGS, seed: int = 0) -> list[s
     """
     words, rest = caption.split()[:WORDS], caption.split()[WORDS:]
     rng = np.random.default_rng(derive_seed(seed, "re-orderings"))
-    if len(words) <= ALL_ORDERS:
-        orders = [" ".join(order) for order in itertools.permutations(words)]
-    else:
-        orders = [" ".join(order) for order in _exchanged(words)]
-    found = [text for text in dict.fromkeys(orders) if text != " ".join(words)]
-    drawn = [found[n] for n in sorted(rng.permutation(len(found))[:limit])]
-    return [" ".join([text, *rest]) for text in drawn]
+    orders = itertools.permutations(words) if len(words) <= ALL_ORDERS else _exchanged(words)
+    found = [o for o in dict.fromkeys(map(tuple, orders)) if o != tuple(words)]
+    drawn = sorted(rng.permutation(len(found))[:limit])
+    return [" ".join([*found[n], *rest]) for n in drawn]
 
 
 def _exchanged(words: Sequence[str]) -> Iterator[list[str]]:
@@ -148,13 +144,10 @@ def hardest(
     """
     orders = [reorderings(caption, seed=seed) for caption in captions]
     found = score(scorer, ref, [*captions, *itertools.chain(*orders)])
-    whole, rest = found[: len(captions)], iter(found[len(captions) :])
-    rows = [
-        {"caption": k, "text": text, "score": value, "lead": whole[k] - value}
-        for k, texts in enumerate(orders)
-        for text, value in zip(texts, itertools.islice(rest, len(texts)), strict=True)
-    ]
-    table = pd.DataFrame(rows, columns=["caption", "text", "score", "lead"])
+    number = np.repeat(np.arange(len(captions)), [len(texts) for texts in orders])
+    table = pd.DataFrame({"caption": number, "text": list(itertools.chain(*orders))})
+    table = table.assign(score=found[len(captions) :])
+    table["lead"] = found[number] - table["score"]
     table = table.sort_values(["caption", "score"], ascending=[True, False], kind="stable")
     return table.groupby("caption").head(count).reset_index(drop=True)
 
@@ -168,8 +161,7 @@ def cut_off(student: Student, captions: Sequence[str]) -> list[str]:
 
 def draw_errors(scorer: DiffusionScorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
     """The teacher's denoising error of every draw: columns t and 0...K-1, one row a draw."""
-    item = Item("0", (ref,), tuple(captions))
-    table = error_table(scorer, [item])
+    table = error_table(scorer, [Item("0", (ref,), tuple(captions))])
     table = table[table["caption"] >= 0]
     return table.pivot_table("error", ["draw", "t"], "caption").reset_index("t")
 

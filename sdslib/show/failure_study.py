@@ -18,6 +18,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from sdslib.benchmarks import Benchmark
+from sdslib.checks.fingerprints import weights_fingerprints
 from sdslib.checks.notebooks import FailuresConfig
 from sdslib.config import ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
@@ -25,7 +26,7 @@ from sdslib.experiment import CONTROL, UNTOUCHED, pick_device
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run
 from sdslib.io.sources import DataError
-from sdslib.io.wording import ParameterError
+from sdslib.io.wording import ParameterError, listed
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures
@@ -58,10 +59,14 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     added on `teacher_items` items where there are images. What is computed is kept in the run.
     """
     benchmark, absent = _benchmark(config)
-    found = _given(config) if config.scores else _of_runs(config)
-    if config.scores and not (benchmark and _is_of(found, benchmark)):
-        benchmark = None
-    prints = {"scores": _digest(found)} | baseline.weights_fingerprints(config)
+    found = _of_runs(config)
+    if config.scores:
+        paths = [project_path(name.strip()) for name in config.scores.split(",")]
+        found = {path.stem: read_scores(path) for path in paths}
+        if not (benchmark and _is_of(found, benchmark)):
+            benchmark = None
+    text = "".join(f"{name}\n{table.to_csv(index=False)}" for name, table in found.items())
+    prints = {"scores": hashlib.sha256(text.encode()).hexdigest()} | weights_fingerprints(config)
     prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
     run = open_run(config, prints, _root(config) or RUNS)
     baseline.use_threads(config)
@@ -93,26 +98,18 @@ def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
     ])  # fmt: skip
 
 
-def _given(config: FailuresConfig) -> dict[str, pd.DataFrame]:
-    """The tables of the score files, by the files' names."""
-    paths = [project_path(name.strip()) for name in str(config.scores).split(",")]
-    return {path.stem: read_scores(path) for path in paths}
-
-
 def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
     """Whether the score file is of this benchmark: its ids are there and carry the same tags.
 
     Ids alone prove nothing, since every set counts from 0.
     """
-    table, items = next(iter(found.values())), {str(i.id): i for i in benchmark.items}
-    rows = table.to_dict("records")
-    if not all(str(row["id"]) in items for row in rows):
+    table, tags = next(iter(found.values())), {str(i.id): i.tags for i in benchmark.items}
+    ids = table["id"].astype(str)
+    if not ids.isin(list(tags)).all():
         return False
-    tags = {str(row["id"]): items[str(row["id"])].tags for row in rows}
-    shared = set(tags_of(table)) & {tag for found in tags.values() for tag in found}
-    return bool(shared) and all(
-        str(row[tag]) == tags[str(row["id"])].get(tag, "") for row in rows for tag in shared
-    )
+    own = pd.DataFrame([tags[i] for i in ids], table.index).fillna("")
+    shared = own.columns.intersection(tags_of(table))
+    return bool(len(shared)) and bool((own[shared] == table[shared].astype(str)).all(axis=None))
 
 
 def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
@@ -130,8 +127,7 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
 
     RunError for a name that is none. Empty where no run of the same student and benchmark is done.
     """
-    listed = "" if _root(config) else config.runs or ""
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = [] if _root(config) else listed(config.runs)
     found: dict[str, Run] = {}
     # a relative folder is meant from the project root
     for run in [find_run(_run_folder(name) or name, RUNS) for name in names] or _newest(config):
@@ -156,12 +152,12 @@ def _newest(config: ModelsConfig) -> list[Run]:
     same = ("benchmark", "clip_model")
     runs = finished_runs(_root(config) or RUNS)
     runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
-    if not runs:
-        return []
     controls = Controls(runs)
-    control = controls.of(runs[0])
-    if control is None or control.path != runs[0].path:
-        return [control, runs[0]] if control else [runs[0]]
+    control = controls.of(runs[0]) if runs else None
+    if control is None:
+        return runs[:1]
+    if control.path != runs[0].path:
+        return [control, runs[0]]
     # a control finishes after the run it stands beside
     arms = (r for r in runs[1:] if (c := controls.of(r)) and c.path == control.path)
     return [control, *islice(arms, 1)]
@@ -199,11 +195,6 @@ def _verdict(
     return baseline.teacher_scores(baseline.load_judge(config), part, config, progress)
 
 
-def _digest(found: Mapping[str, pd.DataFrame]) -> str:
-    text = "".join(f"{name}\n{table.to_csv(index=False)}" for name, table in found.items())
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _counted(world: str, table: pd.DataFrame) -> str:
     return f"{world}, {len(table)} items".removeprefix(", ")
 
@@ -235,7 +226,7 @@ def draw(study: Study) -> dict[str, Any]:
     drawn = {
         "scores": figures.scores_by_tag(scores(study), note, human_label=people),
         "modes": item_figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
-        "choices": figures.confusion(choices, note, f"Text against image, {last}"),
+        "choices": figures.agreement({"": choices}, note, f"Text against image, {last}"),
         "calibration": item_figures.calibration(_calibration(atlas), note),
         "margins": alone,
         "flips": alone,
@@ -246,7 +237,10 @@ def draw(study: Study) -> dict[str, Any]:
         drawn["margins"] = item_figures.margins(pairs, note, (students[0], last))
         drawn["flips"] = item_figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
-        counts = {name: _agreement(atlas, name) for name in students}
+        right = {name: part.set_index("id")["text"] for name, part in parts.items()}
+        teacher = right[TEACHER]
+        counts = {s: failures.agreement(right[s].loc[teacher.index], teacher, (s, TEACHER))
+                  for s in students}  # fmt: skip
         drawn["agreement"] = figures.agreement(counts, _counted(study.world, atlas.tables[TEACHER]))
     return drawn
 
@@ -258,13 +252,6 @@ def _calibration(atlas: Atlas) -> pd.DataFrame:
         told = name if len(table) == whole else f"{name} ({len(table)} items)"
         rows.append(failures.calibration({told: table}, atlas.rules[name]))
     return pd.concat(rows, ignore_index=True)
-
-
-def _agreement(atlas: Atlas, name: str) -> pd.DataFrame:
-    """Counts of the teacher's items by whether this model and the teacher are right in text."""
-    teacher = atlas.parts[TEACHER].set_index("id")["text"]
-    student = atlas.parts[name].set_index("id").loc[teacher.index, "text"]
-    return failures.agreement(student, teacher, (name, TEACHER))
 
 
 def save(study: Study, drawn: Mapping[str, Any]) -> str:

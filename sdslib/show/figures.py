@@ -68,11 +68,10 @@ def history(table: pd.DataFrame, note: str = "", absent: str = "not part of this
         ax.set_xlabel("step")
     style.legend(figure, kinds)
     told = table.filter(["run", "clip", "sds", chosen]).groupby("run").last(numeric_only=True)
-    return figure.telling(_last_words(run, row.dropna()) for run, row in told.iterrows())
-
-
-def _last_words(run: str, row: pd.Series) -> str:
-    return f"{run or 'the run'} ends with " + ", ".join(f"{c} {v:.3g}" for c, v in row.items())
+    ends = {run: [f"{c} {v:.3g}" for c, v in row.dropna().items()] for run, row in told.iterrows()}
+    return figure.telling(
+        f"{run or 'the run'} ends with " + ", ".join(e) for run, e in ends.items()
+    )
 
 
 # --- scores and differences ----------------------------------------------------------------------
@@ -239,19 +238,10 @@ def agreement(
         cells = {"linewidths": 0.5, "linecolor": "#bbbbbb", "clip_on": False}
         style.heatmap(ax, shares, words, vmin=0, vmax=1, cbar=False, **cells)
         ax.set_title("" if name == counts.index.name else name)
-    return figure.telling(
-        f"{name}: "
-        + ", ".join(
-            f"{counts.index.name} {row} and {counts.columns.name} {column} {n}"
-            for (row, column), n in counts.stack().items()
-        )
-        for name, counts in tables.items()
-    )
-
-
-def confusion(table: pd.DataFrame, note: str = "", title: str = "Text against image") -> Picture:
-    """Counts of items by what happens in text (rows) and in image choice (columns)."""
-    return agreement({"": table}, note, title)
+    words = {name: [f"{counts.index.name} {row} and {counts.columns.name} {column} {n}"
+                    for (row, column), n in counts.stack().items()]
+             for name, counts in tables.items()}  # fmt: skip
+    return figure.telling(f"{name}: " + ", ".join(said) for name, said in words.items())
 
 
 # --- studies -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,8 @@ FLIP_LOOKS = {
 _BOX = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.8}  # letters are legible on any hatch
 
 
-def _mode_looks(modes: Iterable[str]) -> dict[str, Look]:
+def _mode_looks(modes: Collection[str]) -> dict[str, Look]:
     """Looks by outcome, the usual ones first and in their order."""
-    modes = list(modes)
     usual = {mode: look for mode, look in MODE_LOOKS.items() if mode in modes}
     return usual | looks(mode for mode in modes if mode not in usual)
 
@@ -40,7 +39,7 @@ def _mode_looks(modes: Iterable[str]) -> dict[str, Look]:
 @styled()
 def failure_modes(table: pd.DataFrame, note: str = "", title: str = "What fails") -> Picture:
     """Stacked shares of outcomes: columns tag, label, n (of the label), mode, share."""
-    labels, kinds = tag_labels(table), _mode_looks(table["mode"])
+    labels, kinds = tag_labels(table), _mode_looks(table["mode"].unique())
     shares = table.pivot(index=["tag", "label"], columns="mode", values="share").fillna(0)
     shares = shares.reindex(list(labels))
     figure, (ax,) = style.canvas(title, note, FULL * 0.75, 1.0 + 0.24 * len(labels))
@@ -121,10 +120,9 @@ def _name_blocks(ax: Axes, k: int, sizes: pd.Series, tops: pd.Series, last: bool
     """Outcomes and numbers beside the first and the last blocks, numbers on those between."""
     for mode, size in sizes[sizes > 0].items():
         middle, words = tops[mode] + size / 2, f"{mode} {size:.0f}"
-        if k == 0:
-            ax.text(k - 0.08, middle, words, va="center", ha="right", fontsize=7)
-        elif last:
-            ax.text(k + 0.08, middle, words, va="center", ha="left", fontsize=7)
+        if k == 0 or last:
+            side, ha = (0.08, "left") if k else (-0.08, "right")
+            ax.text(k + side, middle, words, va="center", ha=ha, fontsize=7)
         else:
             ax.text(k, middle, f"{size:.0f}", va="center", ha="center", fontsize=6.5, bbox=_BOX)
 

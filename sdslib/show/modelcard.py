@@ -26,6 +26,7 @@ from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
+from sdslib.io.wording import first_line
 from sdslib.results import comparison, finetuned
 from sdslib.results.formatting import p_value, points, share
 from sdslib.results.settings import config_of, duration, objective_in_words, score_tables
@@ -77,8 +78,7 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
     Nothing else ever sends anything. A repository that is new is made private. The token is that
     of HF_TOKEN or of `hf auth login`. PushError says what is missing.
     """
-    problem = storage.manifest_problem(run.weights)
-    if problem:
+    if problem := storage.manifest_problem(run.weights):
         raise PushError(f"{run.name}: weights are not whole ({problem}); nothing was sent")
     if get_token() is None:
         raise PushError(
@@ -97,10 +97,10 @@ def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = No
             f"HF_HUB_OFFLINE is set; unset it to send {run.name} to {repo!r}"
         ) from error
     except HfHubHTTPError as error:
-        raise PushError(f"the Hub refused {repo!r}: {_first_line(error)}") from error
+        raise PushError(f"the Hub refused {repo!r}: {first_line(error)}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise PushError(
-            f"the Hub cannot be reached for {repo!r} ({_first_line(error)}); try again online"
+            f"the Hub cannot be reached for {repo!r} ({first_line(error)}); try again online"
         ) from error
     return str(done.repo_url)
 
@@ -138,34 +138,19 @@ def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCar
 
 def _shares(whole: pd.DataFrame) -> pd.DataFrame:
     """One row a model, one column a metric, and what chance gives."""
-    told = [share(row.accuracy, row.low, row.high) for row in whole.itertuples()]
-    chance = whole.assign(model="chance", told=[f"{100 * c:.1f}%" for c in whole["chance"]])
+    told = list(map(share, whole["accuracy"], whole["low"], whole["high"]))
+    chance = whole.assign(model="chance", told=whole["chance"].map("{:.1%}".format))
     both = pd.concat([whole.assign(told=told), chance.drop_duplicates("metric")])
-    return (
-        both.groupby(["model", "metric"], sort=False)["told"]
-        .first()
-        .unstack(sort=False)
-        .reset_index()
-    )
+    return both.set_index(["model", "metric"])["told"].unstack(sort=False).reset_index()
 
 
 def _differences(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     *others, last = scores
-    compared = {m: comparison.compare(scores[m], scores[last], by=()) for m in others}
     rows = [
-        {
-            "comparison": f"{last} against {model}",
-            "metric": row.metric,
-            "difference": points(row.difference, row.low, row.high),
-            "p": p_value(row.p),
-            "smallest shown": f"{100 * row.mdd:.1f}",
-        }
-        for model, table in compared.items()
-        for row in table.itertuples()
-    ]
+        {"comparison": f"{last} against {model}", "metric": row.metric,
+         "difference": points(row.difference, row.low, row.high), "p": p_value(row.p),
+         "smallest shown": f"{100 * row.mdd:.1f}"}
+        for model in others
+        for row in comparison.compare(scores[model], scores[last], by=()).itertuples()
+    ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 THUMBNAIL = 160  # pixels of the longer side
@@ -61,18 +61,15 @@ def number(value: float, sign: bool = False) -> str:
 
     In a template `value | number`, as `shade` is `values | shade`.
     """
-    mark = "+" if sign else ""
-    tiny = value != 0 and abs(value) < 5e-5
-    shown = f"{value:{mark}.1e}" if tiny else f"{value:{mark}.4f}"
-    return shown.replace("-", "\u2212")
+    form = ("+" if sign else "") + (".1e" if 0 < abs(value) < 5e-5 else ".4f")
+    return f"{value:{form}}".replace("-", "\u2212")
 
 
 def shade(values: Sequence[float] | np.ndarray) -> list[str]:
     """A background for each value, from white (the lowest) to a blue on which black is legible."""
     array = np.asarray(values, dtype=float)
-    spread = array.max() - array.min()
-    depth = (array - array.min()) / spread * 0.85 if spread > 0 else np.zeros(len(array))
-    colors = [tuple(round(255 + (full - 255) * d) for full in _FULL) for d in depth]
+    depth = (array - array.min()) / (np.ptp(array) or 1) * 0.85
+    colors = np.rint(255 + (np.array(_FULL) - 255) * depth[:, None]).astype(int)
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors]
 
 
@@ -85,22 +82,6 @@ _VIEWS = Environment(
 )
 _VIEWS.filters |= {"data_uri": data_uri, "file_uri": file_uri, "number": number, "shade": shade}
 _VIEWS.globals |= {"asset": asset}
-
-
-def text(value: object) -> str:
-    """The value as text of a page: nothing in it can be markup or end an attribute."""
-    return str(escape(str(value)))
-
-
-def image_tag(image: Image.Image, alt: str, side: int = THUMBNAIL) -> str:
-    """An `<img>` that holds the picture itself, with its description."""
-    return f'<img src="{data_uri(image, side)}" alt="{text(alt)}">'
-
-
-def document(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A whole page around a body; `script` runs at its end."""
-    code = f"<script>{script}</script>" if script else ""
-    return render("page", title=title, body=Markup(body + code), style=Markup(style))
 
 
 def is_live() -> bool:
@@ -127,8 +108,8 @@ class Live:
     def bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The MIME bundles of the widget, and of the twin."""
         name = f"live-{self.widget.model_id}"
-        self.widget.add_class("live-view")  # what `atlas.css` shows the focus by
-        self.widget.add_class(name)
+        # what `atlas.css` shows the focus by, and what the twin hides beside
+        self.widget.add_class("live-view").add_class(name)
         twin = str(render("live", name=name, view=Markup(self.markup)))
         live = self.widget._repr_mimebundle_() | {"text/html": "", "text/plain": "live controls"}
         return live, {"text/html": twin, "text/plain": "the live controls as a page"}

@@ -22,7 +22,6 @@ from sdslib.show import figures
 from sdslib.show.figures import Picture
 
 TABLES, FIGURES = "reports/tables", "reports/figures"
-_DIGITS = "%.4f"
 _BY_TAG = 5  # more settings than this are bars by setting, not marks by tag
 
 
@@ -46,7 +45,7 @@ def rebuild(
             "gradients": studies.gradient_ratio(found),
         }
         for part, table in parts.items():
-            text = table.to_csv(index=False, float_format=_DIGITS, lineterminator="\n")
+            text = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
             files[tables / f"{name}-{part}.csv"] = text.encode()
         files[tables / f"{name}.md"] = _page(name, found, parts).encode()
         title = name.replace("-", " ").capitalize()
@@ -105,19 +104,15 @@ def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -
         "in points, with 95% bootstrap intervals over seeds and items at once.",
     ]
     for title, table in sections.items():
-        lines += ["", f"## {title}", "", *_markdown(table)] if len(table) else []
+        rows = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
+        told = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+        lines += ["", f"## {title}", "", *told] if len(table) else []
     return "\n".join([*lines, "", "## Runs", "", *(f"- `{run}`" for run in runs), ""])
-
-
-def _markdown(table: pd.DataFrame) -> list[str]:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
 def main(words: list[str] | None = None) -> int:
     """Publish a study, rebuild tables and figures, or train the studies again."""
-    program = "python -m sdslib.show.published"
-    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
+    parser = argparse.ArgumentParser("python -m sdslib.show.published", description=main.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     keep = verbs.add_parser("study", help="keep what stands behind runs, and behind their controls")
     keep.add_argument("name", help="as default")

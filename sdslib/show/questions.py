@@ -114,11 +114,9 @@ class Demo:
             scores = explain.score_table(self.scorers(teacher), *asked)
             errors = explain.draw_errors(self.teacher, *asked) if teacher else None
             first = next(iter(self.students.values())).student
-            notes = tuple(
-                f"“{caption}” is longer than {first.origin.name} can read; its end counts for "
-                "nothing"
-                for caption in explain.cut_off(first, question.captions)
-            )
+            cut = explain.cut_off(first, question.captions)
+        told = f"is longer than {first.origin.name} can read; its end counts for nothing"
+        notes = tuple(f"“{caption}” {told}" for caption in cut)
         return Answer(question, scores, errors=errors, notes=notes)
 
     def explained(self, answer: Answer) -> Answer:
@@ -132,10 +130,9 @@ class Demo:
 
     def grids(self, item: Item, teacher: bool = False) -> Atlas:
         """Every model's grid of two images and two captions, as the atlas of one item."""
+        asked = item.images, item.captions, str(item.id)
         with self.turn:
-            own, tables = explain.grid(
-                self.scorers(teacher), item.images, item.captions, str(item.id)
-            )
+            own, tables = explain.grid(self.scorers(teacher), *asked)
         return atlas.build(tables, own)
 
 
@@ -190,8 +187,9 @@ def beginning(demo: Demo) -> Item | None:
     """The item to begin with: `item`, or the first of a set of photographs; None draws a scene."""
     if demo.config.item is not None:
         return demo.item(demo.config.item)
-    drawn = demo.benchmark is None or world_of(demo.config.benchmark)
-    return None if drawn or demo.benchmark is None else demo.benchmark.items[0]
+    if demo.benchmark is None or world_of(demo.config.benchmark):
+        return None
+    return demo.benchmark.items[0]
 
 
 def start(demo: Demo) -> Question:

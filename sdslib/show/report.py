@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from sdslib import experiment, tables
-from sdslib.benchmarks import Benchmark
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig, is_mini
 from sdslib.experiment import CONTROL, UNTOUCHED
@@ -94,9 +93,7 @@ def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
         **_versions(runs),
         **_again(cases, runs),
     )
-    drawn = {
-        f"{n}-{k}": fig for n, case in enumerate(told, 1) for k, fig in case["figures"].items()
-    }
+    drawn = {f"{n}-{k}": fig for n, one in enumerate(told, 1) for k, fig in one["figures"].items()}
     return Report(whole, drawn, tuple(cases), output_folder(config))
 
 
@@ -151,11 +148,10 @@ def _data(case: Setting) -> pd.DataFrame:
     config, run = case.config, case.run
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     parts = [("training pairs", config.train_data, pairs, "pairs")]
-    uses = {
-        VALIDATION: "chosen on, never reported",
-        experiment.reported(run): "reported",
-    }
-    for name in _sets(run):
+    reported = experiment.reported(run)
+    uses = {VALIDATION: "chosen on, never reported", reported: "reported"}
+    sets = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
+    for name in sorted(sets, key=lambda n: (n != reported, n)):
         use = f"{count(run.scores(name))}, {uses.get(name, 'must not suffer')}"
         parts.append(("set", name, use, name))
     student = f"{config.clip_model} {config.clip_pretrained or ''}"
@@ -163,10 +159,8 @@ def _data(case: Setting) -> pd.DataFrame:
     parts.append(("student", student.strip(), f"{config.trainable} trained", "student"))
     parts.append(("teacher", teacher.strip(), f"frozen, {config.precision}", "teacher"))
     prints = run.identity["data"]
-    rows = [
-        (part, source(name, config), use, str(prints.get(key, "by its name"))[:12])
-        for part, name, use, key in parts
-    ]
+    rows = [(part, source(name, config), use, str(prints.get(key, "by its name"))[:12])
+            for part, name, use, key in parts]  # fmt: skip
     return pd.DataFrame(rows, columns=["part", "source", "use", "content"])
 
 
@@ -184,12 +178,6 @@ def count(scores: pd.DataFrame) -> str:
     """How many items were scored, and of how many where the set has more."""
     n, total = len(scores), scores.attrs.get("total", len(scores))
     return f"{n} items" if n == total else f"{n} of {total} items"
-
-
-def _sets(run: Run) -> list[str]:
-    """The scored sets of a run, the reported one first."""
-    names = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
-    return sorted(names, key=lambda n: (n != experiment.reported(run), n))
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -223,10 +211,8 @@ def _case(case: Setting) -> dict[str, Any]:
 def _keyed(told: pd.DataFrame, *first: str) -> pd.DataFrame:
     """A table of `formatting`; its keys fill the `first` columns, the last takes what is left."""
     alone = len(first) - 1
-    rows = [
-        (*key[:alone], ", ".join(key[alone:]), *row)
-        for key, row in zip(told.index, told.to_numpy(), strict=True)
-    ]
+    rows = [(*key[:alone], ", ".join(key[alone:]), *row)
+            for key, row in zip(told.index, told.to_numpy(), strict=True)]  # fmt: skip
     return pd.DataFrame(rows, columns=[*first, *told.columns])
 
 
@@ -236,32 +222,26 @@ def _over_seeds(case: Setting) -> pd.DataFrame | None:
         return None
     by_seed = [score_tables(*pair) for pair in zip(case.runs, case.controls, strict=True)]
     *others, last = by_seed[0]
-    rows = [
-        comparison.compare_over_seeds(
-            [s[other] for s in by_seed], [s[last] for s in by_seed]
-        ).assign(comparison=f"{last} against {other}")
-        for other in others
-    ]
+    rows = []
+    for other in others:
+        befores, afters = ([s[model] for s in by_seed] for model in (other, last))
+        found = comparison.compare_over_seeds(befores, afters)
+        rows.append(found.assign(comparison=f"{last} against {other}"))
     return pd.concat(rows, ignore_index=True)
 
 
 def _seed_rows(over: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        (row.comparison, row.metric, row.seeds, points(row.difference, row.low, row.high),
-         span(row.smallest, row.largest))
-        for row in over.itertuples()
-    ]  # fmt: skip
-    head = ["comparison", "metric", "seeds", "difference", "single seeds"]
-    return pd.DataFrame(rows, columns=head)
+    rows = over[["comparison", "metric", "seeds"]].copy()
+    rows["difference"] = list(map(points, over["difference"], over["low"], over["high"]))
+    rows["single seeds"] = list(map(span, over["smallest"], over["largest"]))
+    return rows
 
 
 def _kept(case: Setting) -> pd.DataFrame | None:
     kept = finetuned.retention(case.run, case.control or case.run)
-    if kept.empty:
-        return None
     if case.control is None and case.run.params["arm"] != "clip-only":
         kept = kept[kept["model"] != CONTROL]
-    return _keyed(formatting.shares(kept), "set, metric")
+    return None if kept.empty else _keyed(formatting.shares(kept), "set, metric")
 
 
 def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
@@ -276,8 +256,7 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     if _is_winoground_like(case):
         parts = {name: failures.anatomy(table) for name, table in scores.items()}
         pairs = failures.margin_pairs(parts[UNTOUCHED], parts[last])
-        names = (UNTOUCHED, last)
-        found["margins"] = item_figures.margins(pairs, note, names)
+        found["margins"] = item_figures.margins(pairs, note, (UNTOUCHED, last))
         found["outcomes"] = item_figures.flips(failures.flows(parts), note)
     return found
 
@@ -310,7 +289,7 @@ def telling(found: Atlas, before: str, after: str, count: int) -> list[str]:
     ways = [atlas.select(found, replace(query, change=way)) for way in ("gained", "lost")]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
     flips = [item for item in turns if item is not None]
-    rest = [item for item in atlas.select(found, query) if item not in set(flips)]
+    rest = [item for item in atlas.select(found, query) if item not in flips]
     first = flips[: max(count - count // 3, count - len(rest))]
     return first + rest[: count - len(first)]
 
@@ -319,20 +298,16 @@ def _examples(config: ReportConfig, case: Setting) -> dict[str, Any]:
     """The most telling items of a case, each as the atlas's card and as a table for paper."""
     if not _is_winoground_like(case):
         return {"examples": None, "absent": ""}
-    benchmark, absent = _benchmark(case.config)
+    benchmark, absent = None, ""
+    try:
+        benchmark = load_set(case.config.benchmark)
+    except DataError as reason:
+        absent = f"Pictures and captions are not at hand: {reason}"
     found = atlas.build(case.scores, benchmark, note=case.note, absent=absent)
     *_, last = case.scores
     chosen = telling(found, UNTOUCHED, last, config.examples)
     told = [{"card": atlas.card(found, item), "table": _margins(found, item)} for item in chosen]
     return {"examples": told, "absent": absent}
-
-
-def _benchmark(config: FinetuneConfig) -> tuple[Benchmark | None, str]:
-    """The reported set with its pictures, or why they are not here."""
-    try:
-        return load_set(config.benchmark), ""
-    except DataError as reason:
-        return None, f"Pictures and captions are not at hand: {reason}"
 
 
 def _margins(found: Atlas, item: str) -> pd.DataFrame:
@@ -345,15 +320,11 @@ def _margins(found: Atlas, item: str) -> pd.DataFrame:
         rows.append({
             "model": name,
             "outcome": verdict.mode + " (tie)" * verdict.tie,
-            "text margin": _lead(verdict.margins[0]),
-            "image margin": _lead(verdict.margins[1]),
+            "text margin": page.number(verdict.margins[0], sign=True),
+            "image margin": page.number(verdict.margins[1], sign=True),
             f"text against {first}": "" if name == first else failures.flips(*right)[0],
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _lead(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
 
 
 # --- parameters, versions, how to run it again ---------------------------------------------------
@@ -361,10 +332,8 @@ def _lead(value: float) -> str:
 
 def _parameters(runs: Sequence[Run]) -> dict[str, Any]:
     """Parameters that all runs share, and those in which they differ, one row a run."""
-    told = pd.DataFrame(
-        {run.name: without_places(config_of(run).model_dump()) for run in runs}, dtype=object
-    ).T.map(str)
-    told = told.drop(columns=["run", "runs"])
+    params = {run.name: without_places(config_of(run).model_dump()) for run in runs}
+    told = pd.DataFrame(params, dtype=object).T.map(str).drop(columns=["run", "runs"])
     odd = told.loc[:, told.nunique() > 1]
     same = told.drop(columns=odd.columns).iloc[0].rename_axis("parameter").reset_index(name="value")
     return {"same": same, "odd": None if odd.empty else odd.rename_axis("run").reset_index()}
@@ -373,41 +342,29 @@ def _parameters(runs: Sequence[Run]) -> dict[str, Any]:
 def _versions(runs: Sequence[Run]) -> dict[str, Any]:
     """Versions of the first run, and how many runs had others."""
     first, *others = [run.environment for run in runs]
-    packages = ", ".join(f"{name} {v}" for name, v in sorted(first["packages"].items()))
-    rows = [
-        ("python", first["python"]),
-        ("platform", first["platform"]),
-        ("device, threads", f"{first['device']}, {first['threads']}"),
-        ("commit", _commit(first)),
-        ("packages", packages),
-    ]
+    git = first.get("git") or {}
+    commit = (git.get("commit") or "")[:12] + " with changes" * bool(git.get("dirty"))
+    rows = {
+        "python": first["python"],
+        "platform": first["platform"],
+        "device, threads": f"{first['device']}, {first['threads']}",
+        "commit": commit if git.get("commit") else "unknown",
+        "packages": ", ".join(f"{name} {v}" for name, v in sorted(first["packages"].items())),
+    }
     said = ("packages", "python", "device", "threads")
     odd = sum(any(env[key] != first[key] for key in said) for env in others)
-    return {
-        "versions": pd.DataFrame(rows, columns=["what", "version"]),
-        "others": odd,
-        "runs": len(runs),
-    }
-
-
-def _commit(env: Mapping[str, Any]) -> str:
-    git = env.get("git") or {}
-    if not git.get("commit"):
-        return "unknown"
-    return f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}"
+    table = pd.DataFrame(rows.items(), columns=["what", "version"])
+    return {"versions": table, "others": odd, "runs": len(runs)}
 
 
 def _again(cases: Sequence[Setting], runs: Sequence[Run]) -> dict[str, Any]:
     """The lines that make runs and report, and whether a folder in them had to be cut."""
     wanted = [run for run in runs if run.params["arm"] != "clip-only"] or runs
-    names = ",".join(_callable(run) for case in cases for run in case.runs)
+    # the parameter `runs` finds by its name what lies in the usual folder
+    usual = runs_root().resolve()
+    names = ",".join(run.name if run.path.parent.resolve() == usual else run.shown_path
+                     for case in cases for run in case.runs)  # fmt: skip
     last = f"papermill notebooks/07_report.ipynb out_report.ipynb -r runs {shlex.quote(names)}"
     lines = [*map(papermill_line, wanted), last]
     told = [shlex.join(without_places(shlex.split(line))) for line in lines]
     return {"lines": told, "cut": told != lines}
-
-
-def _callable(run: Run) -> str:
-    """What the parameter `runs` finds this run by: its name, or its folder where that is needed."""
-    usual = run.path.parent.resolve() == runs_root().resolve()
-    return run.name if usual else run.shown_path

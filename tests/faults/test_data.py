@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import test_images as pictures
 from PIL import Image
-from test_benchmarks import aro, crepe, karpathy, old_winoground, winoground_table, write  # noqa: F401
+from test_benchmarks import aro, crepe, karpathy, old_winoground, winoground_table  # noqa: F401
 from test_pairs import (  # noqa: F401
     KARPATHY,
     coco,
@@ -26,6 +26,7 @@ from test_pairs import (  # noqa: F401
     write_coco,
 )
 from test_shards import one, write_shard
+from tiny import write_json
 
 from faults.catalog import each, fault, refused
 from sdslib.checks.captions import VocabularyError
@@ -110,7 +111,7 @@ def test_a_row_of_aro(aro, given):  # noqa: F811
     path = aro / "visual_genome_relation.json"
     rows = json.loads(path.read_text())
     rows[1] |= given
-    write(path, rows)
+    write_json(path, rows)
     return refused(DataError, aro_relation, aro)
 
 

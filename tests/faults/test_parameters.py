@@ -13,7 +13,6 @@ import warnings
 import pytest
 import test_notebook_form as form
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from realworld import make
 
 from faults.catalog import each, fault, refused
 from sdslib.checks.guard import guard
@@ -132,9 +131,9 @@ def test_a_device_that_is_not_there(monkeypatch):
 # --- parameters that the data do not allow -------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("real")).train_data
+@pytest.fixture
+def real(photos):
+    return photos.train_data
 
 
 @each(

@@ -9,6 +9,7 @@ import open_clip
 import torch
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from safetensors.torch import save_file
+from tiny import tiny_unet, tiny_vae
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 VOCABULARY = 49_408
@@ -19,22 +20,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def student(folder: Path, seed: int = 0) -> Path:
     """A `local-dir:` folder of open_clip: no `hf_tokenizer_name`, so its own tokenizer is used."""
     folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"width": WIDTH, "layers": 1}
     config = {
         "embed_dim": WIDTH,
-        "vision_cfg": {
-            "image_size": 48,
-            "layers": 1,
-            "width": WIDTH,
-            "head_width": 16,
-            "patch_size": 16,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": VOCABULARY,
-            "width": WIDTH,
-            "heads": 2,
-            "layers": 1,
-        },
+        "vision_cfg": sizes | {"image_size": 48, "head_width": 16, "patch_size": 16},
+        "text_cfg": sizes | {"context_length": 77, "vocab_size": VOCABULARY, "heads": 2},
     }
     clip = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     document = {"model_cfg": config, "preprocess_cfg": clip}
@@ -50,10 +40,10 @@ def teacher(folder: Path, seed: int = 0) -> Path:
     tokenizer(folder / "tokenizer")
     torch.manual_seed(seed)
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=_vae(),
+        vae=tiny_vae(sample_size=64, scaling_factor=0.18215),
         text_encoder=_text_encoder(),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=_unet(),
+        unet=tiny_unet(sample_size=8),
         scheduler=diffusers.PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -98,29 +88,6 @@ def tokenizer(folder: Path) -> None:
         (folder / name).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     text = "\n".join(["#version: 0.2", *merges, ""])
     (folder / "merges.txt").write_text(text, encoding="utf-8")
-
-
-def _unet() -> diffusers.UNet2DConditionModel:
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(WIDTH, 2 * WIDTH),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-
-
-def _vae() -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(
-        sample_size=64,
-        latent_channels=4,
-        layers_per_block=1,
-        block_out_channels=(WIDTH,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
 
 
 def _text_encoder() -> CLIPTextModel:

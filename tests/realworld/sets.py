@@ -3,12 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
+from tiny import png, write_json
 
 from realworld.questions import (
     ATTRIBUTIONS,
@@ -41,19 +41,15 @@ def coco(folder: Path) -> Path:
             for i, name in enumerate(names)
             for k, caption in enumerate(CAPTIONS[name])
         ]
+        info = {"description": "COCO 2017 Dataset", "version": "1.0", "year": 2017,
+                "contributor": "COCO Consortium", "date_created": "2017/09/01"}  # fmt: skip
         document = {
-            "info": {
-                "description": "COCO 2017 Dataset",
-                "version": "1.0",
-                "year": 2017,
-                "contributor": "COCO Consortium",
-                "date_created": "2017/09/01",
-            },
+            "info": info,
             "licenses": [{"id": 7, "name": "No known copyright restrictions", "url": ""}],
             "images": images,
             "annotations": notes[::-1],  # theirs are in no order of images either
         }
-        _write(folder / "annotations" / f"captions_{split}2017.json", document)
+        write_json(folder / "annotations" / f"captions_{split}2017.json", document)
     return folder
 
 
@@ -73,7 +69,7 @@ def coco_crops(folder: Path) -> Path:
                 for i, caption in enumerate(CAPTIONS[name])
             ]
     document = {"info": {}, "licenses": [], "images": images, "annotations": notes}
-    _write(folder / "annotations" / "captions_train2017.json", document)
+    write_json(folder / "annotations" / "captions_train2017.json", document)
     return folder
 
 
@@ -95,16 +91,11 @@ def _coco_image(name: str, split: str) -> dict:
 def karpathy(folder: Path) -> Path:
     """coco_karpathy_train.json: a row a caption, paths from `folder` into train2014/."""
     _copy(SPLITS["train"], folder / "train2014", "COCO_train2014_")
-    rows = [
-        {
-            "caption": caption,
-            "image": f"train2014/COCO_train2014_{name}.jpg",
-            "image_id": f"coco_{int(name)}",
-        }
-        for name in SPLITS["train"]
-        for caption in CAPTIONS[name]
-    ]
-    return _write(folder / "coco_karpathy_train.json", rows)
+    rows = []
+    for name in SPLITS["train"]:
+        own = {"image": f"train2014/COCO_train2014_{name}.jpg", "image_id": f"coco_{int(name)}"}
+        rows += [{"caption": caption} | own for caption in CAPTIONS[name]]
+    return write_json(folder / "coco_karpathy_train.json", rows)
 
 
 def coco_order(folder: Path) -> Path:
@@ -114,7 +105,7 @@ def coco_order(folder: Path) -> Path:
         {"image": f"val2014/COCO_val2014_{name}.jpg", "caption": CAPTIONS[name]}
         for name in SPLITS["val"]
     ]
-    path = _write(folder / "coco_karpathy_test.json", rows)
+    path = write_json(folder / "coco_karpathy_test.json", rows)
     truths = {f"{i}#{k}": c for i, row in enumerate(rows) for k, c in enumerate(row["caption"])}
     tagger = shuffles.lexicon_tagger(*LEXICON)
     shuffles.freeze(truths, tagger, path.with_name("coco_karpathy_test_negatives.json"))
@@ -126,21 +117,16 @@ def winoground_parquet(folder: Path) -> Path:
     rows = []
     for row, images in _grids():
         cells = {
-            f"image_{k}": {"bytes": _png(image), "path": f"ex_{row['id']}_img_{k}.png"}
+            f"image_{k}": {"bytes": png(image), "path": f"ex_{row['id']}_img_{k}.png"}
             for k, image in enumerate(images)
         }
         rows.append(row | cells)
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema(
-        [
-            ("id", pa.int32()),
-            ("image_0", image),
-            ("image_1", image),
-            *((name, pa.string()) for name in ("caption_0", "caption_1", "tag", "secondary_tag")),
-            ("num_main_preds", pa.int32()),
-            ("collapsed_tag", pa.string()),
-        ]
-    )
+    texts = [(name, pa.string()) for name in ("caption_0", "caption_1", "tag", "secondary_tag")]
+    schema = pa.schema([
+        ("id", pa.int32()), ("image_0", image), ("image_1", image), *texts,
+        ("num_main_preds", pa.int32()), ("collapsed_tag", pa.string()),
+    ])  # fmt: skip
     path = folder / "data" / "test-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
@@ -154,7 +140,7 @@ def winoground_jsonl(folder: Path) -> Path:
     for row, images in _grids():
         names = {f"image_{k}": f"ex_{row['id']}_img_{k}" for k in range(2)}
         for name, image in zip(names.values(), images, strict=True):
-            (folder / "images" / f"{name}.png").write_bytes(_png(image))
+            (folder / "images" / f"{name}.png").write_bytes(png(image))
         lines.append(json.dumps(row | names))
     (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -185,16 +171,10 @@ def _stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
     return page
 
 
-def _png(image: Image.Image) -> bytes:
-    sink = BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()
-
-
 def aro(folder: Path) -> Path:
     """visual_genome_*.json over images/ of Visual Genome's names; boxes in pixels as stored."""
     for kind, rows in (("relation", RELATIONS), ("attribution", ATTRIBUTIONS)):
-        _write(folder / f"visual_genome_{kind}.json", [_aro_row(kind, row) for row in rows])
+        write_json(folder / f"visual_genome_{kind}.json", [_aro_row(kind, row) for row in rows])
     for name in {row[0] for row in [*RELATIONS, *ATTRIBUTIONS]}:
         _copy([name], folder / "images", as_name=_visual_genome(name))
     return folder
@@ -227,7 +207,7 @@ def sugarcrepe(folder: Path) -> Path:
             str(i): {"filename": f"{name}.jpg", "caption": true, "negative_caption": false}
             for i, (name, true, false) in enumerate(rows)
         }
-        _write(folder / f"{subset}.json", found)
+        write_json(folder / f"{subset}.json", found)
     return folder
 
 
@@ -245,9 +225,3 @@ def _copy(names: list[str], folder: Path, prefix: str = "", as_name: str = "") -
     for name in names:
         own = as_name or f"{prefix}{name}.jpg"
         shutil.copyfile(PHOTOGRAPHS / f"{name}.jpg", folder / own)
-
-
-def _write(path: Path, document: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
-    return path
