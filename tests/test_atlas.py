@@ -278,10 +278,6 @@ def test_the_margin_slider_takes_each_models_own_reach(whole):
     assert 3 > slider.max > 2
 
 
-def test_a_saved_notebook_gets_the_page_and_a_live_one_the_widget():
-    assert not page.is_live()
-
-
 # --- page and library agree, in a real browser ---------------------------------------------------
 
 

@@ -65,9 +65,9 @@ def winoground_table(count=4, change=lambda rows: None) -> pa.Table:
 @pytest.fixture
 def parquet(tmp_path):
     (tmp_path / "data").mkdir()
-    table = winoground_table()
-    pq.write_table(table.slice(0, 2), tmp_path / "data" / "test-00000-of-00002.parquet")
-    pq.write_table(table.slice(2, 2), tmp_path / "data" / "test-00001-of-00002.parquet")
+    for n in (0, 1):
+        part = winoground_table().slice(2 * n, 2)
+        pq.write_table(part, tmp_path / "data" / f"test-0000{n}-of-00002.parquet")
     return tmp_path
 
 
@@ -121,11 +121,6 @@ def test_winoground_without_its_images_names_the_folder_that_they_belong_into(tm
         DataError, match=r"examples\.jsonl\[1\]\.image_0: .*2 of 4 images are missing"
     ):
         winoground(str(folder))
-    shutil.rmtree(folder / "images")
-    with pytest.raises(
-        DataError, match=r"old/images is not a folder; put Winoground's images there"
-    ):
-        winoground(str(folder))
 
 
 def test_a_pointer_of_git_lfs_is_no_parquet(tmp_path):
@@ -161,15 +156,8 @@ def test_the_finer_tags_are_read_where_their_file_is(parquet):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[2].update(caption_1=" "), r"test\[2\]\.caption_1: is empty"),
-        (lambda rows: rows[2].update(caption_1=None), r"\[2\]\.caption_1: expected text, got None"),
         (lambda rows: rows[2].update(num_main_preds=0), r"\[2\]\.num_main_preds: expected int"),
-        (lambda rows: rows[3].update(id=1), r"\[3\]: id 1 appears twice"),
         (lambda rows: rows[1].update(image_0=None), r"\[1\]\.image_0: has no bytes"),
-        (
-            lambda rows: [row.pop("tag") for row in rows],
-            r"test\.parquet cannot be read \(columns missing: tag\); expected parquet",
-        ),
     ],
 )
 def test_a_fault_in_winoground_is_named_by_its_path(tmp_path, change, message):
@@ -178,10 +166,7 @@ def test_a_fault_in_winoground_is_named_by_its_path(tmp_path, change, message):
         winoground(str(tmp_path))
 
 
-def test_what_is_not_parquet_says_which_columns_are_expected(tmp_path):
-    (tmp_path / "test.parquet").write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"test.parquet cannot be read .* image_0, image_1, id"):
-        winoground(str(tmp_path))
+def test_a_folder_without_the_split_says_what_it_should_hold(tmp_path):
     with pytest.raises(DataError, match=r"holds no Winoground; give .* data/test-\*\.parquet"):
         winoground(str(tmp_path), split="val")
 
@@ -237,17 +222,19 @@ def aro_rows(extra) -> list[dict]:
     return rows
 
 
+def edited(path, change):
+    """The same file with its rows changed."""
+    rows = json.loads(path.read_text())
+    change(rows)
+    return write_json(path, rows)
+
+
 @pytest.fixture
 def aro(tmp_path):
-    relations = ["left of", "on", "left of"]
-    write_json(
-        tmp_path / "visual_genome_relation.json",
-        aro_rows(lambda i: {"relation_name": relations[i]}),
-    )
-    write_json(
-        tmp_path / "visual_genome_attribution.json",
-        aro_rows(lambda i: {"attributes": ["red", "tall"], "obj1_name": "x", "obj2_name": "y"}),
-    )
+    relations = aro_rows(lambda i: {"relation_name": ("left of", "on", "left of")[i]})
+    write_json(tmp_path / "visual_genome_relation.json", relations)
+    named = {"attributes": ["red", "tall"], "obj1_name": "x", "obj2_name": "y"}
+    write_json(tmp_path / "visual_genome_attribution.json", aro_rows(lambda i: named))
     (tmp_path / "images").mkdir()
     halves = picture(1)
     halves.paste(RED, (10, 0, 20, 10))
@@ -278,27 +265,22 @@ def test_aro_crops_each_box_and_two_boxes_of_one_image_are_two_pictures(aro):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("bbox_w", 0, r"relation\.json\[1\]\.bbox_w: expected integer >= 1, got 0"),
         ("bbox_h", "x", r"\[1\]\.bbox_h: expected integer, got 'x'"),
         ("bbox_x", 2.5, r"\[1\]\.bbox_x: expected integer, got 2.5"),
         ("bbox_y", None, r"\[1\]\.bbox_y: expected integer, got None"),
         ("true_caption", "", r"\[1\]\.true_caption: is empty"),
         ("false_caption", ["x"], r"\[1\]\.false_caption: expected text, got a list"),
         ("false_caption", "\ud800", r"\[1\]\.false_caption: has a NUL character or half"),
-        ("image_path", "../../etc/passwd", r"\[1\]\.image_path: .* escapes the data root"),
-        ("image_path", "/etc/passwd", "escapes the data root"),
-        ("image_path", "9.png", r"\[1\]\.image_path: '9\.png' does not exist"),
-        ("image_path", "0.PNG", r"did you mean '0\.png'"),
         ("relation_name", ..., r"\[1\]\.relation_name: is missing"),
     ],
 )
 def test_a_fault_in_an_aro_row_is_named_by_its_path(aro, key, value, message):
-    path = aro / "visual_genome_relation.json"
-    rows = json.loads(path.read_text())
-    rows[1][key] = value
-    if value is ...:
-        del rows[1][key]
-    write_json(path, rows)
+    def change(rows):
+        rows[1][key] = value
+        if value is ...:
+            del rows[1][key]
+
+    edited(aro / "visual_genome_relation.json", change)
     with pytest.raises(DataError, match=message):
         aro_relation(aro)
 
@@ -307,12 +289,8 @@ def test_a_fault_in_an_aro_row_is_named_by_its_path(aro, key, value, message):
     ("text", "message"),
     [
         ("", "is empty; fetch it again"),
-        ("{}", "expected a list of rows, got an object"),
         ("[]", "has no rows"),
         ("[1]", r"relation\.json\[0\]: expected object, got 1"),
-        ('[{"a": 1},]', r"relation\.json:1:\d+: not valid JSON"),
-        ('[{"bbox_x": NaN}]', "NaN is not JSON"),
-        ('[{"a": 1, "a": 2}]', "key 'a' appears twice"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
         ("<html>", "starts with '<html>'"),
     ],
@@ -329,10 +307,7 @@ def test_an_absent_aro_says_how_to_get_it(tmp_path):
 
 
 def test_a_box_beside_the_image_is_refused_when_it_is_cut(aro):
-    path = aro / "visual_genome_relation.json"
-    rows = json.loads(path.read_text())
-    rows[0]["bbox_x"] = 20
-    write_json(path, rows)
+    edited(aro / "visual_genome_relation.json", lambda rows: rows[0].update(bbox_x=20))
     with pytest.raises(ImageError, match=r"0\.png: bbox .* does not overlap the image of 20×10"):
         aro_relation(aro).items[0].images[0].load()
 
@@ -426,23 +401,11 @@ def test_order_negatives_are_made_once_and_then_read(karpathy):
     assert [i.captions for i in again.items] == [i.captions for i in first.items]
 
 
-def test_tampered_and_foreign_negatives_are_refused(karpathy):
+def test_negatives_of_other_captions_are_refused(karpathy):
     coco_order(karpathy, tagger=TAGGER)
-    kept = karpathy.with_name("coco_karpathy_test_negatives.json")
-    text = kept.read_text()
-    kept.write_text(text.replace("circle is", "circle was", 1))
-    with pytest.raises(DataError, match="do not have the hash on file"):
-        coco_order(karpathy, tagger=TAGGER)
-    kept.write_text(text)
     karpathy.write_text(karpathy.read_text().replace("near a square", "near a star", 1))
     with pytest.raises(DataError, match=r"frozen for other captions .first difference: item 0#1"):
         coco_order(karpathy, tagger=TAGGER)
-
-
-def test_without_spacy_the_message_says_what_to_install_or_to_give(karpathy, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
-    with pytest.raises(DataError, match=r"pip install spacy.*or put a file of frozen negatives"):
-        coco_order(karpathy)
 
 
 def test_images_are_looked_for_before_any_negative_is_made(karpathy):
@@ -498,14 +461,11 @@ def test_sugarcrepe_holds_seven_subsets_with_the_true_caption_first(crepe):
     assert found.label == "sugarcrepe (partial: 14 of 7511)"
 
 
-def test_missing_images_of_sugarcrepe_are_counted_and_told_to_be_cocos(crepe, tmp_path):
+def test_missing_images_of_sugarcrepe_are_told_to_be_cocos(crepe):
     (crepe / "val2017" / f"{0:012d}.jpg").unlink()
     told = r"add_att\.json\[0\]\.filename: '0+\.jpg' does not exist in .*val2017\.zip\)"
     with pytest.raises(DataError, match=told):
         sugarcrepe(crepe)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(DataError, match=r"2 of 2 images are missing .*COCO's val2017, http"):
-        sugarcrepe(crepe, tmp_path / "elsewhere")
     shutil.rmtree(crepe / "val2017")
     with pytest.raises(DataError, match=r"val2017 is not a folder; .*zips/val2017\.zip"):
         sugarcrepe(crepe)
@@ -513,9 +473,7 @@ def test_missing_images_of_sugarcrepe_are_counted_and_told_to_be_cocos(crepe, tm
 
 def test_a_fault_in_sugarcrepe_is_named_by_the_files_own_numbers(crepe):
     path = crepe / "data" / "swap_att.json"
-    rows = json.loads(path.read_text())
-    del rows["3"]["negative_caption"]
-    write_json(path, rows)
+    edited(path, lambda rows: rows["3"].pop("negative_caption"))
     with pytest.raises(DataError, match=r"swap_att\.json\[3\]\.negative_caption: is missing"):
         sugarcrepe(crepe)
     path.unlink()
@@ -693,10 +651,9 @@ def test_each_hub_set_is_asked_for_the_split_that_has_labels(monkeypatch, name, 
 
 def test_attributes_are_told_in_the_order_of_the_caption(aro):
     path = aro / "visual_genome_attribution.json"
-    rows = json.loads(path.read_text())
-    write_json(path, [rows[0] | {"attributes": ["tall", "red"]}, rows[1]])
+    edited(path, lambda rows: rows[0].update(attributes=["tall", "red"]))
     labels = [item.tags["attributes"] for item in aro_attribution(aro).items]
-    assert labels == ["tall_red", "red_tall"]
+    assert labels == ["tall_red", "red_tall", "red_tall"]
 
 
 def test_frozen_negatives_are_the_cleaned_shuffles_of_the_raw_captions(tmp_path):

@@ -138,15 +138,10 @@ def own_home(home, token):
     settings.mkdir(parents=True)
     quiet = {"fetchNews": "false", "checkForUpdates": False}
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    names = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
-    folders = {f"JUPYTER_{key}_DIR": str(home / name) for key, name in names.items()}
-    own = {
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-        "JUPYTER_TOKEN": token,
-    }
-    return os.environ | folders | own
+    folders = {f"JUPYTER_{kind.upper()}_DIR": kind for kind in ("config", "data", "runtime")}
+    folders |= {f"JUPYTERLAB_{kind.upper()}_DIR": kind for kind in ("settings", "workspaces")}
+    own = {name: str(home / kind) for name, kind in (folders | {"IPYTHONDIR": "ipython"}).items()}
+    return os.environ | own | {"JUPYTER_TOKEN": token}
 
 
 def wait_for(url, process, log):
@@ -227,6 +222,13 @@ def appears(page, control):
     assert not broken.count(), broken.first.inner_text()
 
 
+def ask(panel, *captions, clicks=1):
+    text = panel.get_by_label("captions, one a line")
+    text.fill("\n".join(captions))
+    text.blur()
+    panel.get_by_role("button", name="score").click(click_count=clicks)
+
+
 def answers(panel, *texts):
     """Wait until the panel shows these texts, or fail with what it says instead."""
     said = panel.get_by_role("alert")
@@ -277,24 +279,17 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
 
     for label, value in SCENE.items():
         panel.get_by_label(label, exact=True).select_option(value)
-    text = panel.get_by_label("captions, one a line")
-    text.fill("\n".join(CAPTIONS))
-    text.blur()
-    panel.get_by_role("button", name="score").dblclick()
+    ask(panel, *CAPTIONS, clicks=2)
     answers(panel, CAPTIONS[0], "Hardest re-orderings")
     ref = composing.picture(composing.compose(SCENE | {"variant": 0}))
     expected = library_scores(student, ref)
     found = numbers(panel.locator("b.score").all_inner_texts())
     assert found == pytest.approx(expected, abs=6e-5)
 
-    text.fill(ATTACK)
-    text.blur()
-    panel.get_by_role("button", name="score").click()
+    ask(panel, ATTACK)
     panel.get_by_role("alert").filter(has_text="vocabulary").wait_for()
     assert ATTACK in panel.get_by_role("alert").inner_text()
-    text.fill("  \n ")
-    text.blur()
-    panel.get_by_role("button", name="score").click()
+    ask(panel, "  ", " ")
     panel.get_by_role("alert").filter(has_text="no caption yet").wait_for()
 
     wrong = tmp_path / "picture.png"
@@ -307,9 +302,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
     good.write_bytes(ref.data())
     upload(page, panel, good)
     panel.get_by_alt_text("good.png").wait_for()
-    text.fill("\n".join(CAPTIONS))
-    text.blur()
-    panel.get_by_role("button", name="score").click()
+    ask(panel, *CAPTIONS)
     panel.locator("table.answers", has_text=CAPTIONS[0]).wait_for()
     assert numbers(panel.locator("b.score").all_inner_texts()) == found
 

@@ -1,5 +1,6 @@
 """The demo: one view for the live panel and the saved notebook, and inputs that cannot hurt it."""
 
+import html
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,14 +9,16 @@ import numpy as np
 import pages
 import pytest
 import tiny
+from faults.catalog import each, fault
 from test_atlas import ATTACK
 from test_evaluate import noise
+from test_images import png_header
 from test_questions import FALSE, TRUE, question
 from test_questions import build as build
 from test_questions import models as models
 
 from sdslib.io import images
-from sdslib.miniworld import composing, drawing
+from sdslib.miniworld import composing
 from sdslib.miniworld.drawing import Scene, Thing
 from sdslib.show import demo, explain, page, questions
 from sdslib.show.demo import CaptionPanel, PairPanel
@@ -66,16 +69,19 @@ def test_a_bar_begins_at_zero_and_stays_in_its_box(models, values):
         assert 0 <= left <= right <= 100.1
 
 
+@fault("script in a caption or a tag")
 def test_markup_in_captions_and_names_stays_text(models):
     answer = whole(models)
     spoilt = replace(answer, question=Question(noise(0), (ATTACK, FALSE), ATTACK), notes=(ATTACK,))
     spoilt.words["untouched"]["word"] = ATTACK
     spoilt.harder["untouched"]["text"] = ATTACK
-    for text in (demo.html(spoilt), demo.message(ATTACK)):
+    said = demo.message(ATTACK)
+    for text in (demo.html(spoilt), said):
         found = pages.read(text)
         assert not found.select("script")
         assert not pages.outside(text)
         assert not any(name.startswith("on") for tag in found.find_all(True) for name in tag.attrs)
+    return said
 
 
 def test_the_page_refers_to_nothing_outside(models):
@@ -149,6 +155,7 @@ def score(panel, *captions):
     panel.button.click()
 
 
+@fault("button pressed twice")
 def test_a_double_click_scores_once_and_the_button_rests_meanwhile(panel, asked, monkeypatch):
     states, real = [], Demo.explained
     monkeypatch.setattr(
@@ -156,32 +163,33 @@ def test_a_double_click_scores_once_and_the_button_rests_meanwhile(panel, asked,
     )
     score(panel, TRUE, "a green triangle")
     panel.button.click()
-    assert asked == [(TRUE, "a green triangle")]
+    said = f"scored {len(asked)} time"
     assert states == [True]
     assert not panel.button.disabled
     score(panel, "a green triangle")
-    assert len(asked) == 2
+    assert asked == [(TRUE, "a green triangle"), ("a green triangle",)]
+    return said
 
 
-@pytest.mark.parametrize(
-    ("captions", "told"),
-    [
-        ("", "no caption yet"),
-        (" \n", "no caption yet"),
-        (ATTACK, "vocabulary"),
-        ("a red zebra", "&#39;zebra&#39;"),
-    ],
+@each(
+    {
+        "question without a caption": " \n",
+        "word that a model cannot write, typed into the demo": "a purple circle",
+    },
+    ("", "no caption yet"),
+    (ATTACK, "vocabulary"),
 )
-def test_a_question_that_cannot_be_answered_gets_a_message(panel, captions, told):
-    score(panel, captions)
-    assert told in panel.message.value
-    assert 'role="alert"' in panel.message.value
-    assert "<img" not in panel.message.value
+def test_a_question_that_cannot_be_answered_gets_a_message(panel, given):
+    score(panel, given)
+    said = panel.message.value
+    assert 'role="alert"' in said
+    assert "<img" not in said
     assert panel.result.value == ""
     assert not panel.button.disabled
     score(panel, TRUE)
     assert panel.message.value == ""
     assert TRUE in panel.result.value
+    return html.unescape(said)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ def test_no_error_leaves_an_old_answer_or_picture_standing(panel, pair, monkeypa
     monkeypatch.setattr(Demo, "grids", fail)
     score(panel, TRUE)
     pair.captions[0].value = FALSE
-    monkeypatch.setattr(drawing, "draw", fail)
+    monkeypatch.setattr(composing, "png", fail)
     panel.picker.scene["first color"].value = "green"
     for said in (panel.message, pair.message, panel.picker.preview):
         assert (str(error).strip("'") or "MemoryError") in said.value
@@ -239,17 +247,26 @@ def upload(panel, name, data):
     )  # fmt: skip
 
 
-def test_a_wrong_upload_gets_a_message_and_leaves_no_old_picture(panel):
+@each(
+    {
+        "upload that is no picture": ("notes.txt", b"dear diary"),
+        "upload of too many pixels": ("big.png", png_header(30_000, 30_000)),
+    },
+    (("<b>.png", b"hello"), "<b>.png is not an image"),
+)
+def test_a_wrong_upload_gets_a_message_and_leaves_no_old_picture(panel, given):
     panel.picker.source.value = "file"
     assert "no picture yet" in panel.picker.preview.value
     upload(panel, "good.png", tiny.png("red"))
     panel.button.click()
     assert 'alt="good.png"' in panel.result.value
-    upload(panel, "<b>.png", b"hello")
-    assert "&lt;b&gt;.png is not an image" in panel.picker.preview.value
+    upload(panel, *given)
+    said = panel.picker.preview.value
+    assert "<b>" not in said
     panel.button.click()
-    assert "no picture yet" in panel.message.value
+    assert "no picture yet: choose a picture file" in panel.message.value
     assert panel.result.value == ""
+    return html.unescape(said)
 
 
 def test_the_upload_offers_what_is_read_and_nothing_else(panel):

@@ -57,17 +57,18 @@ def test_fewer_draws_make_more_items_near(teachers, items):
     assert early._is_near(evaluate.Scored(scored.grids, {"draws": 2}))
 
 
+def change_of_leads(low, full, items, rule=""):
+    """Root mean square of the differences between two scorers' leads, of images and captions."""
+    found = (evaluate.score_grids(one, benchmark(items)) for one in (low, full))
+    grids = [tables.grids_of(table, rule) for table in found]
+    change = [np.diff(grids[0] - grids[1], axis=axis).ravel() for axis in (1, 2)]
+    return np.sqrt(np.mean(np.concatenate(change) ** 2))
+
+
 def test_the_rounding_is_measured_between_the_precisions_at_the_same_draws(teachers, items):
     low, full = scorers(teachers)
     found = near_ties.rounding(low, full, items)
-    grids = [
-        tables.grids_of(evaluate.score_grids(one, benchmark(items)))
-        for one in (low, full)
-    ]  # fmt: skip
-    changes = [
-        np.concatenate([np.diff(g, axis=2).ravel(), np.diff(g, axis=1).ravel()]) for g in grids
-    ]
-    assert found == pytest.approx(np.sqrt(np.mean((changes[0] - changes[1]) ** 2)), rel=1e-4)
+    assert found == pytest.approx(change_of_leads(low, full, items), rel=1e-4)
     assert found > 0
     assert near_ties.rounding(full, full, items) == 0
     other = diffusion.diffusion_scorer(teachers[1], 4, seed=1, empty=False)
@@ -98,16 +99,8 @@ def test_with_a_profile_the_rounding_is_that_of_the_relative_leads(teachers, ite
         diffusion.diffusion_scorer(one, 4, profile=PROFILE, empty=False, batch_size=16)
         for one in teachers
     )
-    leads = []
-    for scorer in (low, full):
-        table = evaluate.score_grids(scorer, benchmark(items[:4]))
-        grids = tables.grids_of(table, "relative")
-        leads.append(
-            np.concatenate([np.diff(grids, axis=2).ravel(), np.diff(grids, axis=1).ravel()])
-        )
-    wanted = np.sqrt(np.mean((leads[0] - leads[1]) ** 2))
     found = near_ties.rounding(low, full, items[:4], PROFILE)
-    assert found == pytest.approx(wanted, rel=1e-4)
+    assert found == pytest.approx(change_of_leads(low, full, items[:4], "relative"), rel=1e-4)
     assert found != pytest.approx(near_ties.rounding(low, full, items[:4]), rel=0.1)
 
 

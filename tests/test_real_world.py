@@ -114,26 +114,19 @@ def test_any_set_can_be_the_benchmark(shop, pairs, benchmark, more, items):
         assert name.partition(":")[0] in " ".join(kept["set"].astype(str)), kept
 
 
-def test_the_baseline_stands_on_winoground_with_the_teacher_beside_it(shop):
-    world = shop.world
-    given = {"benchmark": world.winoground, "corpus": world.train_data}
-    shown = shop.execute(
-        "01_baseline", "runs-01", **world.models, **given, teacher_items=3, draws=4
-    )
+@pytest.mark.parametrize(
+    ("name", "teacher_items", "models", "items"),
+    [("winoground", 3, {"student", "teacher"}, 16), ("sugarcrepe", 0, {"student"}, 21)],
+)
+def test_the_baseline_stands_on_any_set(shop, name, teacher_items, models, items):
+    world, own = shop.world, f"runs-01-{name}"
+    given = {"benchmark": getattr(world, name), "corpus": world.train_data, "draws": 4}
+    shown = shop.execute("01_baseline", own, **world.models, **given, teacher_items=teacher_items)
     assert "mini-world" not in shown
-    (path,) = (shop.folder / "runs-01").glob("*/results.parquet")
+    (path,) = (shop.folder / own).glob("*/results.parquet")
     found = pd.read_parquet(path)
-    assert {"student", "teacher"} <= set(found["model"])
-    assert 16 in set(found["n"])
-
-
-def test_the_baseline_stands_on_a_set_of_choices(shop):
-    world = shop.world
-    given = {"benchmark": world.sugarcrepe, "corpus": world.train_data, "teacher_items": 0}
-    shown = shop.execute("01_baseline", "runs-01b", **world.models, **given)
-    assert "mini-world" not in shown
-    (path,) = (shop.folder / "runs-01b").glob("*/results.parquet")
-    assert 21 in set(pd.read_parquet(path)["n"])
+    assert models <= set(found["model"])
+    assert items in set(found["n"])
 
 
 def test_the_failures_of_a_run_come_with_their_photographs(shop, finetuned):

@@ -253,11 +253,11 @@ def cautions(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["set", "model", "caution"])
 
 
-def by_tag(run: Run, name: str | None = None) -> pd.DataFrame:
-    """The rows of one set (Winoground by default, or the first) for `figures.scores_by_tag`."""
+def by_tag(run: Run) -> pd.DataFrame:
+    """The rows of Winoground, or of the first set, for `figures.scores_by_tag`."""
     table = run.results()
-    names = list(dict.fromkeys(table["set"]))
-    name = name or next((n for n in names if n.endswith("winoground")), names[0])
+    names = table["set"].unique()
+    name = next((n for n in names if n.endswith("winoground")), names[0])
     return table[(table["set"] == name) & ~table["label"].str.startswith(("macro", "micro"))]
 
 

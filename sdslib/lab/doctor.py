@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 
 from sdslib import benchmarks, experiment
@@ -48,11 +47,6 @@ class Finding(NamedTuple):
     what: str
     state: str  # here, partial, missing, or optional: missing and not needed for this run
     said: str
-
-
-def examine(config: FinetuneConfig) -> pd.DataFrame:
-    """The findings as a table, for a notebook's cell."""
-    return pd.DataFrame(findings(config))
 
 
 def findings(config: FinetuneConfig) -> Iterator[Finding]:

@@ -22,12 +22,11 @@ def zero_shot(
     source: str | Path,
     classes: Sequence[str] | None = None,
     templates: Sequence[str] = PHOTO,
-    split: str = "test",
     name: str = "zeroshot",
 ) -> Benchmark:
     """Images with class labels, to be named by prompts `template.format(class)`.
 
-    `source` is a folder with one folder of images a class (below `split` or val, if it is there),
+    `source` is a folder with one folder of images a class (below test or val, if it is there),
     cifar10, cifar100, imagenet, or the id of a Hub set with an image and a label column. `classes`
     replaces the names, in order (of the sorted folders). Tagged `class`. Raises `DataError`.
     """
@@ -36,9 +35,9 @@ def zero_shot(
         raise DataError(f"each prompt template needs one {{}}; got {bad or 'none'}")
     folder = project_path(source)
     if folder.is_dir():
-        labels, refs, found = _class_folders(_split_of(folder, split))
+        labels, refs, found = _class_folders(_tested(folder))
     elif str(source) in HUB_CLASSES or is_repo(str(source)):
-        labels, refs, found = _class_hub(str(source), split)
+        labels, refs, found = _class_hub(str(source))
     else:
         raise DataError(
             f"{source!r}: no folder {folder}, and none of {', '.join(HUB_CLASSES)} or owner/name"
@@ -55,9 +54,9 @@ def zero_shot(
     return Benchmark(name, "classes", items, len(items), str(source), prompts)
 
 
-def _split_of(folder: Path, split: str) -> Path:
-    """The folder of a split, under any of the names that are in use, or the folder itself."""
-    names = (split, "val", "validation")
+def _tested(folder: Path) -> Path:
+    """The folder of what is tested, under any name that is in use, or the folder itself."""
+    names = ("test", "val", "validation")
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
@@ -75,8 +74,8 @@ def _class_folders(folder: Path) -> tuple[list[int], list[ImageRef], list[str]]:
     return labels, refs, [name.replace("_", " ") for name in names]
 
 
-def _class_hub(source: str, split: str) -> tuple[list[int], list[ImageRef], list[str]]:
-    repo, split, label = HUB_CLASSES.get(source, (source, split, ""))
+def _class_hub(source: str) -> tuple[list[int], list[ImageRef], list[str]]:
+    repo, split, label = HUB_CLASSES.get(source, (source, "test", ""))
     found = hub_dataset(repo, split, local="a folder with one folder of images a class")
     images = image_columns(found)
     named = [column for column, feature in found.features.items() if hasattr(feature, "names")]
@@ -96,7 +95,7 @@ def known_classes(name: str, source: str, wordnet: Sequence[str] | None = None) 
     folder = f"data/{name}"
     source = source or (folder if project_path(folder).is_dir() else name)
     # ImageNet's folders of classes are named by WordNet's ids
-    ids = [*_split_of(project_path(source), "test").glob("n" + "[0-9]" * 8)]
+    ids = [*_tested(project_path(source)).glob("n" + "[0-9]" * 8)]
     return zero_shot(source, wordnet if len(ids) == 1000 else None, name=name)
 
 

@@ -111,18 +111,18 @@ def leave_one_out(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> pd.
     return table.drop(columns="without").assign(change=change, decides=decides)
 
 
-def reorderings(caption: str, limit: int = REORDERINGS, seed: int = 0) -> list[str]:
+def reorderings(caption: str, seed: int = 0) -> list[str]:
     """Other orders of the caption's words, the caption itself not among them.
 
     Up to five words in every order; of longer captions, two runs of one to three words exchanged,
-    which swaps words and names and keeps most of the grammar. At most `limit`, drawn by the seed,
-    and none beyond the first 80 words, which every order keeps after them.
+    which swaps words and names and keeps most of the grammar. At most `REORDERINGS`, drawn by the
+    seed, and none beyond the first 80 words, which every order keeps after them.
     """
     words, rest = caption.split()[:WORDS], caption.split()[WORDS:]
     rng = np.random.default_rng(derive_seed(seed, "re-orderings"))
     orders = itertools.permutations(words) if len(words) <= ALL_ORDERS else _exchanged(words)
     found = [o for o in dict.fromkeys(map(tuple, orders)) if o != tuple(words)]
-    drawn = sorted(rng.permutation(len(found))[:limit])
+    drawn = sorted(rng.permutation(len(found))[:REORDERINGS])
     return [" ".join([*found[n], *rest]) for n in drawn]
 
 

@@ -38,14 +38,14 @@ def asset(name: str) -> Markup:
     return Markup(files("sdslib.show").joinpath("templates", name).read_text("utf-8"))
 
 
-def data_uri(image: Image.Image, side: int = THUMBNAIL) -> str:
-    """The picture itself as an address, shrunk to `side` pixels; in a template `image | data_uri`.
+def data_uri(image: Image.Image) -> str:
+    """The picture itself as an address, `THUMBNAIL` pixels; in a template `image | data_uri`.
 
     Small pictures are kept exactly (PNG), larger ones as JPEG.
     """
     small = image.copy()
-    small.thumbnail((side, side))
-    data, kind = io.BytesIO(), "png" if max(image.size) <= side else "jpeg"
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    data, kind = io.BytesIO(), "png" if max(image.size) <= THUMBNAIL else "jpeg"
     options = {"optimize": True} if kind == "png" else {"quality": 82}
     small.convert("RGB").save(data, format=kind, **options)
     return file_uri(data.getvalue(), kind)

@@ -191,11 +191,7 @@ def _case(case: Setting) -> dict[str, Any]:
     first = asked[asked["metric"] == asked["metric"].iloc[0]]
     *_, last = case.scores
     return {
-        "title": case.title,
-        "note": case.note,
-        "run": case.run.name,
-        "control": case.control.name if case.control else "",
-        "seeds": [run.params["seed"] for run in case.runs],
+        "setting": case,
         "model": last,
         "count": len(case.scores[last]),
         "human": bool(finetuned.human(case.config)),

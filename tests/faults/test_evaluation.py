@@ -1,28 +1,20 @@
 """Scores, figures, pages and widgets: no number that lies, no picture that runs."""
 
-import html
 import warnings
-from dataclasses import replace
 
-import ipywidgets
 import numpy as np
 import pandas as pd
-import pytest
 import torch
-from test_atlas import ATTACK, three_models
-from test_atlas import benchmark as pictured
 from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
 
 from faults.catalog import fault, refused
 from sdslib import evaluate, metrics, tables
 from sdslib.checks import fingerprints
-from sdslib.checks.notebooks import DemoConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io import images, runs
 from sdslib.io.runs import open_run
 from sdslib.results import comparison
-from sdslib.show import atlas, demo, explain, questions
-from sdslib.show.questions import Demo
+from sdslib.show import questions
 
 
 def cautions(scorer, items):
@@ -119,83 +111,6 @@ def test_changed_weights_are_another_run(tmp_path):
     assert runs.identify(other, {})["id"] != before.id
     now = fingerprints.weights_fingerprints(settings)
     return refused(runs.RunError, open_run, settings, now, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def one_panel(student):  # noqa: F811
-    some = Demo(DemoConfig(), {"untouched": explain.Remembering(student)}, None, "no items")
-    question = replace(questions.start(some), captions=("a red circle", "a blue square"))
-    return demo.CaptionPanel(some, some.ask(question))
-
-
-@pytest.fixture
-def panel(one_panel):
-    one_panel.picker.source.value = "scene"
-    return one_panel
-
-
-def upload(panel, name, data):
-    panel.picker.source.value = "file"
-    panel.picker.upload.value = [
-        {"name": name, "type": "", "size": len(data), "content": memoryview(data),
-         "last_modified": pd.Timestamp(0, tz="UTC").to_pydatetime()}
-    ]  # fmt: skip
-
-
-@fault("upload that is no picture")
-def test_an_upload_that_is_no_picture(panel):
-    upload(panel, "notes.txt", b"dear diary")
-    said = panel.picker.preview.value
-    panel.score()
-    assert "there is no picture yet: choose a picture file" in panel.message.value
-    assert panel.result.value == "", "an old answer would be taken for the new question's"
-    return html.unescape(said)
-
-
-@fault("upload of too many pixels")
-def test_an_upload_of_too_many_pixels(panel):
-    from test_images import png_header
-
-    upload(panel, "big.png", png_header(30_000, 30_000))
-    return panel.picker.preview.value
-
-
-@fault("question without a caption")
-def test_a_question_without_a_caption(panel):
-    panel.captions.value = " \n"
-    panel.button.click()
-    return panel.message.value
-
-
-@fault("word that a model cannot write, typed into the demo")
-def test_an_unknown_word_in_the_demo(panel):
-    panel.captions.value = "a purple circle"
-    panel.button.click()
-    assert not panel.button.disabled
-    return html.unescape(panel.message.value)
-
-
-@fault("button pressed twice")
-def test_a_button_pressed_twice(panel, monkeypatch):
-    calls, real = [], Demo.ask
-    monkeypatch.setattr(Demo, "ask", lambda *args: calls.append(1) or real(*args))
-    panel.captions.value = "a red circle\na green triangle"
-    panel.button.click()
-    panel.button.click()
-    return f"scored {len(calls)} time"
-
-
-@fault("script in a caption or a tag")
-def test_a_script_in_a_caption(panel):
-    """On the atlas's page and card, in the demo's message, and in the demo's answer."""
-    marked = atlas.build(three_models(), pictured(captions=(ATTACK, ATTACK[::-1])))
-    shown = [atlas.card(marked, "0"), demo.message(ATTACK)]
-    for text in shown:
-        assert "<script>alert" not in text
-        assert "<img src=x" not in text
-    assert atlas.document(marked).count("<script>alert") == 0
-    assert isinstance(panel.view, ipywidgets.Widget)
-    return shown[1]
 
 
 @fault("score file that is damaged")
