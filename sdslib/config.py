@@ -42,12 +42,13 @@ class Arm(NamedTuple):
     maps: bool = True  # it has a map h_w
     text: bool = False  # its second term teaches the text tower too
     negatives: bool = False  # it is taught by false captions of the words of a true one
+    judged: bool = False  # the teacher may have said what the term needs before: `verdicts`
     ignores: frozenset[str] = frozenset()  # parameters that its second term never reads
 
     @property
     def unread(self) -> frozenset[str]:
         """Parameters that change nothing: outside the run id, so that one control serves many."""
-        unread = set() if self.sds == "arms.choice:choice_term" else {"choice_draws"}
+        unread = set() if self.judged else {"choice_draws"}
         unread |= set() if self.negatives else {"negatives"}
         if self.sds is None:
             return _SDS_KNOBS | unread
@@ -80,6 +81,7 @@ ARMS: dict[str, Arm] = {
         maps=False,
         text=True,
         negatives=True,
+        judged=True,
         ignores=frozenset({"sds_gradient", "sds_reduction"}),
     ),
 }
@@ -104,7 +106,14 @@ NOT_IN_ID = frozenset(
     [
         *("preset", "run", "runs", "resume", "checkpoint_every", "tracker"),
         *("num_workers", "device", "threads", "processes", "micro_batch", "checkpointing"),
-        "dry_run",
+        *("dry_run", "verdicts"),  # of verdicts the content is in the id
+    ]
+)
+# What asks the teacher, which verdicts from a file make idle.
+_JUDGE_KNOBS = frozenset(
+    [
+        *("teacher", "teacher_revision", "variant", "precision", "t_min", "t_max"),
+        *("choice_draws", "negatives"),
     ]
 )
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -123,6 +132,11 @@ def set_name(source: str) -> str:
 def is_mini(source: str) -> bool:
     """Whether what this names is drawn: `mini`, `mini:NAME`, or its pairs as `retrieval:mini`."""
     return source.removeprefix("retrieval:").partition(":")[0] == "mini"
+
+
+def false_captions(negatives: str | None, train_data: str) -> str:
+    """What `negatives` amounts to; None is `mini` for pairs that are drawn, and else `swap`."""
+    return negatives or ("mini" if is_mini(train_data) else "swap")
 
 
 def derive_seed(seed: int, purpose: str, *index: int) -> int:
@@ -179,6 +193,7 @@ class Config(BaseModel):
         arm = arm_of(getattr(self, "arm", None))
         unread = NOT_IN_ID | (arm.unread if arm else frozenset())
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
+        unread |= _JUDGE_KNOBS if getattr(self, "verdicts", None) and arm and arm.judged else set()
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 
@@ -268,6 +283,7 @@ class FinetuneConfig(ModelsConfig):
     bridge_pairs: Count = 2048
     bridge_input: Literal["projected", "pooled"] = "projected"
     choice_draws: Count = 4  # (t, eps) draws a caption with which `teacher-choice` asks the teacher
+    verdicts: Source | None = None  # a file in which the teacher has answered `teacher-choice`
     logit_scale: Literal["frozen", "trained"] = "frozen"
     eval_every: Whole = 50
     checkpoint_every: Whole = 50
@@ -279,9 +295,19 @@ class FinetuneConfig(ModelsConfig):
     tracker: Literal["tensorboard"] | None = None
 
     @property
+    def has_verdicts(self) -> bool:
+        """Whether a file says what the arm would ask the teacher, so that none is needed."""
+        return self.verdicts is not None and ARMS[self.arm].judged
+
+    @property
+    def needs_false_captions(self) -> bool:
+        """Whether the arm makes captions false itself; verdicts bring them along."""
+        return ARMS[self.arm].negatives and not self.has_verdicts
+
+    @property
     def false_captions(self) -> str:
-        """What `negatives` amounts to; None is `mini` for pairs that are drawn, and else `swap`."""
-        return self.negatives or ("mini" if is_mini(self.train_data) else "swap")
+        """What `negatives` amounts to here."""
+        return false_captions(self.negatives, self.train_data)
 
     def identity(self) -> dict[str, Any]:
         """As of every config; the word lists are left out, for runs of before knew no others."""
@@ -408,8 +434,9 @@ _RULES: tuple[tuple[Callable[..., Any], str], ...] = (
         "which trains the same student, or 'sds-text' or 'teacher-choice'",
     ),
     (
-        lambda arm, choice_draws, batch_size, sds_share: (
-            arm == "teacher-choice"
+        lambda arm, choice_draws, batch_size, sds_share, verdicts: (
+            ARMS[arm].judged
+            and verdicts is None
             and choice_draws > (seen := max(1, round(sds_share * batch_size)))
             and f"choice_draws {choice_draws} needs as many pairs a batch; the teacher sees {seen}"
         ),
@@ -420,8 +447,8 @@ _RULES: tuple[tuple[Callable[..., Any], str], ...] = (
         "batch_size {batch_size} cannot be divided among {processes} processes",
     ),
     (
-        lambda arm, processes: arm == "teacher-choice" and processes > 1,
-        "arm 'teacher-choice' lends noises across the batch; leave processes at 1",
+        lambda arm, processes, verdicts: ARMS[arm].judged and verdicts is None and processes > 1,
+        "arm {arm!r} lends noises across the batch; leave processes at 1, or name verdicts",
     ),
     (_few_for_ridge, ""),
     (_unknown_set, ""),

@@ -22,6 +22,7 @@ from torch import Tensor
 from sdslib import evaluate, tables
 from sdslib.arms import negatives
 from sdslib.arms.trainable import interpolate, set_trainable, trained_weights
+from sdslib.arms.verdicts import load_verdicts
 from sdslib.benchmarks import Benchmark
 from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
@@ -61,10 +62,11 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
-    negative = negatives.load_negatives(config).pick if ARMS[config.arm].negatives else None
+    negative = negatives.load_negatives(config).pick if config.needs_false_captions else None
     if not has_teacher(config):
         trained = what_trains(student, config)
-        return Parties(student, trained, negative=negative)
+        said = load_verdicts(config.verdicts or "").on(pairs) if config.has_verdicts else None
+        return Parties(student, trained, negative=negative, verdicts=said)
     teacher = load_teacher(
         config.teacher,
         config.teacher_revision,

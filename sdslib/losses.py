@@ -137,9 +137,12 @@ def choice_loss(logits: Tensor, log_likelihoods: Tensor) -> Tensor:
     """Cross-entropy of the student's choice among K captions to the teacher's.
 
     logits, log_likelihoods [B, K] -> [B]; the gradient with respect to the logits is the
-    difference of the two softmaxes. Hinton et al. 2015, section 2, at temperature 1.
+    difference of the two softmaxes. A log-likelihood of -inf says that there is no such caption.
+    Hinton et al. 2015, section 2, at temperature 1.
     """
     _expect(log_likelihoods, "log_likelihoods", logits.shape)
+    absent = log_likelihoods == -torch.inf
+    logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
     return F.cross_entropy(logits, log_likelihoods.softmax(dim=-1), reduction="none")
 
 

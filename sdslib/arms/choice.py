@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sdslib import losses
 from sdslib.arms.controls import false_captions
@@ -13,28 +15,61 @@ from sdslib.config import FinetuneConfig
 from sdslib.train import Parties, Seen, embed_captions, in_parts, there
 
 
-def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """The student chooses between a caption and one of the same words as the teacher does.
+class Judged(NamedTuple):
+    """What the teacher says: of the pairs at `places` [A], a list [A] of captions for each choice
+    [1 + K], and their log-likelihoods [A, 1 + K], -inf where a pair has fewer captions."""
 
-    The teacher sees the image itself, by its VAE latent, and is not told which caption is true.
-    A caption that has no other one gives 0.
+    places: list[int]
+    captions: list[list[str]]
+    log_likelihoods: Tensor
+
+
+def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+    """The student chooses between a caption and others of the same words as the teacher does.
+
+    The teacher sees the image itself, by its VAE latent, and is not told which caption is true. It
+    is asked in the step, or has been: see `verdicts`. A caption that has no other one gives 0.
     """
-    batch, image_emb = seen.batch, seen.image_emb
+    values = seen.image_emb.new_zeros(len(seen.batch.captions))
+    judged = (looked_up if parties.verdicts else asked)(parties, seen, config)
+    if not judged.places:
+        return values
+    embedded = [embed_captions(parties, some, seen.image_emb) for some in judged.captions]
+    image_emb = seen.image_emb[judged.places]
+    logits = parties.student.scale * (image_emb[:, None] * torch.stack(embedded, 1)).sum(-1)
+    found = losses.choice_loss(logits, judged.log_likelihoods.to(logits))
+    return values.index_put((torch.tensor(judged.places, device=values.device),), found)
+
+
+def asked(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged:
+    """The teacher's word on each caption and one false one, by the step's own draws."""
+    batch = seen.batch
     wrong = false_captions(parties, batch, config)
     able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
-    values = image_emb.new_zeros(len(batch.captions))
     if not able:
-        return values
-    z = there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(image_emb)
+        return Judged([], [], seen.eps)
+    z = there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(seen.image_emb)
     captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
     t, eps = (x[:, able] for x in spread_draws(seen.t, seen.eps, config))
     with torch.no_grad():
         errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
-    text_emb = torch.stack([embed_captions(parties, some, image_emb) for some in captions], 1)
-    logits = parties.student.scale * (image_emb[able][:, None] * text_emb).sum(-1)
-    teacher_says = losses.caption_log_likelihoods(errors, z[0].numel())
-    found = losses.choice_loss(logits, teacher_says)
-    return values.index_put((torch.tensor(able, device=values.device),), found)
+    return Judged(able, captions, losses.caption_log_likelihoods(errors, z[0].numel()))
+
+
+def looked_up(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged:
+    """The teacher's word on each caption and all its false ones, from a file of verdicts."""
+    find = there(parties.verdicts, "verdicts", config)
+    found = find(seen.batch.index.tolist(), seen.batch.captions)
+    known = {i: verdict for i, verdict in enumerate(found) if verdict}
+    most = max((len(verdict.captions) for verdict in known.values()), default=0)
+    captions = [
+        [verdict.captions[k] if k < len(verdict.captions) else verdict.captions[0]
+         for verdict in known.values()]
+        for k in range(most)
+    ]  # fmt: skip
+    rows = [torch.tensor(verdict.log_likelihoods) for verdict in known.values()]
+    padded = pad_sequence(rows, True, -torch.inf) if rows else seen.eps
+    return Judged(list(known), captions, padded)
 
 
 def _errors(

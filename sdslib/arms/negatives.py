@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from sdslib.arms import swaps
 from sdslib.arms.swaps import Negative
-from sdslib.config import ARMS, FinetuneConfig, is_mini
+from sdslib.config import FinetuneConfig, is_mini
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import exchanged_words
 from sdslib.pairs import load_pairs
@@ -86,8 +86,9 @@ def load_negatives(config: FinetuneConfig) -> Negatives:
 
 def fingerprints(config: FinetuneConfig) -> dict[str, str]:
     """What goes into the run's id beside the parameter; nothing where the arm reads none."""
-    reads = ARMS[config.arm].negatives
-    return {"negatives": load_negatives(config).fingerprint()} if reads else {}
+    if not config.needs_false_captions:
+        return {}
+    return {"negatives": load_negatives(config).fingerprint()}
 
 
 @lru_cache(maxsize=8)
@@ -121,7 +122,7 @@ def problem(config: FinetuneConfig) -> str | None:
 
     Raises `DataError` where the pairs cannot be read.
     """
-    if not ARMS[config.arm].negatives or is_mini(config.train_data):
+    if not config.needs_false_captions or is_mini(config.train_data):
         return None
     share = _share_without(config.train_data, config.false_captions)
     if share <= MOST:

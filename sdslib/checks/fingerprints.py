@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from sdslib.checks.student_files import fingerprints as student_files
 from sdslib.checks.teacher_files import fingerprints as teacher_files
 from sdslib.config import ARMS, FinetuneConfig, ModelsConfig
 from sdslib.io.model_files import WeightsError
+from sdslib.io.paths import project_path
+from sdslib.io.storage import file_sha256
 
 
 def has_teacher(config: ModelsConfig) -> bool:
     """Whether the arm, where there is one, needs a teacher at all."""
-    return not isinstance(config, FinetuneConfig) or ARMS[config.arm].sds is not None
+    if not isinstance(config, FinetuneConfig):
+        return True
+    return ARMS[config.arm].sds is not None and not config.has_verdicts
+
+
+def of_files(hashes: Mapping[str, str]) -> str:
+    """One SHA-256 for files by their names and hashes."""
+    lines = [f"{file} {digest}" for file, digest in sorted(hashes.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def weights_fingerprints(config: ModelsConfig, needed: bool = False) -> dict[str, str]:
@@ -29,11 +40,14 @@ def weights_fingerprints(config: ModelsConfig, needed: bool = False) -> dict[str
     found = {}
     for name, files in asked.items():
         try:
-            lines = [f"{file} {digest}" for file, digest in sorted(files().items())]
+            hashes = files()
         except WeightsError:
             if needed:
                 raise
             continue
-        if lines:
-            found[name] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        if hashes:
+            found[name] = of_files(hashes)
+    if isinstance(config, FinetuneConfig) and config.verdicts and config.has_verdicts:
+        path = project_path(config.verdicts)
+        found |= {"verdicts": file_sha256(path)} if path.is_file() else {}
     return found

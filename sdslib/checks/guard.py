@@ -132,9 +132,18 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
         problems.append(student_problem(values["clip_model"], values["clip_pretrained"]))
     if "teacher" in values and bad.isdisjoint(("teacher", "variant")):
         problems.append(teacher_problem(values["teacher"], values.get("variant")))
+    if values.get("verdicts") and "verdicts" not in bad:
+        problems.append(_verdicts_problem(values["verdicts"]))
     if values.get("tracker") and "tracker" not in bad:
         problems.append(_tracker_problem(values["tracker"]))
     return [text for text in problems if text]
+
+
+def _verdicts_problem(source: str) -> str | None:
+    if project_path(source).is_file():
+        return None
+    way = f"`python -m sdslib.lab.verdicts {source}` makes them"
+    return f"verdicts {source!r} are not there; {way}, or leave verdicts out to ask the teacher"
 
 
 def _tracker_problem(name: str) -> str | None:

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdslib.config import Config, Count, FinetuneConfig, ModelsConfig, Rate, Several, Source, Whole
+from sdslib.config import (
+    Config,
+    Count,
+    FinetuneConfig,
+    ModelsConfig,
+    Precision,
+    Rate,
+    Several,
+    Source,
+    Whole,
+)
 
 
 class MiniworldConfig(Config):
@@ -103,6 +113,27 @@ class ReportConfig(Config):
     push_to: str | None = None
 
 
+class VerdictsConfig(Config):
+    """`08_verdicts`: what the teacher says of pairs; parameters as `02_finetune` has them.
+
+    Of `shards` processes this one is number `shard`, from 0; None judges what is missing of all.
+    """
+
+    train_data: Source = "mini"
+    train_pairs: Count | None = None
+    negatives: Source | None = None
+    teacher: Source = "data/mini/teacher"
+    teacher_revision: str | None = None
+    variant: Literal["fp16"] | None = None
+    precision: Precision = "fp32"
+    choice_draws: Count = 4
+    t_min: Annotated[int, Field(ge=0, le=999)] = 20
+    t_max: Annotated[int, Field(ge=0, le=999)] = 980
+    output: Source = "data/verdicts.parquet"
+    shard: Whole | None = None
+    shards: Several = 1
+
+
 MODELS: dict[str, type[Config]] = {
     "miniworld": MiniworldConfig,
     "baseline": BaselineConfig,
@@ -112,6 +143,7 @@ MODELS: dict[str, type[Config]] = {
     "failures": FailuresConfig,
     "demo": DemoConfig,
     "report": ReportConfig,
+    "verdicts": VerdictsConfig,
 }
 
 

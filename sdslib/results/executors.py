@@ -299,6 +299,19 @@ def slurm_parameters(address: str | None) -> dict[str, Any]:
     return found
 
 
+def opened(name: str, address: str | None, folder: Path) -> Executor:
+    """The executor `local`, `ray` or `slurm`; what a cluster needs to keep lies in `folder`."""
+    if name == "slurm":
+        return OnSlurm(folder / "slurm", address)
+    return OnRay(address) if name == "ray" else Local()
+
+
+def require(name: str, address: str | None) -> None:
+    """ParameterError where this executor cannot be had, in seconds."""
+    if name != "local":
+        {"ray": require_ray, "slurm": require_slurm}[name](address)
+
+
 def require_slurm(address: str | None) -> None:
     """ParameterError where submitit or SLURM is missing, or the address cannot be read."""
     if importlib.util.find_spec("submitit") is None:

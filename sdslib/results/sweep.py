@@ -37,18 +37,14 @@ from sdslib.results.executors import (
     Executor,
     ExecutorError,
     Job,
-    Local,
-    OnRay,
-    OnSlurm,
-    require_ray,
-    require_slurm,
+    opened,
+    require,
 )
 from sdslib.results.grid import Cell, check, combine, plan
 
 if TYPE_CHECKING:
     import pandas as pd
 
-REQUIRED = {"ray": require_ray, "slurm": require_slurm}
 DEATHS = 2  # attempts of a cell whose process dies; one that ends with an error is not repeated
 RANKED_BY = ("validation.text", "mini-winoground.text", "winoground.text")
 
@@ -125,12 +121,11 @@ def run(
     checked = check(notebook, cells, options.runs)
     if options.summary:
         _given_summary(options.summary)
-    if options.executor in REQUIRED:
-        REQUIRED[options.executor](options.address)
+    require(options.executor, options.address)
     desk = Desk(plan(checked), options)
     with Board(desk.cells, stream) as board:
         if desk.pending:
-            executor = _opened(options, desk.folder)
+            executor = opened(options.executor, options.address, desk.folder)
             try:
                 desk.work(executor, board)
             finally:
@@ -138,12 +133,6 @@ def run(
                 desk.show(board)
         desk.show(board)
     return Sweep(desk.cells, desk.root, desk.summary, desk.failed)
-
-
-def _opened(options: Options, folder: Path) -> Executor:
-    if options.executor == "slurm":
-        return OnSlurm(folder / "slurm", options.address)
-    return OnRay(options.address) if options.executor == "ray" else Local()
 
 
 # --- which cell is next --------------------------------------------------------------------------
