@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from sdslib import experiment
 from sdslib.arms.negatives import named
 from sdslib.arms.trainable import set_trainable
+from sdslib.arms.verdicts import Verdict
 from sdslib.bridge import Bridge, random_start
+from sdslib.checks.fingerprints import has_teacher
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import literal
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
@@ -145,7 +147,7 @@ def rehearse(config: FinetuneConfig) -> Rehearsal:
         torch.set_num_threads(config.threads)
     parties = random_parties(config, device)
     made = Rehearsal(config, parameters(parties), (), steps, *name_and_memory(device))
-    least = max(round(1 / config.sds_share), config.choice_draws * (config.arm == "teacher-choice"))
+    least = max(round(1 / config.sds_share), config.choice_draws * (ARMS[config.arm].judged))
     for size in sorted({min(least, made.pairs), min(2 * least, made.pairs), made.pairs}):
         if len(made.trials) == 2 and not (made.fits and made.seconds <= WHOLE_STEP_S):
             break
@@ -183,8 +185,13 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     student = random_student(config.clip_model, device, seed)
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     trained, bridge = [value for _, value in chosen], None
-    if ARMS[config.arm].sds is None:
-        return Parties(student, trained, negative=named("mini").pick)
+    negative = named("mini").pick
+    if not has_teacher(config):
+
+        def verdicts(index: Sequence[int], captions: Sequence[str]) -> list[Verdict]:
+            return [Verdict((caption, negative(caption, 0)), (0.0, -1.0)) for caption in captions]
+
+        return Parties(student, trained, negative=negative, verdicts=verdicts)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
@@ -197,7 +204,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     def latents(index: Tensor) -> Tensor:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
-    return Parties(student, trained, teacher, bridge, named("mini").pick, latents)
+    return Parties(student, trained, teacher, bridge, negative, latents)
 
 
 class Pictures:
