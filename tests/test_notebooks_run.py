@@ -21,6 +21,7 @@ REDUCED = {
     "05_winoground_failures": {"teacher_items": 6},
     "07_report": {"examples": 3},
     "06_caption_demo": {"ask_teacher": True, "draws": 8},
+    "08_verdicts": {"train_pairs": 24, "choice_draws": 2, "t_min": 380},
 }  # fmt: skip
 
 
@@ -49,7 +50,8 @@ def test_every_notebook_has_a_reduced_setting():
 def test_notebook_runs_and_leaves_figures_and_tables(name, tmp_path):
     out = tmp_path / "out.ipynb"
     (tmp_path / "runs").mkdir()
-    done = papermill(name, out, REDUCED[name] | {"runs": tmp_path / "runs"})
+    own = {"output": tmp_path / "verdicts.parquet"} if name == "08_verdicts" else {}
+    done = papermill(name, out, REDUCED[name] | {"runs": tmp_path / "runs"} | own)
     assert done.returncode == 0, done.stderr[-3000:]
     kinds = [kind for output in outputs(out) for kind in output.get("data", {})]
     assert "image/png" in kinds

@@ -4,6 +4,7 @@
     text       L_SDS on the text embedding too
     margin     a caption against a false one, by the denoising error
     choice     the student chooses as the teacher does
+    verdicts   what the teacher has said of training pairs, in a file
     negatives  false captions of a true one: from word lists, by swaps, or from a file
     swaps      two words or phrases of a caption swapped
     trainable  which of the student's parameters train

@@ -105,7 +105,7 @@ def load_verdicts(source: str) -> Verdicts:
     except (OSError, ValueError, KeyError) as reason:
         raise DataError(f"{source}: not a file of verdicts ({reason}); make it again") from reason
     lengths = [pc.list_value_length(table[name]) for name in ("captions", "log_likelihoods")]
-    finite = pc.is_finite(pc.list_flatten(table["log_likelihoods"]))
+    finite = pc.fill_null(pc.is_finite(pc.list_flatten(table["log_likelihoods"])), False)
     if not (lengths[0].equals(lengths[1]) and pc.all(finite).as_py()):
         raise DataError(f"{source}: a caption has no finite log-likelihood; make it again")
     return Verdicts(table, passport, source)

@@ -49,5 +49,5 @@ def weights_fingerprints(config: ModelsConfig, needed: bool = False) -> dict[str
             found[name] = of_files(hashes)
     if isinstance(config, FinetuneConfig) and config.verdicts and config.has_verdicts:
         path = project_path(config.verdicts)
-        found |= {"verdicts": file_sha256(path)} if path.is_file() else {}
+        found |= {"verdicts_sha256": file_sha256(path)} if path.is_file() else {}
     return found

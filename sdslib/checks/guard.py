@@ -130,7 +130,9 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     bad, problems = set(bad), []
     if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
         problems.append(student_problem(values["clip_model"], values["clip_pretrained"]))
-    if "teacher" in values and bad.isdisjoint(("teacher", "variant")):
+    arm = arm_of(values.get("arm"))
+    idle = arm and (arm.sds is None or (arm.judged and values.get("verdicts")))
+    if "teacher" in values and not idle and bad.isdisjoint(("teacher", "variant")):
         problems.append(teacher_problem(values["teacher"], values.get("variant")))
     if values.get("verdicts") and "verdicts" not in bad:
         problems.append(_verdicts_problem(values["verdicts"]))

@@ -2,6 +2,7 @@
 
     baseline       student and teacher on every benchmark at hand
     near_ties      near ties of a half-precision teacher, decided again in full
+    verdicts       the teacher's verdicts on training pairs, by several processes and after a kill
     probes         what a student's towers encode of scenes and of their swaps, by linear probes
     diagnosis      that, what h_w carries, what moves a student, which t tell
     doctor         what a run needs, what of it is here, and how to get the rest

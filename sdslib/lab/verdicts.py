@@ -148,7 +148,11 @@ class Judge:
         )
         self.margin = 0.0
         if self.full:
-            known = [row for row in work.rows(range(KNOWN)) if len(row.captions) > 1]
+            known = [
+                row
+                for row in work.rows(range(min(KNOWN, len(work.pairs))))
+                if len(row.captions) > 1
+            ]
             low, high = (self._leads(one, known) for one in (self.teacher, self.full))
             self.margin = MARGIN * float(np.sqrt(np.mean((low - high) ** 2)))
 
