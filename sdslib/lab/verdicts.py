@@ -53,7 +53,7 @@ BLOCK = 64  # pairs
 PASSES = 64  # latents that the UNet sees at once
 NOTEBOOK = project_root() / "notebooks" / "08_verdicts.ipynb"
 ASKED = 512  # pairs from which the cost of all is told
-KNOWN = 32  # rows that are judged in both precisions, to learn what low precision does to a lead
+KNOWN = 32  # pairs that are judged in both precisions, to learn what low precision does to a lead
 
 
 class Judgement:
