@@ -26,6 +26,7 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "diffusion": lambda: scoring.equal_evaluations(6, 16, 5),
     "gradients": lambda: training.gradients(9),
     "step": lambda: training.whole_step(9),
+    "verdicts": lambda: training.choice_step(9),
     "import": training.importing,
     "memory": memory.training,
 }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.harness import Row, paired
 from sdslib import losses, train
+from sdslib.arms.negatives import named
 from sdslib.arms.trainable import set_trainable
+from sdslib.arms.verdicts import Verdict
 from sdslib.bridge import Bridge, random_start
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
@@ -96,6 +99,27 @@ def whole_step(rounds: int) -> list[Row]:
     times = paired(apart, lambda: both._step(batch), rounds)
     return [
         Row("G7", "step with L_SDS / (plain step + teacher alone)", times.ratio, 1.15, 1.05,
+            least=True, note=times.spread)
+    ]  # fmt: skip
+
+
+def choice_step(rounds: int) -> list[Row]:
+    """A step of `teacher-choice` by verdicts beside one of `hard-negatives`."""
+    config = FinetuneConfig(arm="hard-negatives", trainable="all", sds_weight=0.0)
+    chosen = config.model_copy(update={"arm": "teacher-choice", "sds_weight": 1.0})
+    find = named("mini")
+
+    def verdicts(index: Sequence[int], captions: Sequence[str]) -> list[Verdict]:
+        said = [(caption, *find.of(caption)) for caption in captions]
+        return [Verdict(texts, (0.0, *[-9.0] * (len(texts) - 1))) for texts in said]
+
+    told, by_verdicts = _loop(config), _loop(chosen)
+    told.parties = replace(told.parties, negative=find.pick)
+    by_verdicts.parties = replace(by_verdicts.parties, verdicts=verdicts)
+    batch = _batch(config, told)
+    times = paired(lambda: told._step(batch), lambda: by_verdicts._step(batch), rounds)
+    return [
+        Row("G17", "step by the teacher's verdicts / step of hard negatives", times.ratio, 1.1, 1.0,
             least=True, note=times.spread)
     ]  # fmt: skip
 

@@ -193,7 +193,8 @@ class Config(BaseModel):
         arm = arm_of(getattr(self, "arm", None))
         unread = NOT_IN_ID | (arm.unread if arm else frozenset())
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
-        unread |= _JUDGE_KNOBS if getattr(self, "verdicts", None) and arm and arm.judged else set()
+        judged = getattr(self, "verdicts", None) and arm and arm.judged
+        unread |= _JUDGE_KNOBS if judged else {"negatives_each"}
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 
@@ -283,6 +284,7 @@ class FinetuneConfig(ModelsConfig):
     bridge_pairs: Count = 2048
     bridge_input: Literal["projected", "pooled"] = "projected"
     choice_draws: Count = 4  # (t, eps) draws a caption with which `teacher-choice` asks the teacher
+    negatives_each: Count = 1  # false captions that a step weighs a caption against, by verdicts
     verdicts: Source | None = None  # a file in which the teacher has answered `teacher-choice`
     logit_scale: Literal["frozen", "trained"] = "frozen"
     eval_every: Whole = 50

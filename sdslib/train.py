@@ -64,6 +64,7 @@ class Seen:
     image_emb: Tensor
     t: Tensor
     eps: Tensor
+    known: dict[str, Tensor] = field(default_factory=dict)  # captions that a term has embedded [D]
 
 
 # --- the objective -------------------------------------------------------------------------------
@@ -89,14 +90,15 @@ def objective(
     """
     arm, terms = ARMS[config.arm], dict[str, Tensor]()
     image_emb = parties.student.encode_images(batch.pixels)
+    seen = Seen(batch, image_emb, t, eps)
     if arm.clip:
-        terms["clip"] = named(arm.clip)(parties, Seen(batch, image_emb, t, eps), config)
+        terms["clip"] = named(arm.clip)(parties, seen, config)
     if arm.sds and rows is None:
-        terms["sds"] = named(arm.sds)(parties, Seen(batch, image_emb, t, eps), config)
+        terms["sds"] = named(arm.sds)(parties, seen, config)
     elif arm.sds and rows is not None:
         terms["sds"] = image_emb.new_zeros(len(image_emb))
         if len(rows):
-            part = Seen(batch.take(rows), image_emb[rows], t, eps)
+            part = Seen(batch.take(rows), image_emb[rows], t, eps, seen.known)
             values = named(arm.sds)(parties, part, config)
             scale = config.batch_size / seen_pairs(config)
             terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
@@ -107,6 +109,7 @@ def objective(
 def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """L_CLIP of the batch, all processes' pairs together."""
     text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
+    seen.known.update(zip(seen.batch.captions, text_emb, strict=True))
     image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
     return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
 

@@ -16,7 +16,7 @@ from tiny import save_student, save_teacher
 
 from sdslib import experiment, losses, train
 from sdslib.arms import choice
-from sdslib.arms.verdicts import SCHEMA, load_verdicts, save_verdicts
+from sdslib.arms.verdicts import SCHEMA, Verdict, load_verdicts, save_verdicts
 from sdslib.checks.guard import override, validate
 from sdslib.checks.notebooks import VerdictsConfig
 from sdslib.config import FinetuneConfig
@@ -106,6 +106,7 @@ def config(world, path, **changes):
         "batch_size": 8,
         "eval_every": 0,
         "verdicts": str(path),
+        "negatives_each": 9,
     }
     return FinetuneConfig(**(values | changes))
 
@@ -164,15 +165,18 @@ def test_a_block_that_was_damaged_is_told_by_name(world, tmp_path):
     work = asked(world, tmp_path / "some.parquet", shards=2, shard=0)
     assert verdicts.judge(work) is None
     work.part(0).write_bytes(work.part(0).read_bytes()[:100])
-    rest = asked(world, tmp_path / "some.parquet", shards=2, shard=1)
+    rest = asked(world, tmp_path / "some.parquet")
     with pytest.raises(DataError, match=r"000000.parquet: not a file of verdicts"):
         verdicts.judge(rest)
 
 
-def test_shards_make_the_same_file_whoever_comes_last(world, made, tmp_path):
+def test_shards_make_the_same_file_in_any_order(world, made, tmp_path):
     for shard in (1, 0):
         work = asked(world, tmp_path / "all.parquet", shards=2, shard=shard)
-        assert (verdicts.judge(work) is None) == (shard == 1)
+        assert verdicts.judge(work) is None
+    whole = asked(world, tmp_path / "all.parquet")
+    assert whole.missing() == []
+    assert verdicts.judge(whole) is not None
     assert (tmp_path / "all.parquet").read_bytes() == made[0].read_bytes()
 
 
@@ -231,6 +235,17 @@ def test_the_term_is_the_cross_entropy_to_what_the_file_says(world, made):
         says = torch.tensor(verdict.log_likelihoods).softmax(0)
         expected = -(says * logits.log_softmax(0)).sum()
         torch.testing.assert_close(values[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_may_see_some_of_the_false_captions():
+    whole = Verdict(tuple("abcd"), (0.0, -1.0, -2.0, -3.0))
+    assert whole.some(3, 5) == whole
+    seen = {whole.some(1, seed) for seed in range(30)}
+    assert seen == {
+        Verdict(("a", c), (0.0, v)) for c, v in zip("bcd", (-1.0, -2.0, -3.0), strict=True)
+    }
+    assert whole.some(2, 7) == whole.some(2, 7)
+    assert len(set(whole.some(2, 7).captions)) == 3
 
 
 def test_a_caption_that_is_not_there_takes_no_part_in_a_choice():

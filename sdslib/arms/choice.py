@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -11,16 +12,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sdslib import losses
 from sdslib.arms.controls import false_captions
-from sdslib.config import FinetuneConfig
+from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.train import Parties, Seen, embed_captions, in_parts, there
 
 
 class Judged(NamedTuple):
-    """What the teacher says: of the pairs at `places` [A], a list [A] of captions for each choice
-    [1 + K], and their log-likelihoods [A, 1 + K], -inf where a pair has fewer captions."""
+    """What the teacher says of the pairs at `places` [A]: the captions of each as the student
+    embeds them, [A, 1 + K, D], and their log-likelihoods [A, 1 + K], -inf where there are fewer."""
 
     places: list[int]
-    captions: list[list[str]]
+    text_emb: Tensor
     log_likelihoods: Tensor
 
 
@@ -32,44 +33,56 @@ def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     """
     values = seen.image_emb.new_zeros(len(seen.batch.captions))
     judged = (looked_up if parties.verdicts else asked)(parties, seen, config)
-    if not judged.places:
+    if judged is None:
         return values
-    embedded = [embed_captions(parties, some, seen.image_emb) for some in judged.captions]
     image_emb = seen.image_emb[judged.places]
-    logits = parties.student.scale * (image_emb[:, None] * torch.stack(embedded, 1)).sum(-1)
+    logits = parties.student.scale * (image_emb[:, None] * judged.text_emb).sum(-1)
     found = losses.choice_loss(logits, judged.log_likelihoods.to(logits))
     return values.index_put((torch.tensor(judged.places, device=values.device),), found)
 
 
-def asked(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged:
+def asked(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | None:
     """The teacher's word on each caption and one false one, by the step's own draws."""
     batch = seen.batch
     wrong = false_captions(parties, batch, config)
     able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
     if not able:
-        return Judged([], [], seen.eps)
+        return None
     z = there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(seen.image_emb)
     captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
     t, eps = (x[:, able] for x in spread_draws(seen.t, seen.eps, config))
     with torch.no_grad():
         errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
-    return Judged(able, captions, losses.caption_log_likelihoods(errors, z[0].numel()))
+    text_emb = torch.stack([embed_captions(parties, some, seen.image_emb) for some in captions], 1)
+    return Judged(able, text_emb, losses.caption_log_likelihoods(errors, z[0].numel()))
 
 
-def looked_up(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged:
-    """The teacher's word on each caption and all its false ones, from a file of verdicts."""
+def looked_up(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | None:
+    """The teacher's word on each caption and on false ones, from a file of verdicts."""
     find = there(parties.verdicts, "verdicts", config)
-    found = find(seen.batch.index.tolist(), seen.batch.captions)
-    known = {i: verdict for i, verdict in enumerate(found) if verdict}
-    most = max((len(verdict.captions) for verdict in known.values()), default=0)
-    captions = [
-        [verdict.captions[k] if k < len(verdict.captions) else verdict.captions[0]
-         for verdict in known.values()]
-        for k in range(most)
-    ]  # fmt: skip
-    rows = [torch.tensor(verdict.log_likelihoods) for verdict in known.values()]
-    padded = pad_sequence(rows, True, -torch.inf) if rows else seen.eps
-    return Judged(list(known), captions, padded)
+    index, captions = seen.batch.index.tolist(), seen.batch.captions
+    known = {
+        i: verdict.some(config.negatives_each, derive_seed(config.seed, "negative", index[i]))
+        for i, verdict in enumerate(find(index, captions))
+        if verdict and len(verdict.captions) > 1
+    }
+    if not known:
+        return None
+    texts = dict.fromkeys(c for verdict in known.values() for c in verdict.captions)
+    emb, place = embed_once(parties, list(texts), seen), dict(zip(texts, count(), strict=False))
+    rows = [torch.tensor([place[c] for c in verdict.captions]) for verdict in known.values()]
+    said = [torch.tensor(verdict.log_likelihoods) for verdict in known.values()]
+    return Judged(list(known), emb[pad_sequence(rows, True)], pad_sequence(said, True, -torch.inf))
+
+
+def embed_once(parties: Parties, texts: Sequence[str], seen: Seen) -> Tensor:
+    """The texts as the student embeds them, [N, D]: those that L_CLIP has embedded not again."""
+    student, new = parties.student, [text for text in texts if text not in seen.known]
+    found = dict(seen.known)
+    if new:
+        emb = student.encode_short_texts(student.tokenize(new).to(seen.image_emb.device))
+        found |= zip(new, emb, strict=True)
+    return torch.stack([found[text] for text in texts])
 
 
 def _errors(

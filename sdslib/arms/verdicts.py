@@ -9,6 +9,7 @@ K false captions, N rows.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,20 @@ class Verdict(NamedTuple):
 
     captions: tuple[str, ...]
     log_likelihoods: tuple[float, ...]
+
+    def some(self, count: int, seed: int) -> Verdict:
+        """The first caption with `count` of the others, all where there are not so many.
+
+        Which ones is drawn from the seed and the caption, so that an image's captions differ in it.
+        """
+        others = len(self.captions) - 1
+        if count >= others:
+            return self
+        first = (seed + zlib.crc32(self.captions[0].encode())) % others
+        kept = [0, *(1 + (first + n) % others for n in range(count))]
+        return Verdict(
+            tuple(self.captions[i] for i in kept), tuple(self.log_likelihoods[i] for i in kept)
+        )
 
 
 class Verdicts:

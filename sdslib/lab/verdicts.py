@@ -196,7 +196,7 @@ class Judge:
 def judge(
     work: Judgement, follow: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> Verdicts | None:
-    """Judge what this shard lacks; the verdicts once all shards are there, else None."""
+    """Judge what is missing; the verdicts, or None for one shard of several, which ends there."""
     if work.config.threads:
         torch.set_num_threads(work.config.threads)
     if missing := work.missing():
@@ -206,7 +206,7 @@ def judge(
             for number in follow(missing):
                 table = judge.block(work.rows(work.blocks[number]), work.negatives)
                 save_verdicts(work.part(number), table, work.passport)
-    return gather(work)
+    return gather(work) if work.config.shard is None or work.is_done() else None
 
 
 def gather(work: Judgement) -> Verdicts | None:
@@ -246,12 +246,13 @@ def plan(work: Judgement) -> pd.DataFrame:
 
 
 def end_if_shard(found: Verdicts | None) -> None:
-    """In a notebook: end here where other processes have blocks still to do.
+    """In a notebook: end here where this was one shard of several.
 
     papermill and nbclient take SystemExit 0 for a good end.
     """
     if found is None:
-        print("The other shards' blocks are still to do; whoever comes last makes the file.")
+        print("This shard's blocks are done; with all of them there, a call without shard makes "
+              "the file.")  # fmt: skip
         raise SystemExit(0)
 
 
@@ -347,7 +348,8 @@ def main(words: Sequence[str] | None = None) -> int:
             failed = share_out(work, options.workers, options.executor, options.address)
             for key, error in failed.items():
                 print(f"shard {key}: {error}", file=sys.stderr)
-        found = judge(work, track("blocks")) if options.workers == 1 else gather(work)
+        alone = options.workers == 1 and options.executor == "local"
+        found = judge(work, track("blocks")) if alone else gather(work)
     except (ParameterError, DataError, WeightsError, VocabularyError) as error:
         print(error, file=sys.stderr)
         return 2
