@@ -65,10 +65,11 @@ def test_contrastive_loss_averages_to_open_clip_and_to_the_symmetric_cross_entro
 
 def test_negatives_are_extra_columns_for_the_images_only():
     image, text, negative = units(4, 1), units(4, 2), units(4, 3)
-    expected = torch.tensor(reference.contrastive(image, text, float(SCALE), negative))
-    got = contrastive_loss_with_negatives(image, text, negative, SCALE)
-    torch.testing.assert_close(got, expected)
-    assert (got > contrastive_loss(image, text, SCALE)).all()
+    for false in ([True] * 4, [True, False, False, True], [False] * 4):
+        expected = reference.contrastive(image, text, float(SCALE), negative[false])
+        got = contrastive_loss_with_negatives(image, text, negative, torch.tensor(false), SCALE)
+        torch.testing.assert_close(got, torch.tensor(expected))
+        assert (got > contrastive_loss(image, text, SCALE)).all() == any(false)
 
 
 def test_contrastive_loss_keeps_float32_logits_under_autocast():

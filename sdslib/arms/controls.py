@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from sdslib import losses
 from sdslib.config import FinetuneConfig, derive_seed
+from sdslib.io import distributed
 from sdslib.pairs import Batch
 from sdslib.train import Parties, Seen, denoise, embed_captions, map_images, of_all_processes, there
 
@@ -23,16 +27,29 @@ def regression_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Ten
 
 
 def hard_negative_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """L_CLIP in which every image also sees a caption of the same words that it does not show."""
-    captions = [*seen.batch.captions, *false_captions(parties, seen.batch, config)]
+    """L_CLIP in which every image also sees the batch's false captions, where there are some."""
+    wrong = false_captions(parties, seen.batch, config)
+    captions = [*seen.batch.captions, *wrong]
     text_emb, negative_emb = embed_captions(parties, captions, seen.image_emb).chunk(2)
     image_emb, text_emb, negative_emb = of_all_processes(seen.image_emb, text_emb, negative_emb)
+    own = torch.zeros(len(wrong), device=image_emb.device)
+    own[told_apart(seen.batch, wrong)] = 1
+    false = distributed.gather(own)
     scale = parties.student.scale
-    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, scale)
+    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, false, scale)
+
+
+def told_apart(batch: Batch, wrong: Sequence[str]) -> list[int]:
+    """The places of the pairs that have a false caption: the others got their own again."""
+    both = enumerate(zip(batch.captions, wrong, strict=True))
+    return [place for place, (caption, other) in both if other != caption]
 
 
 def false_captions(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[str]:
-    """A caption of the same words for each of the batch, drawn from the seed and the pair alone."""
+    """A false caption for each of the batch, drawn from the seed and the pair alone.
+
+    A caption that has none comes back itself.
+    """
     negative = there(parties.negative, "swapped captions", config)
     return [
         negative(caption, derive_seed(config.seed, "negative", int(index)))

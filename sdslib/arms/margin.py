@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sdslib import losses
-from sdslib.arms.controls import false_captions
+from sdslib.arms.controls import false_captions, told_apart
 from sdslib.config import FinetuneConfig
 from sdslib.train import Parties, Seen, in_parts, map_images, there
 
 
 def margin_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
-    """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one."""
+    """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one.
+
+    A caption that has no false one gives 0.
+    """
     teacher = there(parties.teacher, "a teacher", config)
-    right = teacher.embed_texts(seen.batch.captions)
-    wrong = teacher.embed_texts(false_captions(parties, seen.batch, config))
+    false = false_captions(parties, seen.batch, config)
+    able, found = told_apart(seen.batch, false), seen.image_emb.new_zeros(len(false))
+    if not able:
+        return found
+    right = teacher.embed_texts([seen.batch.captions[i] for i in able])
+    wrong = teacher.embed_texts([false[i] for i in able])
+    t, eps = seen.t[able], seen.eps[able]
 
     def values(z: Tensor, rows: slice) -> Tensor:
         return losses.denoising_margin_loss(
             teacher.predict_noise,
             z,
             (right[rows], wrong[rows]),
-            seen.t[rows],
-            seen.eps[rows],
-            teacher.alpha_bar[seen.t[rows]],
+            t[rows],
+            eps[rows],
+            teacher.alpha_bar[t[rows]],
             config.sds_reduction,
         )
 
-    return in_parts(values, map_images(parties, seen, config), config.micro_batch)
+    margins = in_parts(values, map_images(parties, seen, config)[able], config.micro_batch)
+    return found.index_put((torch.tensor(able, device=found.device),), margins)

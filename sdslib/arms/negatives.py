@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from sdslib.arms import swaps
+from sdslib.arms import phrases, swaps
 from sdslib.arms.swaps import Negative
 from sdslib.config import FinetuneConfig, is_mini
 from sdslib.io.wording import ParameterError
@@ -98,7 +98,7 @@ def named(source: str) -> Negatives:
         words = {kind: sorted(words) for kind, words in exchanged_words().items()}
         digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
         return Negatives(_exchanged, f"words {digest}")
-    return Negatives(swaps.swaps, swaps.fingerprint())
+    return Negatives(swaps.swaps, phrases.fingerprint())
 
 
 def _exchanged(caption: str) -> Iterator[Negative]:
