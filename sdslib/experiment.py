@@ -189,7 +189,8 @@ def _train(config: FinetuneConfig, progress: Show | None) -> Run:
         parties = load_parties(config, data.pairs, device)
         start = trained_weights(parties.student) if config.interpolation < 1 else {}
         if distributed.is_main():
-            run.note(overlap=[row._asdict() for row in data.shared], sets=data.told())
+            told = [*data.told(), *negatives.told(config, data.pairs)]
+            run.note(overlap=[row._asdict() for row in data.shared], sets=told)
             if distributed.count() > 1:
                 run.note(processes=distributed.count())
             save_all_scores(run, parties, data, f"{UNTOUCHED}-")

@@ -52,7 +52,7 @@ DOORS = {
     "bs4": {"show.pdf"},
     "fpdf": {"show.pdf"},
     "nltk": {"sets.text_only"},
-    "textblob": {"arms.swaps"},
+    "textblob": {"arms.phrases"},
     "accelerate": {"train"},
     "statsmodels": {"metrics", "results.statistics", "results.failures"},
     "scipy": {"results.statistics", "tables", "scorers.diffusion", "scorers.sequential"},

@@ -7,6 +7,8 @@
     verdicts   what the teacher has said of training pairs, in a file
     negatives  false captions of a true one: from word lists, by swaps, or from a file
     swaps      two words or phrases of a caption swapped
+    phrases    the noun phrases of a caption, by a tagger
+    negative_files  NegCLIP's, CE-CLIP's, and our own
     trainable  which of the student's parameters train
 
 Imports the method and `io`; `sets`, `experiment` and what stands above may import it.

@@ -14,13 +14,19 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from sdslib.arms import phrases, swaps
+from sdslib.arms.negative_files import read_negatives, texts
 from sdslib.arms.swaps import Negative
-from sdslib.config import FinetuneConfig, is_mini
-from sdslib.io.wording import ParameterError
-from sdslib.io.worlds import exchanged_words
-from sdslib.pairs import load_pairs
+from sdslib.config import NEGATIVES, FinetuneConfig, is_mini
+from sdslib.io.paths import project_path
+from sdslib.io.sources import DataError
+from sdslib.io.storage import file_sha256
+from sdslib.io.wording import ParameterError, quoted
+from sdslib.io.worlds import ensure, exchanged_words
+from sdslib.pairs import Pairs, load_pairs
 
 ASKED = 4096  # captions that tell what share has a false one
 MOST = 0.5  # share of captions without a false one that an arm may be trained on
@@ -38,7 +44,7 @@ class Negatives:
     """
 
     def __init__(self, make: Make, fingerprint: str) -> None:
-        self._fingerprint = fingerprint
+        self._make, self._fingerprint = make, fingerprint
         self.made = lru_cache(KEPT)(lambda caption: tuple(_usable(caption, make(caption))))
 
     def of(self, caption: str) -> tuple[str, ...]:
@@ -71,7 +77,7 @@ def said(caption: str) -> tuple[str, ...]:
 
 
 def _usable(caption: str, found: Iterable[Negative]) -> Iterator[Negative]:
-    known = {said(caption)}
+    known = {said(caption), ()}
     for negative in found:
         words = said(negative.text)
         if words not in known:
@@ -84,6 +90,16 @@ def load_negatives(config: FinetuneConfig) -> Negatives:
     return named(config.false_captions)
 
 
+def told(config: FinetuneConfig, pairs: Pairs) -> list[dict[str, Any]]:
+    """A row for the table of what a run is trained on; none where the arm reads none."""
+    if not config.needs_false_captions:
+        return []
+    captions = pairs.all_captions()
+    count = round(load_negatives(config).share_without(captions) * len(captions))
+    name = f"captions without a false one (negatives {config.false_captions})"
+    return [{"for": "training", "set": name, "items": count}]
+
+
 def fingerprints(config: FinetuneConfig) -> dict[str, str]:
     """What goes into the run's id beside the parameter; nothing where the arm reads none."""
     if not config.needs_false_captions:
@@ -91,9 +107,39 @@ def fingerprints(config: FinetuneConfig) -> dict[str, str]:
     return {"negatives": load_negatives(config).fingerprint()}
 
 
-@lru_cache(maxsize=8)
 def named(source: str) -> Negatives:
-    """The false captions of `mini` (word lists) or `swap` (a tagger)."""
+    """The false captions of `mini` (word lists), `swap` (a tagger), or a file.
+
+    Raises `DataError` where the file cannot be read.
+    """
+    if source in NEGATIVES:
+        return _made(source)
+    path = project_path(source)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; negatives names a file, or {quoted(NEGATIVES)}")
+    return _given(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _given(path: Path, changed: int) -> Negatives:
+    known: dict[str, list[Any]] = {}
+    for caption, raw in read_negatives(path):
+        known.setdefault(_key(caption), []).append(raw)
+
+    def make(caption: str) -> Iterator[Negative]:
+        for raw in known.get(_key(caption), ()):
+            where = f"{path.name}, of {caption!r}"
+            yield from (Negative(text, "given") for text in texts(raw, where))
+
+    return Negatives(make, f"file {file_sha256(path)}")
+
+
+def _key(caption: str) -> str:
+    return " ".join(said(caption))
+
+
+@lru_cache(maxsize=2)
+def _made(source: str) -> Negatives:
     if source == "mini":
         words = {kind: sorted(words) for kind, words in exchanged_words().items()}
         digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
@@ -122,9 +168,11 @@ def problem(config: FinetuneConfig) -> str | None:
 
     Raises `DataError` where the pairs cannot be read.
     """
-    if not config.needs_false_captions or is_mini(config.train_data):
+    drawn, listed = is_mini(config.train_data), config.false_captions in NEGATIVES
+    if not config.needs_false_captions or (drawn and listed):
         return None
-    share = _share_without(config.train_data, config.false_captions)
+    ensure(config.train_data)
+    share = share_without(config)
     if share <= MOST:
         return None
     return (
@@ -140,6 +188,11 @@ def check(config: FinetuneConfig) -> None:
         raise ParameterError([text])
 
 
+def share_without(config: FinetuneConfig) -> float:
+    """The share of the training captions that have no false one; raises `DataError`."""
+    return _share_without(config.train_data, load_negatives(config))
+
+
 @lru_cache(maxsize=8)
-def _share_without(train_data: str, source: str) -> float:
-    return named(source).share_without(load_pairs(train_data).all_captions())
+def _share_without(train_data: str, negatives: Negatives) -> float:
+    return negatives.share_without(load_pairs(train_data).all_captions())

@@ -45,11 +45,12 @@ NAMES = word_set(
 )
 # Heads with which nothing is swapped: when, where in the picture, sports, and what is no thing.
 NO_THING = word_set(
-    "day night morning evening afternoon time year summer winter sunset sunrise way side middle "
-    "top bottom front back end edge center left right background foreground distance air view "
-    "each other display action sunlight shade weather thing something someone one ones rest part "
-    "line order place progress midair mid-air tennis baseball soccer football golf polo picture "
-    "photo image photograph shot scene close-up closeup up down look it no"
+    "day night morning evening afternoon time year summer winter sunset sunrise dusk dawn way side "
+    "middle top bottom front back end edge center left right background foreground distance air "
+    "midair mid-air space angle view display action sunlight shade weather thing something someone "
+    "somebody everyone nobody everything nothing each other one ones it no part rest line order "
+    "place progress tennis baseball soccer football golf polo picture photo image photograph shot "
+    "scene close-up closeup up down look"
 )
 OPPOSITES = {
     one: other
@@ -156,6 +157,9 @@ def read(caption: str) -> tuple[list[Word], list[Phrase]]:
     found = list(WORD.finditer(caption))
     lows = [match[0].lower().replace("’", "'") for match in found]
     signs = _with_places(lows, _signs(lows, [tag for _, tag in _tagger().find_tags(lows)]))
+    for match in PHRASE.finditer("".join(signs)):
+        if match["noun"][-2:] == "NS" and lows[match.end("lead") - 1] in ("a", "an", "another"):
+            signs[match.end() - 1] = "F"  # a bus drives
     words = [Word(low, *m.span(), s) for low, m, s in zip(lows, found, signs, strict=True)]
     return words, list(_phrases(lows, "".join(signs)))
 
@@ -178,7 +182,8 @@ def _with_places(lows: list[str], signs: list[str]) -> list[str]:
 
 def _signs(lows: Sequence[str], tags: Sequence[str]) -> list[str]:
     signs = [""]
-    for low, tag, after, next_tag in zip(lows, tags, [*lows[1:], ""], [*tags[1:], ""], strict=True):
+    following = [*zip(lows[1:], tags[1:], strict=True), ("", "")]
+    for low, tag, (after, next_tag) in zip(lows, tags, following, strict=False):
         signs.append(_listed(low, after) or _tagged(low, tag, signs[-1], (after, next_tag)))
     return signs[1:]
 
@@ -194,6 +199,8 @@ def _tagged(low: str, tag: str, before: str, following: tuple[str, str]) -> str:
     after, within, continues = following[0], before in set("DPQCJV"), _continues(*following)
     if low in COLORS or tag[:2] == "JJ":
         return "J" if continues else "N" if before in set("DPQC") else "X"
+    if tag == "RB":
+        return "J" if within and continues else "X"  # a very large dog
     if not within and (low in VERBS or (tag == "NNS" and after in DETERMINERS | OWN)):
         return "F"  # a fence lines the street
     if tag == "VBG" or low in DOING:
@@ -210,14 +217,16 @@ def _tagged(low: str, tag: str, before: str, following: tuple[str, str]) -> str:
 
 def _continues(low: str, tag: str) -> bool:
     """Whether a word may follow an adjective within a phrase."""
-    return tag[:2] in ("NN", "JJ", "VB", "CC") or low in COLORS or SIGNS.get(low, "") in set("NS,")
+    tagged = tag[:2] in ("NN", "JJ", "CC") or tag in ("VBN", "VBD", "VB")
+    return tagged or low in COLORS or SIGNS.get(low) in ("N", "S", ",")
 
 
 def _phrases(lows: Sequence[str], signs: str) -> Iterator[Phrase]:
     found = {match.start(): match for match in PHRASE.finditer(signs)}
     taken = set()
     for start, match in found.items():
-        whole, plural = match.end(), match["noun"][-1] == "S"
+        whole, amount = match.end(), match["lead"].find("K")
+        plural = match["noun"][-1] == "S" or (amount >= 0 and lows[start + amount][-1] == "s")
         while (behind := found.get(whole + 1)) and signs[whole] in "OA":
             if signs[whole] == "A":  # a cat and dog
                 if behind["lead"] or behind["noun"][-1] == "S" or not match["lead"]:
@@ -225,5 +234,6 @@ def _phrases(lows: Sequence[str], signs: str) -> Iterator[Phrase]:
                 plural = True
                 taken.add(whole + 1)
             whole = behind.end()
-        if lows[match.end() - 1] not in NO_THING and start not in taken:
+        torn = signs[max(0, start - 2) : start] == "DX"  # its determiner is before another word
+        if lows[match.end() - 1] not in NO_THING and start not in taken and not torn:
             yield Phrase(start, match.end("lead"), match.end("more"), match.end(), whole, plural)

@@ -49,8 +49,10 @@ def swaps(caption: str) -> Iterator[Negative]:
         for pair in spans(words, phrases):
             yield Negative(_exchanged(caption, words, *pair), kind)
     for (at, end), place in _opposites(words, phrases):
-        start = caption[: words[at].start] + _cased(place, caption[words[at].start])
-        yield Negative(_articles(start + caption[words[end - 1].end :]), "preposition")
+        start, behind = words[at].start, words[end - 1].end
+        place = _cased(place, caption[start:behind])
+        text = caption[:start] + place + caption[behind:]
+        yield Negative(_articles(text), "preposition")
 
 
 # --- which phrases -------------------------------------------------------------------------------
@@ -171,6 +173,8 @@ def _is_title(caption: str, words: Sequence[Word]) -> bool:
 
 
 def _cased(text: str, like: str) -> str:
+    if len(like) > 1 and like.isupper():
+        return text.upper()
     return (text[0].upper() if like[0].isupper() else text[0].lower()) + text[1:]
 
 

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from sdslib.checks.models import is_folder, student_problem, teacher_problem
 from sdslib.checks.notebooks import MODELS
-from sdslib.config import PRESETS, Config, arm_of, conflicts, mini, settle_arm
+from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
-from sdslib.io.wording import ParameterError, did_you_mean, one_of, suggest
+from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest
 
 _NOT_PARAMETERS = frozenset(
     ["In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"]
@@ -136,6 +136,8 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
         problems.append(teacher_problem(values["teacher"], values.get("variant")))
     if values.get("verdicts") and "verdicts" not in bad:
         problems.append(_verdicts_problem(values["verdicts"]))
+    if values.get("negatives") and "negatives" not in bad:
+        problems.append(_negatives_problem(values["negatives"]))
     if values.get("tracker") and "tracker" not in bad:
         problems.append(_tracker_problem(values["tracker"]))
     return [text for text in problems if text]
@@ -146,6 +148,13 @@ def _verdicts_problem(source: str) -> str | None:
         return None
     way = f"`python -m sdslib.lab.verdicts {source}` makes them"
     return f"verdicts {source!r} are not there; {way}, or leave verdicts out to ask the teacher"
+
+
+def _negatives_problem(source: str) -> str | None:
+    if source in NEGATIVES or (not path_problem(source) and project_path(source).is_file()):
+        return None
+    close = did_you_mean(suggest(source, NEGATIVES))
+    return f"negatives must be {quoted(NEGATIVES)} or a file, and {source!r} is none{close}"
 
 
 def _tracker_problem(name: str) -> str | None:

@@ -174,7 +174,8 @@ class Root:
         return f"{str(pure)!r} does not exist in {self.folder}{hint}"
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text in UTF-8 (a byte-order mark is allowed); raises `DataError`."""
     refuse_pointer(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -187,7 +188,7 @@ def _text(path: Path) -> str:
 def read_json(path: Path | str) -> Any:
     """Parse a JSON file (a byte-order mark is allowed, NaN and double keys are not)."""
     path = Path(path)
-    text = _text(path)
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path} is empty; fetch it again")
     try:
@@ -203,7 +204,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; raises `DataError` with the line that is none."""
     rows = []
     # not by splitlines, which splits at U+2028 too, and JSON allows that within a text
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line, parse_constant=_no_constant))

@@ -58,7 +58,12 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
         source = (config.teacher, config.teacher_revision, config.variant)
         problems["teacher"] = teacher_files.weights_problem(*source)
         yield _finding("teacher", problems["teacher"], config.teacher)
-    yield _finding("training pairs", train_problem(config), config.train_data)
+    missing = train_problem(config)
+    yield _finding("training pairs", missing, config.train_data)
+    if config.needs_false_captions and not missing and not world_of(config.train_data):
+        share = negatives.share_without(config)
+        said = f"negatives {config.false_captions}: {share:.0%} of the captions have none"
+        yield Finding("false captions", "here", said)
     yield _benchmark("benchmark", config.benchmark)
     yield from _costs(config, [name for name, problem in problems.items() if problem])
     world, needed = world_of(config.preset), config.benchmark.partition(":")[0]
