@@ -105,6 +105,7 @@ REFUSED = [
         "too few pairs to fit the map": {"bridge_pairs": 5},
         "text that papermill takes for a number": {"run": 1e5},
         "both steps and epochs": {"steps": 5, "epochs": 2},
+        "false captions from nowhere": {"negatives": "swpa"},
         "weight for an arm without a teacher": {"arm": "clip-only", "sds_weight": 0.1},
         "teacher's term alone, at no weight": {"arm": "sds-only", "sds_weight": 0},
         "pooled embedding of a text": {"arm": "sds-text", "bridge_input": "pooled"},
