@@ -24,6 +24,7 @@ def word_set(text: str) -> frozenset[str]:
 
 
 DETERMINERS = word_set("a an the this these those some another every several many few both all any")
+ONE = word_set("a an another one this")
 OWN = word_set("his her its their my our your")
 COLORS = word_set(
     "red orange yellow green blue purple pink brown black white gray grey silver gold"
@@ -49,8 +50,8 @@ NO_THING = word_set(
     "middle top bottom front back end edge center left right background foreground distance air "
     "midair mid-air space angle view display action sunlight shade weather thing something someone "
     "somebody everyone nobody everything nothing each other one ones it no part rest line order "
-    "place progress tennis baseball soccer football golf polo picture photo image photograph shot "
-    "scene close-up closeup up down look"
+    "place progress sort range tennis baseball soccer football golf polo picture photo image "
+    "photograph shot scene close-up closeup up down look"
 )
 OPPOSITES = {
     one: other
@@ -94,8 +95,18 @@ SIGNS = {
         ("C", word_set("one two three four five six seven eight nine ten dozen")),
         ("Q", word_set("other same such different various multiple numerous more most next last")),
         ("F", word_set("is are was were has have had be been do does did can will")),
-        ("N", word_set("bear sink stop monitor curb remote platter bat fan surf ski kid building")),
-        ("S", word_set("bears sinks tracks leaves skis kids monitors people men women children")),
+        (
+            "N",
+            word_set(
+                "bear sink stop monitor curb remote platter bat fan surf ski kid building sports"
+            ),
+        ),
+        (
+            "S",
+            word_set(
+                "bears sinks tracks leaves skis kids monitors people men women children sheep"
+            ),
+        ),
         ("A", word_set("and or &")),
         ("O", {"of"}),
         ("H", {"'s"}),
@@ -158,7 +169,7 @@ def read(caption: str) -> tuple[list[Word], list[Phrase]]:
     lows = [match[0].lower().replace("’", "'") for match in found]
     signs = _with_places(lows, _signs(lows, [tag for _, tag in _tagger().find_tags(lows)]))
     for match in PHRASE.finditer("".join(signs)):
-        if match["noun"][-2:] == "NS" and lows[match.end("lead") - 1] in ("a", "an", "another"):
+        if match["noun"][-2:] == "NS" and lows[match.end("lead") - 1] in ONE:
             signs[match.end() - 1] = "F"  # a bus drives
     words = [Word(low, *m.span(), s) for low, m, s in zip(lows, found, signs, strict=True)]
     return words, list(_phrases(lows, "".join(signs)))
@@ -201,8 +212,9 @@ def _tagged(low: str, tag: str, before: str, following: tuple[str, str]) -> str:
         return "J" if continues else "N" if before in set("DPQC") else "X"
     if tag == "RB":
         return "J" if within and continues else "X"  # a very large dog
-    if not within and (low in VERBS or (tag == "NNS" and after in DETERMINERS | OWN)):
-        return "F"  # a fence lines the street
+    ruled = tag == "NNS" and after in DETERMINERS | OWN  # a fence lines the street
+    if (not within and (low in VERBS or ruled)) or (before == "S" and tag in ("NN", "NNS")):
+        return "F"  # two zebras drink
     if tag == "VBG" or low in DOING:
         return "G" if low in NAMING or (within and continues) else "X"
     if tag in ("VBN", "VBD"):
@@ -218,7 +230,7 @@ def _tagged(low: str, tag: str, before: str, following: tuple[str, str]) -> str:
 def _continues(low: str, tag: str) -> bool:
     """Whether a word may follow an adjective within a phrase."""
     tagged = tag[:2] in ("NN", "JJ", "CC") or tag in ("VBN", "VBD", "VB")
-    return tagged or low in COLORS or SIGNS.get(low) in ("N", "S", ",")
+    return tagged or low in COLORS | NAMING or SIGNS.get(low) in ("N", "S", ",")
 
 
 def _phrases(lows: Sequence[str], signs: str) -> Iterator[Phrase]:
@@ -227,6 +239,7 @@ def _phrases(lows: Sequence[str], signs: str) -> Iterator[Phrase]:
     for start, match in found.items():
         whole, amount = match.end(), match["lead"].find("K")
         plural = match["noun"][-1] == "S" or (amount >= 0 and lows[start + amount][-1] == "s")
+        plural &= match["lead"] == "" or lows[match.end("lead") - 1] not in ONE
         while (behind := found.get(whole + 1)) and signs[whole] in "OA":
             if signs[whole] == "A":  # a cat and dog
                 if behind["lead"] or behind["noun"][-1] == "S" or not match["lead"]:

@@ -91,7 +91,8 @@ def _wholes(words: Sequence[Word], phrases: Sequence[Phrase]) -> Two:
         one, other = phrases[i], phrases[j]
         owned = any(OWN & {*_lows(words, p.lead, p.whole)} for p in (one, other))
         fits = one.plural == other.plural or not (_is_ruled(words, one) or _is_ruled(words, other))
-        if fits and not owned and not _both_ways(words, phrases, i, j):
+        same = _lows(words, one.more, one.whole) == _lows(words, other.more, other.whole)
+        if fits and not (owned or same or _both_ways(words, phrases, i, j)):
             yield (one.lead, one.whole), (other.lead, other.whole)
 
 
@@ -104,7 +105,12 @@ def _lead(words: Sequence[Word], phrase: Phrase) -> list[str]:
 
 
 def _is_ruled(words: Sequence[Word], phrase: Phrase) -> bool:
-    """Whether a verb has the number of the phrase: "… is", "… who are", "there is …"."""
+    """Whether a verb has the number of the phrase: "… is", "… who are", "there is …".
+
+    That of a sentence's first phrase may come later: "a man in shorts runs".
+    """
+    if _opens(words, phrase.lead):
+        return any(word.sign == "F" for word in words[phrase.whole :])
     relative = _lows(words, phrase.whole, phrase.whole + 1) in (["who"], ["that"], ["which"])
     after = phrase.whole + relative
     near = (*words[after : after + 1], *words[max(0, phrase.lead - 1) : phrase.lead])
