@@ -1,6 +1,7 @@
 """What a run needs and what of it is here: nothing is loaded, and no network is asked for long."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -122,6 +123,9 @@ def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(pho
     config = FinetuneConfig(**data, **photos.models)
     assert "of the captions" in doctor.train_problem(config)
     assert doctor.train_problem(override(config, negatives="swap")) is None
+    found = {f.what: f for f in doctor.findings(override(config, negatives="swap"))}
+    told = found["false captions"].said
+    assert re.fullmatch(r"negatives swap: [12]\d% of the captions have none", told)
     assert doctor.train_problem(override(config, arm="sds")) is None
 
 
