@@ -7,18 +7,21 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import realworld
 import realworld.sets
 from faults.catalog import each, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
+from sdslib import experiment
 from sdslib.arms import negatives
 from sdslib.arms.negatives import named, said
 from sdslib.arms.phrases import read
 from sdslib.config import FinetuneConfig
 from sdslib.io.sources import DataError
 from sdslib.pairs import load_pairs
+from sdslib.results import finetuned
 
 # --- word lists ----------------------------------------------------------------------------------
 
@@ -285,3 +288,30 @@ def test_where_false_captions_come_from_is_in_the_id_of_arms_that_read_them(tmp_
         assert negatives.fingerprints(replace_arm(other)) == {}
     real = FinetuneConfig(arm="hard-negatives", train_data="captions.json::images")
     assert real.identity()["negatives"] == "swap"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["hard-negatives", "teacher-choice"])
+def test_a_file_of_the_swaps_trains_as_the_swaps_do(arm, tmp_path):
+    world, found = realworld.make(tmp_path / "world"), named("swap")
+    captions = load_pairs(world.train_data).all_captions()
+    rows = [f"{text}\t{list(found.of(text))}" for text in captions]
+    (tmp_path / "n.tsv").write_text("\n".join(["title\tneg_caption", *rows]))
+    one = [{"caption": c, "relation_aug_caption": (found.of(c) or ("###",))[0]} for c in captions]
+    (tmp_path / "n.json").write_text(json.dumps(one))
+    small = {"steps": 3, "batch_size": 8, "warmup": 1, "eval_every": 0, "choice_draws": 2}
+    sets = {"benchmark": world.winoground, "keep": "none", "validation": "none", "eval_items": 4}
+    weight = {"sds_weight": 1.0} if arm == "teacher-choice" else {}
+    config = FinetuneConfig(
+        arm=arm, train_data=world.train_data, runs=str(tmp_path / "runs"), device="cpu",
+        **world.models, **small, **sets, **weight,
+    )  # fmt: skip
+    by = {
+        name: experiment.finetune(config.model_copy(update={"negatives": name}))
+        for name in ("swap", str(tmp_path / "n.tsv"), str(tmp_path / "n.json"))
+    }
+    swap, tsv, first = (run.history()["loss"].tolist() for run in by.values())
+    assert swap == tsv != first
+    assert len({run.path for run in by.values()}) == 3
+    told = finetuned.sets_table(next(iter(by.values())))["set"].tolist()
+    assert "captions without a false one (negatives swap)" in told

@@ -96,7 +96,7 @@ def told(config: FinetuneConfig, pairs: Pairs) -> list[dict[str, Any]]:
         return []
     captions = pairs.all_captions()
     count = round(load_negatives(config).share_without(captions) * len(captions))
-    name = f"captions without a false one (negatives {config.false_captions})"
+    name = f"captions without a false one (negatives {Path(config.false_captions).name})"
     return [{"for": "training", "set": name, "items": count}]
 
 
