@@ -85,6 +85,22 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"clip_model": student, "teacher": str(tiny.save_teacher(root / "teacher"))}
 
 
+@pytest.fixture(scope="module")
+def student(tiny_models: dict[str, str]) -> Any:
+    """The tiny student; a test leaves it as it found it."""
+    from sdslib.student import load_student
+
+    return load_student(tiny_models["clip_model"], None)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_models: dict[str, str]) -> Any:
+    """The tiny teacher, in full precision."""
+    from sdslib.teacher import load_teacher
+
+    return load_teacher(tiny_models["teacher"])
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The world of `realworld`, into which nobody writes."""

@@ -251,7 +251,8 @@ def save(page, path):
     for _ in range(300):
         page.wait_for_timeout(100)
         if path.stat().st_mtime_ns != before:
-            return nbformat.read(path, 4)
+            with suppress(nbformat.reader.NotJSONError):  # it is being written
+                return nbformat.read(path, 4)
     return pytest.fail(f"{path.name} was not saved")
 
 

@@ -1,6 +1,5 @@
 """Scorers on tiny real models: each thing computed once, noise shared, the reference reproduced."""
 
-import io
 import math
 import time
 
@@ -19,7 +18,6 @@ from sdslib.io.images import ImageRef
 from sdslib.results import comparison
 from sdslib.scorers import diffusion, sequential
 from sdslib.student import load_student
-from sdslib.teacher import load_teacher
 
 CAPTIONS = (
     "a red circle left of a blue square",
@@ -34,9 +32,8 @@ CAPTIONS = (
 def noise(seed) -> ImageRef:
     """A PNG of noise, 48 by 40 pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return ImageRef(f"noise-{seed}", file.getvalue)
+    data = tiny.png(Image.fromarray(pixels))
+    return ImageRef(f"noise-{seed}", lambda: data)
 
 
 def item(name, images, captions, answer=None, **tags):
@@ -54,16 +51,6 @@ def grid_items(count=4):
         item(f"g{n}", refs[n : n + 2], (CAPTIONS[n % 6], CAPTIONS[(n + 1) % 6]), kind="ab"[n % 2])
         for n in range(count)
     ]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return load_student(f"local-dir:{tiny.save_student(tmp_path_factory.mktemp('student'))}", None)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return load_teacher(str(tiny.save_teacher(tmp_path_factory.mktemp("teacher"))))
 
 
 @pytest.fixture

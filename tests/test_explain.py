@@ -12,23 +12,11 @@ from sdslib.checks.captions import VocabularyError
 from sdslib.scorers import diffusion
 from sdslib.show import explain
 from sdslib.show.explain import Remembering, reorderings
-from sdslib.student import load_student
-from sdslib.teacher import load_teacher
-
-
-@pytest.fixture(scope="module")
-def student(tiny_models):
-    return load_student(tiny_models["clip_model"], None)
 
 
 @pytest.fixture
 def scorer(student):
     return Remembering(student)
-
-
-@pytest.fixture(scope="module")
-def teacher(tiny_models):
-    return load_teacher(tiny_models["teacher"])
 
 
 def test_scores_are_those_of_the_clip_scorer(student, scorer):

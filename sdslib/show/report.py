@@ -244,10 +244,14 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     """The figures of a case by name; those of margins and outcomes need grids of two by two."""
     note, scores = case.note, case.scores
     *_, last = scores
+    history = [case.run.history().assign(run=last)]
+    if case.control is not None and case.control.path != case.run.path:
+        history.insert(0, case.control.history().assign(run=CONTROL))
+    whole = pd.concat([part.dropna(axis=1, how="all") for part in history], ignore_index=True)
     found = {
         "scores": figures.scores_by_tag(shares, note, finetuned.human(case.config)),
         "change": figures.before_after(case.paired, note),
-        "training": figures.history(_history(case), note),
+        "training": figures.history(whole, note),
     }
     if _is_winoground_like(case):
         parts = {name: failures.anatomy(table) for name, table in scores.items()}
@@ -255,14 +259,6 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
         found["margins"] = item_figures.margins(pairs, note, (UNTOUCHED, last))
         found["outcomes"] = item_figures.flips(failures.flows(parts), note)
     return found
-
-
-def _history(case: Setting) -> pd.DataFrame:
-    *_, last = case.scores
-    parts = [case.run.history().assign(run=last)]
-    if case.control is not None and case.control.path != case.run.path:
-        parts.insert(0, case.control.history().assign(run=CONTROL))
-    return pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
 
 
 def _is_winoground_like(case: Setting) -> bool:

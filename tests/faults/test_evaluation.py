@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import torch
-from test_evaluate import benchmark, grid_items, item, noise, student, teacher  # noqa: F401
+from test_evaluate import benchmark, grid_items, item, noise
 
 from faults.catalog import fault, refused
 from sdslib import evaluate, metrics, tables
@@ -25,7 +25,7 @@ def cautions(scorer, items):
 
 
 @fault("captions that differ beyond the last token only")
-def test_captions_that_differ_beyond_the_last_token(student):  # noqa: F811
+def test_captions_that_differ_beyond_the_last_token(student):
     start = " ".join(["a red circle left of a blue square and"] * 2)
     twins = item("long", [noise(1), noise(2)], (f"{start} a white square", f"{start} a red circle"))
     table, said = cautions(evaluate.clip_scorer(student), [*grid_items(3), twins])
@@ -35,7 +35,7 @@ def test_captions_that_differ_beyond_the_last_token(student):  # noqa: F811
 
 
 @fault("captions that are equal to the model")
-def test_captions_that_are_equal_to_the_model(student):  # noqa: F811
+def test_captions_that_are_equal_to_the_model(student):
     both = [
         item(name, [noise(1), noise(2)], captions)
         for name, captions in (
@@ -55,7 +55,7 @@ def test_a_score_that_is_not_a_number():
 
 
 @fault("model whose embeddings are not numbers")
-def test_a_model_whose_embeddings_are_not_numbers(student, monkeypatch):  # noqa: F811
+def test_a_model_whose_embeddings_are_not_numbers(student, monkeypatch):
     encode = student.encode_images
     monkeypatch.setattr(student, "encode_images", lambda pixels: encode(pixels) * np.nan)
     scorer = evaluate.clip_scorer(student)
@@ -84,7 +84,7 @@ def test_ties_are_counted_apart_and_wrong():
 
 
 @fault("model that tells nothing apart")
-def test_a_model_that_tells_nothing_apart(student, monkeypatch):  # noqa: F811
+def test_a_model_that_tells_nothing_apart(student, monkeypatch):
     one = torch.nn.functional.normalize(torch.ones(1, student.width), dim=-1)
     for name in ("encode_images", "encode_short_texts"):
         monkeypatch.setattr(student, name, lambda batch: one.expand(len(batch), -1))
@@ -93,7 +93,7 @@ def test_a_model_that_tells_nothing_apart(student, monkeypatch):  # noqa: F811
     return said
 
 
-def test_a_model_that_tells_things_apart_gets_no_caution(student):  # noqa: F811
+def test_a_model_that_tells_things_apart_gets_no_caution(student):
     assert not cautions(evaluate.clip_scorer(student), grid_items(3))[1]
 
 

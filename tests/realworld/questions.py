@@ -40,48 +40,30 @@ GRIDS = [
      "below are galaxies, above smiles an astronaut", "Preposition, Scope", "", 2, "Both"),
 ]  # fmt: skip
 
-# photograph, box (x, y, w, h), its two things, relation, true and false caption
+# photograph, box (x, y, w, h), its two things, and the relation of the first to the second
 RELATIONS = [
-    ("000000000139", (90, 0, 390, 400), ("woman", "shuttle"), "to the left of",
-     "the woman is to the left of the shuttle", "the shuttle is to the left of the woman"),
-    ("000000000139", (120, 240, 360, 240), ("helmet", "suit"), "in front of",
-     "the helmet is in front of the suit", "the suit is in front of the helmet"),
-    ("000000003845", (60, 0, 420, 320), ("cup", "saucer"), "on",
-     "the cup is on the saucer", "the saucer is on the cup"),
-    ("000000003845", (0, 0, 480, 320), ("saucer", "table"), "on top of",
-     "the saucer is on top of the table", "the table is on top of the saucer"),
-    ("000000004795", (20, 160, 250, 130), ("spoon", "handle"), "to the right of",
-     "the spoon is to the right of the handle", "the handle is to the right of the spoon"),
-    ("000000011760", (100, 60, 420, 360), ("rocket", "towers"), "between",
-     "the rocket is between the towers", "the towers is between the rocket"),
-    ("000000017178", (0, 20, 300, 380), ("man", "camera"), "behind",
-     "the man is behind the camera", "the camera is behind the man"),
-    ("000000017178", (140, 60, 260, 340), ("tripod", "grass"), "on",
-     "the tripod is on the grass", "the grass is on the tripod"),
-    ("000000031269", (20, 0, 200, 220), ("cap", "woman"), "above",
-     "the cap is above the woman", "the woman is above the cap"),
-    ("000000007281", (40, 10, 400, 280), ("eyes", "nose"), "above",
-     "the eyes is above the nose", "the nose is above the eyes"),
-]  # fmt: skip
-# ... and the two attributes that change places
+    ("000000000139", (90, 0, 390, 400), ("woman", "shuttle"), "to the left of"),
+    ("000000000139", (120, 240, 360, 240), ("helmet", "suit"), "in front of"),
+    ("000000003845", (60, 0, 420, 320), ("cup", "saucer"), "on"),
+    ("000000003845", (0, 0, 480, 320), ("saucer", "table"), "on top of"),
+    ("000000004795", (20, 160, 250, 130), ("spoon", "handle"), "to the right of"),
+    ("000000011760", (100, 60, 420, 360), ("rocket", "towers"), "between"),
+    ("000000017178", (0, 20, 300, 380), ("man", "camera"), "behind"),
+    ("000000017178", (140, 60, 260, 340), ("tripod", "grass"), "on"),
+    ("000000031269", (20, 0, 200, 220), ("cap", "woman"), "above"),
+    ("000000007281", (40, 10, 400, 280), ("eyes", "nose"), "above"),
+]
+# ... or the two attributes that change places
 ATTRIBUTIONS = [
-    ("000000000139", (0, 100, 480, 380), ("suit", "helmet"), ["orange", "white"],
-     "the orange suit and the white helmet", "the white suit and the orange helmet"),
-    ("000000003845", (60, 0, 420, 320), ("saucer", "spoon"), ["red", "silver"],
-     "the red saucer and the silver spoon", "the silver saucer and the red spoon"),
-    ("000000003845", (0, 0, 480, 320), ("table", "cup"), ["wooden", "small"],
-     "the wooden table and the small cup", "the small table and the wooden cup"),
-    ("000000007281", (20, 0, 420, 293), ("eyes", "nose"), ["green", "pink"],
-     "the green eyes and the pink nose", "the pink eyes and the green nose"),
-    ("000000011760", (0, 0, 640, 427), ("rocket", "sky"), ["tall", "blue"],
-     "the tall rocket and the blue sky", "the blue rocket and the tall sky"),
-    ("000000017178", (0, 20, 400, 380), ("coat", "sky"), ["black", "bright"],
-     "the black coat and the bright sky", "the bright coat and the black sky"),
-    ("000000002006", (20, 0, 110, 260), ("tank", "shuttle"), ["brown", "white"],
-     "the brown tank and the white shuttle", "the white tank and the brown shuttle"),
-    ("000000031269", (0, 0, 227, 300), ("woman", "cap"), ["old", "golden"],
-     "the old woman and the golden cap", "the golden woman and the old cap"),
-]  # fmt: skip
+    ("000000000139", (0, 100, 480, 380), ("suit", "helmet"), ("orange", "white")),
+    ("000000003845", (60, 0, 420, 320), ("saucer", "spoon"), ("red", "silver")),
+    ("000000003845", (0, 0, 480, 320), ("table", "cup"), ("wooden", "small")),
+    ("000000007281", (20, 0, 420, 293), ("eyes", "nose"), ("green", "pink")),
+    ("000000011760", (0, 0, 640, 427), ("rocket", "sky"), ("tall", "blue")),
+    ("000000017178", (0, 20, 400, 380), ("coat", "sky"), ("black", "bright")),
+    ("000000002006", (20, 0, 110, 260), ("tank", "shuttle"), ("brown", "white")),
+    ("000000031269", (0, 0, 227, 300), ("woman", "cap"), ("old", "golden")),
+]
 
 # subset: photograph, caption, negative caption
 SUGARCREPE = {

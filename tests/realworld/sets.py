@@ -185,18 +185,18 @@ def _visual_genome(name: str) -> str:
 
 
 def _aro_row(kind: str, row: tuple) -> dict:
-    name, box, (first, second), what, true, false = row
+    name, box, (a, b), what = row
     own = _visual_genome(name)
-    said = {"relation_name": what} if kind == "relation" else {"attributes": what}
-    return said | {
-        "image_id": own.removesuffix(".jpg"),
-        "image_path": own,
-        **dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True)),
-        "obj1_name": first,
-        "obj2_name": second,
-        "true_caption": true,
-        "false_caption": false,
-    }
+    if kind == "relation":
+        said = {"relation_name": what}
+        true, false = f"the {a} is {what} the {b}", f"the {b} is {what} the {a}"
+    else:
+        said, (x, y) = {"attributes": list(what)}, what
+        true, false = f"the {x} {a} and the {y} {b}", f"the {y} {a} and the {x} {b}"
+    said |= dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True))
+    said |= {"image_id": own.removesuffix(".jpg"), "image_path": own}
+    captions = {"true_caption": true, "false_caption": false}
+    return said | {"obj1_name": a, "obj2_name": b} | captions
 
 
 def sugarcrepe(folder: Path) -> Path:
