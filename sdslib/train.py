@@ -52,8 +52,7 @@ class Parties:
     bridge: Bridge | None = None
     negative: Callable[[str, int], str] | None = None  # (caption, seed) -> a caption it is not
     latents: Callable[[Tensor], Tensor] | None = None  # indices [B] -> VAE latents [B, C, H, W]
-    # (indices, captions) [B] -> what the teacher has said of each, see `arms.verdicts`
-    verdicts: Callable[[Sequence[int], Sequence[str]], list[Any]] | None = None
+    verdicts: Callable[[Sequence[int], Sequence[str]], list[Any]] | None = None  # arms.verdicts
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,10 @@ def test_the_line_makes_the_run_again(base, changed, tmp_path):
         given[name] = _resolve_type(value) if flag == "-p" else value
     assert validate(FinetuneConfig, given).identity() == config.identity()
     assert given.get("run") == config.run
+
+
+def test_what_one_of_two_runs_of_an_arm_leaves_out_tells_them_apart():
+    lists = FinetuneConfig(arm="hard-negatives").identity()
+    swaps = FinetuneConfig(arm="hard-negatives", negatives="swap").identity()
+    assert settings.label(lists, [lists, swaps]) == "hard-negatives"
+    assert settings.label(swaps, [lists, swaps]) == "hard-negatives, negatives swap"

@@ -254,8 +254,9 @@ def label(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
 def label_parts(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """A label's two halves: the arm and its weight, and what else differs (often nothing)."""
     names = [n for n in values if n not in _APART]
-    names = [n for n in names if len({_key(v[n]) for v in among if n in v}) > 1]
-    weights = {_key(v.get("sds_weight")) for v in among if v["arm"] == values["arm"]}
+    alike = [v for v in among if v["arm"] == values["arm"]]
+    names = [n for n in names if len({_key(v.get(n)) for v in among if n in v or v in alike}) > 1]
+    weights = {_key(v.get("sds_weight")) for v in alike}
     words = [said("arm", values["arm"])]
     words += [f"{values['sds_weight']:g}"] if len(weights) > 1 else []
     return ", ".join(words), ", ".join(said(name, values[name]) for name in names)
