@@ -321,6 +321,13 @@ def test_a_verdict_that_is_no_number_is_refused(made, tmp_path):
         load_verdicts(str(tmp_path / "nan.parquet"))
 
 
+def test_the_committed_verdicts_are_the_mini_teachers_on_the_mini_pairs():
+    given = {"output": "data/mini/verdicts.parquet", "choice_draws": 2}
+    work = verdicts.Judgement(validate(VerdictsConfig, given))
+    assert work.is_done()
+    assert work.output.stat().st_size < 2_000_000
+
+
 def written(path, rows):
     """A file of verdicts with these (kinds, log-likelihoods)."""
     columns = {
