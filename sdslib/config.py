@@ -195,6 +195,7 @@ class Config(BaseModel):
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
         judged = getattr(self, "verdicts", None) and arm and arm.judged
         unread |= _JUDGE_KNOBS if judged else {"negatives_each"}
+        unread |= set() if getattr(self, "caption_noise", 0) else {"caption_noise"}
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 
@@ -264,6 +265,7 @@ class FinetuneConfig(ModelsConfig):
     trainable: Sets = "layernorm"
     train_data: Source = "mini"
     train_pairs: Count | None = None
+    caption_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of captions made false
     apart_from: str | None = None
     overlap: Literal["report", "exclude"] = "report"
     vg_image_data: Source = "data/aro/image_data.json"

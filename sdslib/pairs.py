@@ -92,6 +92,13 @@ class Pairs:
         """The pairs at these places, in this order."""
         return Pairs(self._all.table().take(pa.array(rows, pa.int64())), self._read, self.source)
 
+    def saying(self, change: Callable[[int, tuple[str, ...]], list[str]]) -> Pairs:
+        """The same images with the captions that `change(number, captions)` makes of theirs."""
+        table, place = self._all.table(), self._all.table().column_names.index("captions")
+        said = [change(index, self.captions(index)) for index in range(len(self))]
+        column = pa.array(said, table.schema.field("captions").type)
+        return Pairs(table.set_column(place, "captions", column), self._read, self.source)
+
     @property
     def coco_ids(self) -> list[set[str]]:
         """COCO's ids of each image, as far as its file names tell them: two where the same image

@@ -379,20 +379,16 @@ def test_the_command_says_what_is_wrong(world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_processes_share_the_work(world, made, tmp_path):
-    done = shell(world, tmp_path / "two.parquet", "--workers", "2")
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_processes_share_the_work(world, made, tmp_path, executor):
+    done = shell(world, tmp_path / "two.parquet", "--workers", "2", "--executor", executor)
     assert done.returncode == 0, done.stderr
     assert "UNet evaluations" in done.stdout
-    assert (tmp_path / "two.parquet").read_bytes() == made[0].read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["two.parquet"]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ray_shares_the_work(world, made, tmp_path):
-    done = shell(world, tmp_path / "ray.parquet", "--workers", "2", "--executor", "ray")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "ray.parquet").read_bytes() == made[0].read_bytes()
+    found, alone = (load_verdicts(str(p)).table for p in (tmp_path / "two.parquet", made[0]))
+    assert found.drop_columns("log_likelihoods") == alone.drop_columns("log_likelihoods")
+    said = [table["log_likelihoods"].combine_chunks().flatten() for table in (found, alone)]
+    np.testing.assert_allclose(*said, rtol=1e-5)  # of other threads the last bits differ
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@
     swaps      two words or phrases of a caption swapped
     phrases    the noun phrases of a caption, by a tagger
     negative_files  NegCLIP's, CE-CLIP's, and our own
+    noise      a share of the training captions made false
     trainable  which of the student's parameters train
 
 Imports the method and `io`; `sets`, `experiment` and what stands above may import it.

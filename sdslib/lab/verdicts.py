@@ -3,7 +3,8 @@
     python -m sdslib.lab.verdicts data/verdicts.parquet -p preset paper --workers 4
 
 Pairs are judged in blocks of 64, each a file of its own until all are there: who was killed goes on
-with the next block, and processes or machines share them out. A block is the same whoever makes it.
+with the next block, and processes or machines share them out. A block is the same whoever makes it,
+bit for bit where as many threads do.
 K false captions, D draws.
 """
 
@@ -45,7 +46,7 @@ from sdslib.io.worlds import ensure
 from sdslib.lab.near_ties import MARGIN
 from sdslib.losses import caption_log_likelihoods
 from sdslib.pairs import load_pairs
-from sdslib.results.executors import Job, opened, require
+from sdslib.results.executors import ExecutorError, Job, opened, require
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
 from sdslib.teacher import Teacher, load_teacher
 
@@ -350,7 +351,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(f"shard {key}: {error}", file=sys.stderr)
         alone = options.workers == 1 and options.executor == "local"
         found = judge(work, track("blocks")) if alone else gather(work)
-    except (ParameterError, DataError, WeightsError, VocabularyError) as error:
+    except (ParameterError, ExecutorError, DataError, WeightsError, VocabularyError) as error:
         print(error, file=sys.stderr)
         return 2
     if found is None:

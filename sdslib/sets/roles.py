@@ -70,7 +70,9 @@ def named_data(config: FinetuneConfig) -> tuple:
     """The parameters that decide which sets a run has."""
     apart = (config.overlap, config.apart_from, config.vg_image_data)
     others = (config.validation, config.keep, config.batch_size)
+    lies = (config.caption_noise, config.false_captions, config.seed)
     return (config.train_data, config.train_pairs, config.benchmark, config.eval_items,
+            lies if config.caption_noise else 0.0,
             *apart, *others)  # fmt: skip
 
 
