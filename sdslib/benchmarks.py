@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -91,9 +91,17 @@ class Benchmark:
 
         The sizes stand for the images' content, which would take minutes to read.
         """
+        return self._hash(lambda ref: (ref.name, ref.size, ref.box))
+
+    @cached_property
+    def content(self) -> str:
+        """The same with the images by their content, which is read."""
+        return self._hash(lambda ref: ref.key)
+
+    def _hash(self, told: Callable[[ImageRef], Any]) -> str:
         digest = hashlib.sha256(json.dumps([self.name, self.kind, self.prompts]).encode())
         for item in self.items:
-            images = [(ref.name, ref.size, ref.box) for ref in item.images]
+            images = [told(ref) for ref in item.images]
             row = [item.id, item.captions, item.answer, item.tags, images]
             digest.update(json.dumps(row, sort_keys=True).encode())
         return digest.hexdigest()

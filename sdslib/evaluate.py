@@ -7,6 +7,7 @@ independent draws (antithetic pairs), N items, T captions.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sdslib import metrics
+from sdslib.io import pictures
 from sdslib.io.images import LONGEST
 from sdslib.io.lazy import named
 from sdslib.student import caption_lengths
@@ -85,17 +87,39 @@ class ClipScorer:
         """
         distinct, found = {ref.key: ref for ref in refs}, []
         row = {key: number for number, key in enumerate(distinct)}
-        with ThreadPoolExecutor(self.workers) as pool, evaluating(self.student) as device:
-            for batch in chunks(list(distinct.values()), self.batch_size):
-                pixels = pool.map(self._pixels, batch)
-                emb = self.student.encode_images(torch.stack(list(pixels)).to(device))
+        with evaluating(self.student) as device:
+            for pixels in self._batches(list(distinct.values())):
+                emb = self.student.encode_images(pixels.to(device))
                 found.append(emb.double().cpu().numpy())
         self.counts["images"] += len(distinct)
         return np.concatenate(found), np.array([row[ref.key] for ref in refs])
 
+    def _batches(self, refs: Sequence[ImageRef]) -> Iterator[Tensor]:
+        shape, told = self.student.image_size, [self.student.preprocessing, self.mode]
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from pictures.batches(
+                refs,
+                self.batch_size,
+                shape,
+                self.student.transform,
+                told,
+                lambda batch: torch.stack(list(pool.map(self._pixels, batch))),
+            )
+
     def _pixels(self, ref: ImageRef) -> Tensor:
         image = ref.load()
         return self.student.transform(image if self.mode is None else squared(image, self.mode))
+
+    def decided_by(self, benchmark: Benchmark) -> dict[str, Any]:
+        """What decides a benchmark's scores to the last bit, for `shared.table`."""
+        rows = self.student.token_rows(sorted(set(captions_of(benchmark))))
+        return {
+            "student": self.student.fingerprint(),
+            "device": self.student.device.type,
+            "set": [benchmark.content, benchmark.total],
+            "tokens": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
+            "images": [self.batch_size, self.mode],
+        }
 
     def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit embeddings [R, D] in float64 of the distinct token rows, and the row [N] of each.
@@ -104,8 +128,8 @@ class ClipScorer:
         equal to the last bit and count as a tie.
         """
         strings, place = np.unique(np.array(captions, dtype=object), return_inverse=True)
-        tokens = [self.student.tokenize(list(some)).cpu() for some in chunks(strings, 1024)]
-        distinct, row = np.unique(torch.cat(tokens).numpy(), axis=0, return_inverse=True)
+        tokens = self.student.token_rows(strings.tolist()).numpy()
+        distinct, row = np.unique(tokens, axis=0, return_inverse=True)
         lengths, found = caption_lengths(torch.from_numpy(distinct)), []
         order = np.argsort(lengths.numpy(), kind="stable")
         with evaluating(self.student) as device:
@@ -141,6 +165,16 @@ def score_grids(
     benchmark, scorer, total, seconds and the scorer's counts, and survives parquet. `progress`
     wraps the iterator over items.
     """
+    return cautioned(grids_table(scorer, benchmark, limit, progress))
+
+
+def grids_table(
+    scorer: Scorer,
+    benchmark: Benchmark,
+    limit: int | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> pd.DataFrame:
+    """`score_grids` without its warnings."""
     items, start, before = list(benchmark.items)[:limit], time.perf_counter(), dict(scorer.counts)
     if benchmark.kind == "classes" and isinstance(scorer, ClipScorer):
         table = named("sets.zero_shot:rank_classes")(scorer, items, benchmark.prompts)
@@ -157,8 +191,14 @@ def score_grids(
         "seconds": time.perf_counter() - start,
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
+    return table
+
+
+def cautioned(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table, after a warning of what `tables.cautions` says of it."""
     for text in cautions(table):
-        warnings.warn(f"{benchmark.name}, {scorer.name}: {text}", Caution, stacklevel=2)
+        names = f"{table.attrs['benchmark']}, {table.attrs['scorer']}"
+        warnings.warn(f"{names}: {text}", Caution, stacklevel=3)
     return table
 
 
@@ -178,6 +218,12 @@ def _row(item: Item, scored: Scored) -> dict:
     shape = {"n_images": len(item.images), "n_captions": len(item.captions)}
     head = {"id": item.id, "answer": item.answer}
     return head | dict(item.tags) | shape | scored.notes | cell_columns(scored.grids)
+
+
+def captions_of(benchmark: Benchmark) -> list[str]:
+    """All captions of the items, or of a set of classes the prompts, in order."""
+    groups = benchmark.prompts or [item.captions for item in benchmark.items]
+    return [caption for group in groups for caption in group]
 
 
 def chunks(values: Sequence | np.ndarray, size: int) -> Iterator:

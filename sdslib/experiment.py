@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
 from sdslib.checks.notebooks import literal
 from sdslib.config import ARMS, FinetuneConfig, derive_seed, set_name
-from sdslib.io import distributed, launch
+from sdslib.io import distributed, launch, shared
 from sdslib.io.model_files import PASSPORT
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run, find_run, open_run
@@ -101,6 +102,19 @@ class LatentCache:
         self.teacher, self.pairs, self.batch_size = teacher, pairs, batch_size
         self._known: dict[int, Tensor] = {}
 
+    def start(self, index: Sequence[int]) -> Tensor:
+        """The same for the first pairs that are asked for; runs share them, in these batches."""
+
+        def known() -> dict[str, Any]:
+            return images_at(self.pairs, index, self.teacher) | {
+                "vae": self.teacher.vae_fingerprint(),
+                "batch": self.batch_size,
+            }
+
+        z = shared.tensors("latents", known, lambda: {"z": self(index)})["z"]
+        self._known |= dict(zip(index, z, strict=True))
+        return z
+
     def __call__(self, index: Iterable[int]) -> Tensor:
         index = [int(i) for i in index]
         new = [i for i in dict.fromkeys(index) if i not in self._known]
@@ -125,10 +139,22 @@ def start_bridge(
         bridge.load_state_dict(random_start(width, bridge.latent_shape, seed))
     elif config.bridge_start == "ridge" and distributed.is_main():  # the others are given it
         rng = np.random.default_rng(derive_seed(config.seed, "bridge"))
-        index = rng.permutation(len(pairs))[: config.bridge_pairs]
-        emb = embed_pairs(student, pairs, index, pooled)
-        bridge.load_state_dict(ridge_start(emb, latents(index)).state)
+        index = rng.permutation(len(pairs))[: config.bridge_pairs].tolist()
+        emb = shared.tensors(
+            "embeddings",
+            lambda: (
+                images_at(pairs, index, student)
+                | {"student": student.fingerprint(), "pooled": pooled}
+            ),
+            lambda: {"emb": embed_pairs(student, pairs, index, pooled)},
+        )["emb"]
+        bridge.load_state_dict(ridge_start(emb, latents.start(index)).state)
     return bridge
+
+
+def images_at(pairs: Pairs, index: Sequence[int], model: Student | Teacher) -> dict[str, Any]:
+    """The pairs' images by content, in order, and what kind of device a model sees them on."""
+    return {"images": [pairs.ref(i).key for i in index], "device": model.device.type}
 
 
 @torch.no_grad()
@@ -294,8 +320,14 @@ def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
 
 
 def score(student: Student, benchmark: Benchmark, limit: int | None = None) -> pd.DataFrame:
-    """The student's score table of a benchmark."""
-    return evaluate.score_grids(evaluate.clip_scorer(student), benchmark, limit)
+    """The student's score table of a benchmark; runs share those of the same student."""
+    scorer = evaluate.clip_scorer(student)
+    table = shared.table(
+        "scores",
+        lambda: scorer.decided_by(benchmark) | {"limit": limit},
+        lambda: evaluate.grids_table(scorer, benchmark, limit),
+    )
+    return evaluate.cautioned(table)
 
 
 def shares(scores: pd.DataFrame) -> dict[str, float]:

@@ -7,6 +7,7 @@ The only door to open_clip and peft.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,10 @@ from sdslib.checks.student_files import (
 from sdslib.io import model_files
 from sdslib.io.images import central
 from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.shared import digest
 from sdslib.io.storage import staged_folder, write_json
 
+_MOST_ROWS = 16  # sets of captions whose tokens are remembered
 # The matrix after pooling, and the axis of its input.
 _PROJECTIONS = {"proj": 0, "attnpool.c_proj.weight": 1, "head.proj.weight": 1}
 
@@ -67,6 +70,7 @@ class Student(nn.Module):
         self._transform = image_transform_v2(preprocess, is_train=False)
         self._crops = preprocess.resize_mode != "squash"
         self.width: int = origin.model_cfg["embed_dim"]
+        self._rows: dict[tuple[str, ...], Tensor] = {}
         # With LoRA: the model before it was wrapped, in a list so that it is no submodule.
         self._plain_model: list[tuple[nn.Module, int]] = []
 
@@ -171,6 +175,17 @@ class Student(nn.Module):
         """The exponential of logit_scale, at most 100 as in CLIP's training: a scalar tensor."""
         return self.model.logit_scale.exp().clamp(max=100).squeeze()
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """open_clip's description of `transform`."""
+        return dict(self.model.visual.preprocess_cfg)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what `transform` gives, in pixels."""
+        size = self.preprocessing["size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
+
     def transform(self, image: Image.Image) -> Tensor:
         """The model's own evaluation preprocessing: [3, S, S]."""
         return self._transform(central(image) if self._crops else image)
@@ -185,6 +200,16 @@ class Student(nn.Module):
             check_markers(self.marks, texts, self.origin.name)
         return self.tokenizer(list(captions)).long()
 
+    def token_rows(self, captions: Sequence[str]) -> Tensor:
+        """`tokenize` of many captions, on the CPU; remembered, for a run scores its sets again."""
+        told = tuple(captions)
+        if told not in self._rows:
+            starts = range(0, len(told), 1024)
+            parts = [self.tokenize(list(told)[start : start + 1024]).cpu() for start in starts]
+            latest = list(self._rows.items())[1 - _MOST_ROWS :]
+            self._rows = dict(latest) | {told: torch.cat(parts)}
+        return self._rows[told]
+
     @property
     def marks(self) -> list[str]:
         """What the tokenizer reads as its own marks wherever it stands in a caption."""
@@ -192,6 +217,17 @@ class Student(nn.Module):
         if inner is not None:
             return list(inner.all_special_tokens)
         return [self.tokenizer.decoder[own] for own in self.tokenizer.all_special_ids]
+
+    def fingerprint(self) -> str:
+        """A hash of all that embeddings depend on, with the weights as `save` writes them."""
+        with torch.no_grad(), self._as_saved() as model:
+            told = [self.origin.model_cfg, self.preprocessing, digest(model)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.logit_scale.device
 
     def save(self, folder: str | Path) -> None:
         """Write an open_clip `local-dir:` folder in one rename: config, float32 weights, tokenizer.

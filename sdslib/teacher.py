@@ -6,6 +6,8 @@ The only door to diffusers and transformers, besides the making of the mini-worl
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +31,8 @@ from sdslib.checks.teacher_files import (
 from sdslib.config import derive_seed
 from sdslib.io import model_files
 from sdslib.io.images import central
-from sdslib.io.model_files import (
-    TEACHER_WEIGHTS,
-    WeightsError,
-    shown,
-)
+from sdslib.io.model_files import TEACHER_WEIGHTS, WeightsError, shown
+from sdslib.io.shared import digest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = TEACHER_WEIGHTS
@@ -111,6 +110,12 @@ class Teacher(nn.Module):
         with self._own_precision():
             mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
         return mean.float() * self.vae.config.scaling_factor
+
+    def vae_fingerprint(self) -> str:
+        """A hash of all that `encode_images` of `transform` depends on."""
+        settings = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
+        told = json.dumps([settings, self.image_size], sort_keys=True, default=str)
+        return hashlib.sha256(f"{told} {digest(self.vae)}".encode()).hexdigest()
 
     @torch.no_grad()
     def embed_texts(self, captions: Sequence[str]) -> Tensor:

@@ -19,6 +19,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     MPLBACKEND="Agg",
     TOKENIZERS_PARALLELISM="false",
+    SDS_CACHE="off",  # what one test computes is no other's
 )
 for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(threads, "1")

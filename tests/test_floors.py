@@ -69,7 +69,14 @@ DOORS = {
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
     },
     "spacy": {"sets.shuffles"},
-    "safetensors": {"io.model_files", "io.run", "bridge", "student", "miniworld.recipe"},
+    "safetensors": {
+        "io.model_files",
+        "io.run",
+        "io.shared",
+        "bridge",
+        "student",
+        "miniworld.recipe",
+    },
 }
 # Installed by whoever needs it, as its language model is; the room says so when it is missing.
 OPTIONAL = {"spacy"}

@@ -12,6 +12,8 @@
     lock         who has a folder, and whether that process still lives
     state        modules and optimizers as flat named tensors
     identity     what makes two runs the same, and what one was computed with
+    shared       what runs have in common, kept by content and checked
+    pictures     pictures as a model is shown them, a byte a value
     history      the rows of a run, a line each
     run          a run's folder: parameters, status, history, scores, weights
     runs         the runs that there are: opened, found, listed, verified

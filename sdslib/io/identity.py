@@ -82,7 +82,7 @@ def environment(config: Config) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": _versions(),
+        "packages": versions(),
         "git": _git(),
         "code": code_hash(),
         "device": _device(config.device),
@@ -102,7 +102,8 @@ def _device(name: str) -> str | None:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of the packages that numbers can depend on."""
     found = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sdslib.io.wording import InWords
 
@@ -108,7 +108,7 @@ def declared() -> Iterator[None]:
         raise ValueError(f"{type(reason).__name__}: {reason}") from None
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
     """The table of a parquet file, or these columns of it; OSError or ValueError if damaged."""
     import pyarrow.parquet as pq
 
@@ -130,7 +130,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return found
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path | BinaryIO) -> pd.DataFrame:
     """A parquet file for pandas; raises as `read_parquet` does."""
     with declared():
         frame = read_parquet(path).to_pandas()
