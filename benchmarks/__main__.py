@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rivals are in tests/reference.py
 
-from benchmarks import memory, scoring, training
+from benchmarks import memory, scoring, sharing, training
 from benchmarks.harness import Row, table
+from sdslib.io.shared import OFF, SWITCH
 from sdslib.miniworld import files
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
@@ -27,6 +29,7 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "gradients": lambda: training.gradients(9),
     "step": lambda: training.whole_step(9),
     "verdicts": lambda: training.choice_step(9),
+    "second-run": lambda: sharing.second_run(3),
     "import": training.importing,
     "memory": memory.training,
 }
@@ -41,6 +44,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
     torch.set_num_threads(1)
+    os.environ.setdefault(SWITCH, OFF)  # a row measures what it computes
     files.ensure_world()
     rows: list[Row] = []
     for name in chosen:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
@@ -231,6 +230,8 @@ def wilson(correct: np.ndarray, level: float = 0.95) -> Interval:
     count, n = int(np.sum(correct)), len(correct)
     if n == 0:
         raise ScoreError("no items: there is no share of nothing")
+    from statsmodels.stats.proportion import proportion_confint  # a second that training saves
+
     low, high = proportion_confint(count, n, alpha=1 - level, method="wilson")
     return Interval(count / n, float(low), float(high), n)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import peft
 import torch
 import torch.nn.functional as F
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
@@ -278,6 +277,8 @@ def _hold_statistics(model: nn.Module) -> nn.Module:
 def _merged(model: nn.Module) -> dict[str, Tensor]:
     """The model's own state, LoRA added in; a copy is merged, so that training can go on."""
     if has_lora(model):
+        import peft
+
         model = copy.deepcopy(model)
         for module in model.modules():
             if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):

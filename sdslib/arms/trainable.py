@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
-import peft
 import torch
 from torch import Tensor, nn
 
@@ -153,6 +152,8 @@ def _add_lora(model: nn.Module, seed: int) -> None:
     targets = [name for name in matrices if name.endswith(LORA_WEIGHTS)]
     if not targets:
         raise ValueError("trainable 'lora' matches no parameter: it needs transformer blocks")
+    import peft  # half a second that whoever trains without LoRA saves
+
     config = peft.LoraConfig(
         r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=[], target_parameters=targets
     )
