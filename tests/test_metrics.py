@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from sdslib import metrics
 from sdslib.results import statistics
@@ -330,6 +331,10 @@ def test_one_seed_reduces_to_a_bootstrap_over_items():
 def test_holm_worked_out_by_hand():
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     assert statistics.holm([]).shape == (0,)
+    for seed in range(50):
+        values = np.random.default_rng(seed).random(1 + seed % 8).round(seed % 4 + 1)
+        expected = multipletests(values, method="holm")[1]
+        np.testing.assert_array_equal(statistics.holm(values), expected)
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(400, 0.2), (1000, 0.1), (200, 0.4)])

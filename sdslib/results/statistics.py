@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from sdslib.metrics import Interval, ScoreError
 
@@ -55,7 +54,11 @@ def _drawn(s: int, n: int, seed: int, resamples: int) -> list[tuple[np.ndarray, 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm-adjusted p values of one family of tests, e.g. the labels of one tag."""
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+    # Not statsmodels' own, which collects the garbage of the whole process: 0.3 s beside torch.
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    grown = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return np.minimum(grown, 1)[np.argsort(order)]
 
 
 def _paired(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
