@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sdslib import metrics
-from sdslib.io import pictures
+from sdslib.io import pictures, shared
 from sdslib.io.images import LONGEST
 from sdslib.io.lazy import named
 from sdslib.student import caption_lengths
@@ -113,9 +113,7 @@ class ClipScorer:
     def decided_by(self, benchmark: Benchmark) -> dict[str, Any]:
         """What decides a benchmark's scores to the last bit, for `shared.table`."""
         rows = self.student.token_rows(sorted(set(captions_of(benchmark))))
-        return {
-            "student": self.student.fingerprint(),
-            "device": self.student.device.type,
+        return self.student.embeds() | {
             "set": [benchmark.content, benchmark.total],
             "tokens": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "images": [self.batch_size, self.mode],
@@ -192,6 +190,16 @@ def grids_table(
         "counts": {key: value - before.get(key, 0) for key, value in scorer.counts.items()},
     }
     return table
+
+
+def shared_grids(scorer: ClipScorer, benchmark: Benchmark, limit: int | None) -> pd.DataFrame:
+    """`score_grids`, computed once by all runs whose student is the same."""
+    table = shared.table(
+        "scores",
+        lambda: scorer.decided_by(benchmark) | {"limit": limit},
+        lambda: grids_table(scorer, benchmark, limit),
+    )
+    return cautioned(table)
 
 
 def cautioned(table: pd.DataFrame) -> pd.DataFrame:

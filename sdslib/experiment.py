@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,14 +103,14 @@ class LatentCache:
 
     def start(self, index: Sequence[int]) -> Tensor:
         """The same for the first pairs that are asked for; runs share them, in these batches."""
-
-        def known() -> dict[str, Any]:
-            return images_at(self.pairs, index, self.teacher) | {
-                "vae": self.teacher.vae_fingerprint(),
-                "batch": self.batch_size,
-            }
-
-        z = shared.tensors("latents", known, lambda: {"z": self(index)})["z"]
+        z = shared.tensors(
+            "latents",
+            lambda: (
+                self.teacher.encodes()
+                | {"images": self.pairs.keys(index), "batch": self.batch_size}
+            ),
+            lambda: {"z": self(index)},
+        )["z"]
         self._known |= dict(zip(index, z, strict=True))
         return z
 
@@ -142,19 +141,11 @@ def start_bridge(
         index = rng.permutation(len(pairs))[: config.bridge_pairs].tolist()
         emb = shared.tensors(
             "embeddings",
-            lambda: (
-                images_at(pairs, index, student)
-                | {"student": student.fingerprint(), "pooled": pooled}
-            ),
+            lambda: student.embeds() | {"images": pairs.keys(index), "pooled": pooled},
             lambda: {"emb": embed_pairs(student, pairs, index, pooled)},
         )["emb"]
         bridge.load_state_dict(ridge_start(emb, latents.start(index)).state)
     return bridge
-
-
-def images_at(pairs: Pairs, index: Sequence[int], model: Student | Teacher) -> dict[str, Any]:
-    """The pairs' images by content, in order, and what kind of device a model sees them on."""
-    return {"images": [pairs.ref(i).key for i in index], "device": model.device.type}
 
 
 @torch.no_grad()
@@ -321,13 +312,7 @@ def validator(data: Data) -> Callable[[Student], dict[str, float]] | None:
 
 def score(student: Student, benchmark: Benchmark, limit: int | None = None) -> pd.DataFrame:
     """The student's score table of a benchmark; runs share those of the same student."""
-    scorer = evaluate.clip_scorer(student)
-    table = shared.table(
-        "scores",
-        lambda: scorer.decided_by(benchmark) | {"limit": limit},
-        lambda: evaluate.grids_table(scorer, benchmark, limit),
-    )
-    return evaluate.cautioned(table)
+    return evaluate.shared_grids(evaluate.clip_scorer(student), benchmark, limit)
 
 
 def shares(scores: pd.DataFrame) -> dict[str, float]:

@@ -76,6 +76,10 @@ class Pairs:
         """One image as RGB; raises `ImageError` where the file gives none."""
         return self.ref(index).load()
 
+    def keys(self, index: Sequence[int]) -> list[str]:
+        """The content keys of these images, which are read."""
+        return [self.ref(i).key for i in index]
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, captions, image names and, for local files, their sizes.

@@ -7,7 +7,6 @@ The only door to open_clip and peft.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -217,16 +216,14 @@ class Student(nn.Module):
             return list(inner.all_special_tokens)
         return [self.tokenizer.decoder[own] for own in self.tokenizer.all_special_ids]
 
-    def fingerprint(self) -> str:
-        """A hash of all that embeddings depend on, with the weights as `save` writes them."""
+    def embeds(self) -> dict[str, Any]:
+        """All that embeddings depend on, as plain values, with the weights as `save` writes them."""
         with torch.no_grad(), self._as_saved() as model:
-            told = [self.origin.model_cfg, self.preprocessing, digest(model)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self.model.logit_scale.device
+            known = {"weights": digest(model), "model": self.origin.model_cfg}
+        return known | {
+            "preprocessing": self.preprocessing,
+            "device": model.logit_scale.device.type,
+        }
 
     def save(self, folder: str | Path) -> None:
         """Write an open_clip `local-dir:` folder in one rename: config, float32 weights, tokenizer.

@@ -6,8 +6,6 @@ The only door to diffusers and transformers, besides the making of the mini-worl
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,11 +109,11 @@ class Teacher(nn.Module):
             mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
         return mean.float() * self.vae.config.scaling_factor
 
-    def vae_fingerprint(self) -> str:
-        """A hash of all that `encode_images` of `transform` depends on."""
+    def encodes(self) -> dict[str, Any]:
+        """All that latents of transformed images depend on, as plain values."""
         settings = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
-        told = json.dumps([settings, self.image_size], sort_keys=True, default=str)
-        return hashlib.sha256(f"{told} {digest(self.vae)}".encode()).hexdigest()
+        known = {"vae": digest(self.vae), "settings": settings, "size": self.image_size}
+        return known | {"device": self.device.type}
 
     @torch.no_grad()
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
