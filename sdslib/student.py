@@ -217,7 +217,7 @@ class Student(nn.Module):
         return [self.tokenizer.decoder[own] for own in self.tokenizer.all_special_ids]
 
     def embeds(self) -> dict[str, Any]:
-        """All that embeddings depend on, as plain values, with the weights as `save` writes them."""
+        """All that embeddings depend on, as plain values; the weights as `save` writes them."""
         with torch.no_grad(), self._as_saved() as model:
             known = {"weights": digest(model), "model": self.origin.model_cfg}
         return known | {
