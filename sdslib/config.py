@@ -25,6 +25,7 @@ from sdslib.io.wording import ParameterError, one_of
 # Part of every run's id: raise it whenever equal parameters, data and weights come to give other
 # numbers, so that no run of before is taken for one of after. tests/test_recipe.py holds to it.
 RECIPE = 1
+UNTOUCHED, CONTROL = "untouched", "L_CLIP only"  # what a run's student is held against
 NEGATIVES = ("mini", "swap")  # word lists of the mini-world's; a tagger's words swapped
 _MAP_KNOBS = frozenset({"bridge_start", "bridge_pairs", "bridge_input"})
 _SDS_KNOBS = _MAP_KNOBS | {

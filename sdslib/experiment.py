@@ -29,7 +29,7 @@ from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
 from sdslib.checks.notebooks import literal
-from sdslib.config import ARMS, FinetuneConfig, derive_seed, set_name
+from sdslib.config import ARMS, UNTOUCHED, FinetuneConfig, derive_seed
 from sdslib.io import distributed, launch, shared
 from sdslib.io.model_files import PASSPORT
 from sdslib.io.paths import without_places
@@ -43,9 +43,6 @@ from sdslib.sets.roles import Data, load_data
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
 from sdslib.train import Loop, Parties, Step
-
-UNTOUCHED = "untouched"
-CONTROL = "L_CLIP only"
 
 
 def pick_device(name: str) -> torch.device:
@@ -340,11 +337,6 @@ def save_student(run: Run, parties: Parties) -> None:
 def control(config: FinetuneConfig) -> FinetuneConfig:
     """The same run with L_CLIP alone: it has an id of its own, shared by all weights."""
     return override(config, arm="clip-only", run=None)
-
-
-def reported(run: Run) -> str:
-    """The name under which a run keeps the scores of the benchmark that it reports."""
-    return set_name(run.params["benchmark"])
 
 
 # --- as a program --------------------------------------------------------------------------------

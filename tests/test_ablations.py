@@ -89,13 +89,14 @@ def sets(quick, tmp_path_factory):
     return ablations.trainable(AblateTrainableConfig(sets="layernorm,lora,text-tower", runs=runs))
 
 
-class Planned(Exception):
-    """The cells are known; nothing is run."""
-
-
-def study_of(config):
-    weights = isinstance(config, AblateWeightConfig)
-    return ablations.weights(config) if weights else ablations.trainable(config)
+def planned(config):
+    """The cells that a study would run."""
+    cells, weights = [], isinstance(config, AblateWeightConfig)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run", lambda notebook, found, options: cells.extend(found) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            (ablations.weights if weights else ablations.trainable)(config)
+    return cells
 
 
 def cells_of(study):
@@ -112,23 +113,10 @@ def test_a_reduced_grid_is_small_and_its_runs_are_shared_between_the_questions(w
 
 
 def test_a_full_grid_is_the_study():
-    def plans(config):
-        found = []
-
-        def refuse(notebook, cells, options):
-            found.extend(cells)
-            raise Planned
-
-        patch.setattr(sweep, "run", refuse)
-        with pytest.raises(Planned):
-            study_of(config)
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        curve = plans(AblateWeightConfig(grid="full", panels="none", arms="none"))
-        panels = plans(AblateWeightConfig(grid="full", weights="0", arms="none", seeds=3))
-        arms = plans(AblateWeightConfig(grid="full", weights="0", panels="none"))
-        sets = plans(AblateTrainableConfig(grid="full"))
+    curve = planned(AblateWeightConfig(grid="full", panels="none", arms="none"))
+    panels = planned(AblateWeightConfig(grid="full", weights="0", arms="none", seeds=3))
+    arms = planned(AblateWeightConfig(grid="full", weights="0", panels="none"))
+    sets = planned(AblateTrainableConfig(grid="full"))
     assert len({c["sds_weight"] for c in curve}) >= 5
     assert {c["seed"] for c in curve} == set(range(5))
     assert "steps" not in curve[0]
@@ -142,15 +130,10 @@ def test_a_full_grid_is_the_study():
     [("full", None, 5, 3), ("full", 1, 1, 1), ("full", 7, 7, 3), ("reduced", None, 2, 1)],
 )
 def test_panels_take_as_many_seeds_as_are_asked_for_and_no_more_than_they_need(
-    monkeypatch, grid, seeds, curve, panel
+    grid, seeds, curve, panel
 ):
-    asked = []
-    monkeypatch.setattr(sweep, "run", lambda notebook, cells, options: asked.extend(cells) or 1 / 0)
-    config = AblateWeightConfig(
-        grid=grid, weights="0.5", panels="sds_gradient", arms="none", seeds=seeds
-    )
-    with pytest.raises(ZeroDivisionError):
-        ablations.weights(config)
+    given = {"weights": "0.5", "panels": "sds_gradient", "arms": "none"}
+    asked = planned(AblateWeightConfig(grid=grid, seeds=seeds, **given))
     by = {key: {c["seed"] for c in asked if ("sds_gradient" in c) == key} for key in (True, False)}
     assert by == {True: set(range(panel)), False: set(range(curve))}
 
@@ -171,23 +154,11 @@ def test_a_value_of_what_is_fixed_may_be_a_list():
     assert ablations._fixed(config) == {"keep": "cifar10,zeroshot:d", "lr": 1e-3}
 
 
-def test_arms_without_false_captions_are_left_out_unless_asked_for(tmp_path, monkeypatch):
-    world, planned = make(tmp_path), []
-
-    def refuse(notebook, cells, options):
-        planned.extend(cells)
-        raise Planned
-
-    monkeypatch.setattr(sweep, "run", refuse)
-    asked = {
-        "weights": "0",
-        "panels": "none",
-        "fixed": f"train_data={world.train_data},negatives=mini",
-    }
-    told = pytest.warns(UserWarning, match="left out of the arms: arm 'hard-negatives' needs")
-    with told, pytest.raises(Planned):
-        ablations.weights(AblateWeightConfig(**asked))
-    arms = {cell.get("arm") for cell in planned}
+def test_arms_without_false_captions_are_left_out_unless_asked_for(tmp_path):
+    fixed = f"train_data={make(tmp_path).train_data},negatives=mini"
+    with pytest.warns(UserWarning, match="left out of the arms: arm 'hard-negatives' needs"):
+        cells = planned(AblateWeightConfig(weights="0", panels="none", fixed=fixed))
+    arms = {cell.get("arm") for cell in cells}
     assert {"sds-only", "shuffled-captions"} <= arms
     assert "hard-negatives" not in arms
 
@@ -306,20 +277,15 @@ def test_sets_are_told_with_their_parameters(sets):
     assert isinstance(ablation_figures.gains(sets), Picture)
 
 
-def test_the_set_that_l_sds_does_not_reach_is_trained_by_l_clip_and_says_so(sets, monkeypatch):
+def test_the_set_that_l_sds_does_not_reach_is_trained_by_l_clip_and_says_so(sets):
     arms = {config.trainable: config.arm for config in cells_of(sets)}
     assert arms == {"layernorm": "sds", "lora": "sds", "text-tower": "clip-only"}
     table = ablations.compared(sets, "trainable")
     own = table[table["setting"] == "text-tower, L_CLIP only"]
     assert set(own["against"]) == {"untouched"}
-
-    def refuse(notebook, cells, options):
-        raise Planned(cells)
-
-    monkeypatch.setattr(sweep, "run", refuse)
-    with pytest.raises(Planned) as asked:  # L_SDS on the text embedding reaches it
-        ablations.trainable(AblateTrainableConfig(sets="text-tower", fixed="arm=sds-text"))
-    assert {cell["sds_weight"] for cell in asked.value.args[0]} == {1e-3}
+    # L_SDS on the text embedding reaches it
+    cells = planned(AblateTrainableConfig(sets="text-tower", fixed="arm=sds-text"))
+    assert {cell["sds_weight"] for cell in cells} == {1e-3}
 
 
 def test_what_moved_is_the_change_of_the_weights_by_layer(sets):

@@ -24,7 +24,8 @@ from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
 from sdslib.miniworld import files
 from sdslib.pairs import load_pairs
-from sdslib.results import finetuned
+from sdslib.results import comparison, finetuned
+from sdslib.results.settings import score_tables
 from sdslib.sets import roles
 from sdslib.sets.pair_files import coco_pairs
 from sdslib.teacher import load_teacher
@@ -196,12 +197,12 @@ def test_untouched_scores_are_those_before_training(config, finished):
 
 
 def test_tables_hold_all_models_with_intervals_and_paired_tests(finished, control):
-    scores = finetuned.models(finished, control)
+    scores = score_tables(finished, control)
     assert list(scores) == ["untouched", "L_CLIP only", "sds"]
     table = finetuned.before_after(scores)
     assert set(table["model"]) == set(scores)
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
-    paired = finetuned.paired(scores)
+    paired = comparison.paired(scores)
     assert set(paired["comparison"]) == {"sds against untouched", "sds against L_CLIP only"}
     assert {"p", "p_holm", "mdd", "up", "down"} <= set(paired)
 
@@ -213,7 +214,7 @@ def test_retention_covers_zero_shot_and_retrieval(finished, control):
 
 
 def test_results_are_kept_in_the_run(finished, control):
-    scores = finetuned.models(finished, control)
+    scores = score_tables(finished, control)
     table = finetuned.before_after(scores)
     shown = finetuned.save_results(finished, before_after=table)
     assert shown.endswith(finished.name)

@@ -13,6 +13,7 @@ from finished import finish
 from hub import layouts
 from hub.server import STRANGER, TOKEN, Hub
 from safetensors.torch import load_file, save_file
+from saving import flip
 
 from sdslib import student, teacher
 from sdslib.checks import fingerprints, student_files, teacher_files
@@ -167,12 +168,6 @@ def test_a_commit_that_moves_no_weights_makes_no_new_run_and_an_old_one_can_be_n
 def blob(served, name, repo=SD):
     found = hub.cached(repo)
     return (hub.cache_folder(repo) / "snapshots" / found.commit / name).resolve()
-
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("name", [UNET, "unet/config.json"])

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from test_experiment import SETTINGS
 
 from sdslib import experiment
-from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
 from sdslib.io import launch, lock, stopping
 from sdslib.io.launch import ProcessError, Workers
@@ -87,18 +86,6 @@ def test_processes_share_the_cores_and_their_launcher_is_torchrun(tmp_path, monk
     words = launch.command(tmp_path, 2)
     assert {"--standalone", "--nproc-per-node=2", "sdslib.experiment"} <= set(words)
     assert "launch._serve" in words[2]
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"processes": 3}, "batch_size 32 cannot be divided among 3 processes"),
-        ({"processes": 2, "arm": "teacher-choice"}, "leave processes at 1"),
-    ],
-)
-def test_processes_that_cannot_share_a_batch_are_refused(changes, problem):
-    with pytest.raises(ParameterError, match=problem):
-        override(FinetuneConfig(), **changes)
 
 
 def test_the_number_of_processes_does_not_name_a_run():
@@ -316,14 +303,6 @@ def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     with pytest.raises(ProcessError, match="DataError") as caught:
         experiment.finetune(settings(tmp_path, processes=2, train_data="data/nothing.json::data"))
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_the_program_refuses_a_parameter_in_one_line(tmp_path):
-    words = [sys.executable, "-m", "sdslib.experiment", "-p", "sds_wieght", "1"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "did you mean 'sds_weight'?" in done.stderr
 
 
 def test_the_program_takes_parameters_as_papermill_does(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.io import storage
 from sdslib.io.wording import ParameterError
-from sdslib.results import finetuned, formatting, settings
+from sdslib.results import comparison, finetuned, formatting, settings
 from sdslib.show import modelcard
 
 
@@ -37,7 +37,7 @@ def test_the_card_gives_the_tables_own_figures(runs, card):
         assert result.metric_value == round(told.loc[result.metric_type, "accuracy"], 4)
     for row in table.itertuples():
         assert formatting.share(row.accuracy, row.low, row.high) in card.text
-    paired = finetuned.paired(settings.score_tables(*runs)).query("tag == 'all'")
+    paired = comparison.paired(settings.score_tables(*runs)).query("tag == 'all'")
     for row in paired.itertuples():
         assert formatting.points(row.difference, row.low, row.high) in card.text
         assert f"| {100 * row.mdd:.1f} |" in card.text

@@ -13,9 +13,8 @@ from test_evaluate import noise
 
 from sdslib.benchmarks import Item
 from sdslib.checks.notebooks import DemoConfig
-from sdslib.config import FinetuneConfig
+from sdslib.config import CONTROL, FinetuneConfig
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.experiment import CONTROL
 from sdslib.io import runs
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError

@@ -31,7 +31,9 @@ def test_a_run_stands_beside_its_control_and_seeds_of_one_setting_stand_together
     }
     (case,) = collect(tmp_path)
     assert [run.path for run in case.runs] == [arms["sds", seed].path for seed in (0, 1)]
-    assert [c.path for c in case.controls] == [arms["clip-only", seed].path for seed in (0, 1)]
+    assert [control.path for _, control in case.pairs] == [
+        arms["clip-only", seed].path for seed in (0, 1)
+    ]
     assert list(case.scores) == ["untouched", "L_CLIP only", "sds"]
     assert len(settings.members([case])) == 4
     assert settings.listing([case]).loc[0, "seeds"] == "0, 1"

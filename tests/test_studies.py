@@ -46,7 +46,7 @@ def test_every_run_stands_beside_its_own_control(found):
         for run, control in setting.pairs:
             assert control.params["arm"] == "clip-only"
             assert control.params["seed"] == run.params["seed"]
-    assert found[2].runs == found[2].controls
+    assert all(run is control for run, control in found[2].pairs)
 
 
 def test_a_run_without_its_control_is_named(runs):
@@ -105,7 +105,7 @@ def test_differences_are_paired_with_the_untouched_student_and_the_control(found
     assert own["against"].tolist() == ["untouched", "L_CLIP only"]
     name, setting = "mini-winoground", found[0]
     want = comparison.compare_over_seeds(
-        [control.scores(name) for control in setting.controls],
+        [control.scores(name) for _, control in setting.pairs],
         [run.scores(name) for run in setting.runs],
     ).iloc[0]
     got = own.iloc[1]
@@ -163,7 +163,7 @@ def test_each_seed_is_held_against_its_own_untouched_student_and_control(apart):
     after = [right_by_id(run, "mini-winoground") for run in setting.runs]
     others = {
         "untouched": [right_by_id(run, "untouched-mini-winoground") for run in setting.runs],
-        "L_CLIP only": [right_by_id(run, "mini-winoground") for run in setting.controls],
+        "L_CLIP only": [right_by_id(run, "mini-winoground") for _, run in setting.pairs],
     }
     for against, before in others.items():
         change, row = np.array(after) - np.array(before), table.loc[(setting.label, against)]

@@ -431,24 +431,6 @@ def test_a_local_cell_is_a_process_that_ends_with_its_error(tmp_path):
     assert not local._scratch.exists()
 
 
-def test_a_process_dies_with_the_one_that_started_it(tmp_path):
-    if sys.platform != "linux":
-        pytest.skip("the system's own death signal is Linux's")
-    child = (
-        "import os, time; from sdslib.io.launch import die_with; die_with(os.getppid());"
-        "print('ready', os.getpid(), flush=True); time.sleep(600)"
-    )
-    parent = (
-        "import subprocess, sys, time;"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    pid = int(process.stdout.readline().split()[1])
-    process.kill()
-    process.wait()
-    wait_for(lambda: not alive(pid), 10)
-
-
 def test_a_process_whose_parent_is_gone_already_ends(tmp_path):
     code = "from sdslib.io.launch import die_with; die_with(1 << 30); print('alive')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

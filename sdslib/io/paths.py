@@ -79,13 +79,6 @@ def without_places(value: Any) -> Any:
     return _PLACE.sub(lambda m: "/".join(re.split(r"[\\/]+", m[0].rstrip("\\/"))[-2:]), value)
 
 
-def resolved(source: str) -> str:
-    """The same source with its folder made absolute; a name that is no folder stays a name."""
-    prefix, folder = split_source(source)
-    path = project_path(folder)
-    return f"{prefix}{path}" if prefix or path.exists() else source
-
-
 def split_source(source: str) -> tuple[str, str]:
     """`local-dir:`, where the source has it, and the rest."""
     prefix = "local-dir:" if source.startswith("local-dir:") else ""

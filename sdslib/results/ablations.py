@@ -19,13 +19,13 @@ from sdslib.arms.trainable import set_trainable
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import AblateTrainableConfig, AblateWeightConfig, SweepConfig, literal
 from sdslib.config import ARMS as KNOWN
-from sdslib.config import TRAINABLE, FinetuneConfig
+from sdslib.config import CONTROL, TRAINABLE, UNTOUCHED, FinetuneConfig
 from sdslib.io.paths import shown_path
 from sdslib.io.run import Run
 from sdslib.io.wording import ParameterError, listed, suggest
 from sdslib.results import formatting, studies, sweep
 from sdslib.results.grid import combine
-from sdslib.results.settings import CONTROL, UNTOUCHED, Pair, Setting, StudyError, config_of, said
+from sdslib.results.settings import Pair, Setting, StudyError, config_of, said
 from sdslib.student import load_student
 
 FINETUNE = "notebooks/02_finetune.ipynb"

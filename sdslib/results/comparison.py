@@ -92,6 +92,21 @@ def _aligned(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return after.set_index("id").loc[before["id"]].reset_index()
 
 
+def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The last model against each other one, paired by item, by collapsed tag."""
+    *others, last = scores
+    rows = {
+        f"{last} against {other}": compare(scores[other], scores[last], by=usual_tags(scores[last]))
+        for other in others
+    }
+    return pd.concat(rows, names=["comparison"]).reset_index("comparison").reset_index(drop=True)
+
+
+def usual_tags(table: pd.DataFrame) -> list[str]:
+    """The tags by which a run's tables are told: Winoground's collapsed one, where it is there."""
+    return [tag for tag in ("collapsed_tag",) if tag in table]
+
+
 def compare_over_seeds(
     before: Sequence[pd.DataFrame], after: Sequence[pd.DataFrame], rule: str = "", seed: int = 0
 ) -> pd.DataFrame:

@@ -139,11 +139,9 @@ class Local:
         return able, able
 
     def submit(self, job: Job) -> None:
-        """Start a job as a process."""
         self._live[job.key] = (job, start(job, self._scratch))
 
     def wait(self, seconds: float) -> Ended:
-        """Jobs whose process has ended."""
         deadline = time.monotonic() + seconds
         while True:
             codes = {key: process.poll() for key, (_, process) in self._live.items()}
@@ -245,7 +243,6 @@ class OnSlurm:
         return sys.maxsize, self._cores
 
     def submit(self, job: Job) -> None:
-        """Hand a job to SLURM."""
         task = self._executor.submit(_on_node, asdict(job), str(self._sign), PATIENCE_S)
         self._live[job.key] = task
 

@@ -8,11 +8,12 @@ from sdslib import tables
 from sdslib.arms.trainable import trainable_table
 from sdslib.bridge import Bridge
 from sdslib.checks.teacher_files import latent_shape
-from sdslib.config import FinetuneConfig, set_name
-from sdslib.experiment import CONTROL, UNTOUCHED, has_bridge, reported, what_trains
+from sdslib.config import UNTOUCHED, FinetuneConfig, set_name
+from sdslib.experiment import has_bridge, what_trains
 from sdslib.io.runs import Run
 from sdslib.metrics import HUMAN_WINOGROUND
 from sdslib.results import comparison
+from sdslib.results.settings import reported, score_tables
 from sdslib.sets.overlap import Shared
 from sdslib.sets.roles import VALIDATION
 from sdslib.student import load_student
@@ -62,49 +63,24 @@ def overlap_table(run: Run) -> pd.DataFrame:
     return found.assign(shared=told).rename(columns=names)
 
 
-def models(finished: Run, control: Run, name: str | None = None) -> dict[str, pd.DataFrame]:
-    """Score tables of the untouched student, the L_CLIP-only one and this run's, in this order.
-
-    `name` is that of a scored set; the reported benchmark by default.
-    """
-    name = name or reported(finished)
-    found = {UNTOUCHED: finished.scores(f"{UNTOUCHED}-{name}"), CONTROL: control.scores(name)}
-    arm = finished.params["arm"]
-    return found if arm == "clip-only" else found | {arm: finished.scores(name)}
-
-
 def before_after(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """`tables.tabulate` of all models by collapsed tag, with a column `model`."""
-    rows = [
-        tables.tabulate(None, table, by=[t for t in ("collapsed_tag",) if t in table])
-        for table in scores.values()
-    ]
-    found = pd.concat([r.assign(model=m) for m, r in zip(scores, rows, strict=True)])
-    found = found[found["label"] != "macro"]
-    return found[["model", *(c for c in found if c != "model")]].reset_index(drop=True)
-
-
-def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The last model against each other one, paired by item, by collapsed tag."""
-    *others, last = scores
-    rows = [
-        comparison.compare(
-            scores[other], scores[last], by=[t for t in ("collapsed_tag",) if t in scores[last]]
-        ).assign(comparison=f"{last} against {other}")
-        for other in others
-    ]
-    found = pd.concat(rows, ignore_index=True)
-    return found[["comparison", *(c for c in found if c != "comparison")]]
+    rows = {
+        name: tables.tabulate(None, table, by=comparison.usual_tags(table))
+        for name, table in scores.items()
+    }
+    found = pd.concat(rows, names=["model"]).reset_index("model")
+    return found[found["label"] != "macro"].reset_index(drop=True)
 
 
 def retention(finished: Run, control: Run) -> pd.DataFrame:
     """The sets that must not suffer: shares of right items of all models, with their intervals."""
     done = {reported(finished), VALIDATION}
-    names = [n for n in finished.score_names() if not n.startswith(UNTOUCHED) and n not in done]
     rows = [
         tables.tabulate(None, table, by=()).assign(set=name, model=model)
-        for name in names
-        for model, table in models(finished, control, name).items()
+        for name in finished.score_names()
+        if not name.startswith(UNTOUCHED) and name not in done
+        for model, table in score_tables(finished, control, name).items()
     ]
     columns = ["set", "model", "metric", "n", "accuracy", "low", "high"]
     found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)

@@ -49,7 +49,8 @@ class Cell:
     def runs(self, root: Path) -> list[Run | None]:
         """The runs that the cell leaves, as far as they are there; its own first."""
         if self.ids:
-            return [_run_of(root, name) for name in self.ids]
+            folders = [[p.parent for p in root.glob(f"*-{i}/identity.json")] for i in self.ids]
+            return [Run(found[0]) if found else None for found in folders]
         params = self.config.identity()
         for folder in sorted(root.glob("*/identity.json"), key=lambda p: -p.stat().st_mtime):
             try:
@@ -77,11 +78,6 @@ class Cell:
     def known_done(self, root: Path) -> bool:
         """Whether no process is needed; a notebook whose runs it alone can name is asked again."""
         return bool(self.ids) and not self.unfinished(root)
-
-
-def _run_of(root: Path, name: str) -> Run | None:
-    folder = next((p for p in root.glob(f"*-{name}") if (p / "identity.json").is_file()), None)
-    return Run(folder) if folder else None
 
 
 def combine(
@@ -124,14 +120,10 @@ def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
         problem = f"notebook {shown_path(notebook)!r} has no guard cell; see CONTRIBUTING.md"
         raise ParameterError([problem])
     tagged = [c for c in code if "parameters" in c.get("metadata", {}).get("tags", [])]
-    return MODELS[names[0]], _literals("".join(tagged[0]["source"]) if tagged else "")
-
-
-def _literals(source: str) -> dict[str, Any]:
-    """What a parameters cell assigns; papermill injects over it."""
-    return {
+    lines = ast.parse("".join(tagged[0]["source"]) if tagged else "").body
+    return MODELS[names[0]], {
         line.targets[0].id: ast.literal_eval(line.value)
-        for line in ast.parse(source).body
+        for line in lines
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
     }
 

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sdslib.checks.notebooks import ReportConfig
-from sdslib.config import ARMS, FinetuneConfig, preset, set_name
+from sdslib.config import ARMS, CONTROL, UNTOUCHED, FinetuneConfig, preset, set_name
 from sdslib.io import runs
 from sdslib.io.identity import recipe_of
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.run import Run
-from sdslib.io.wording import ParameterError, listed
+from sdslib.io.wording import InWords, ParameterError, listed
+from sdslib.results import comparison
 
 if TYPE_CHECKING:
     from sdslib.experiment import Show
 
-UNTOUCHED, CONTROL = "untouched", "L_CLIP only"
 SMALL = "small"
 # What is made where there is no run yet: enough to fill every part of a report in a minute.
 SMALL_RUN: dict[str, Any] = {
@@ -39,12 +39,8 @@ _APART = ("seed", "sds_weight", "arm")  # of a label: told first, or not at all
 Pair = tuple[Run, Run | None]
 
 
-class StudyError(ValueError):
+class StudyError(InWords, ValueError):
     """Runs that do not make a study; says which is missing and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython's hook: the reader of a notebook needs the message, not our stack.
-        return [str(self)]
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,6 @@ class Setting:
     def runs(self) -> list[Run]:
         """The runs, by seed."""
         return [run for run, _ in self.pairs]
-
-    @property
-    def controls(self) -> list[Run | None]:
-        """Their controls, in the same order."""
-        return [control for _, control in self.pairs]
 
     @property
     def run(self) -> Run:
@@ -105,10 +96,8 @@ class Setting:
 
     @cached_property
     def paired(self) -> pd.DataFrame:
-        """`finetuned.paired` of these: the arm against each other model."""
-        from sdslib.results import finetuned
-
-        return finetuned.paired(self.scores)
+        """`comparison.paired` of these: the arm against each other model."""
+        return comparison.paired(self.scores)
 
 
 # --- which runs belong together ------------------------------------------------------------------

@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 
 from sdslib import metrics, tables
+from sdslib.config import CONTROL, UNTOUCHED
 from sdslib.io.run import Run
 from sdslib.results import comparison, statistics
-from sdslib.results.settings import CONTROL, UNTOUCHED, Setting, label_parts, reported
-
-Outcomes = dict[str, np.ndarray]
+from sdslib.results.settings import Setting, label_parts, reported
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -31,7 +30,8 @@ def measures(run: Run) -> dict[str, tuple[str, str]]:
     names = [n for n in run.score_names() if not n.startswith(UNTOUCHED) and n != "validation"]
     first = {name: next(iter(outcomes(run, name))) for name in names}
     found = {first[own]: (own, first[own])}
-    return found | {_short(n): (n, first[n]) for n in names if n != own}
+    others = {n.removeprefix("mini-").replace("zeroshot-", "zero-shot "): n for n in names}
+    return found | {short: (n, first[n]) for short, n in others.items() if n != own}
 
 
 def drawn(table: pd.DataFrame) -> pd.DataFrame:
@@ -41,22 +41,18 @@ def drawn(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["measure"].isin([*names[:1], *names[1:][-2:]])]
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("mini-").replace("zeroshot-", "zero-shot ")
-
-
-def outcomes(run: Run, name: str) -> Outcomes:
+def outcomes(run: Run, name: str) -> dict[str, np.ndarray]:
     """Right or wrong of every item, [N] a metric, in the order of the items' ids."""
     return _outcomes(run.path, name)
 
 
 @lru_cache(maxsize=4096)
-def _outcomes(path: Path, name: str) -> Outcomes:
-    return tables.outcomes(_by_id(Run(path).scores(name)))
+def _outcomes(path: Path, name: str) -> dict[str, np.ndarray]:
+    return tables.outcomes(_by_id(Run(path), name))
 
 
-def _by_id(table: pd.DataFrame) -> pd.DataFrame:
-    return table.sort_values("id", kind="stable").reset_index(drop=True)
+def _by_id(run: Run, name: str) -> pd.DataFrame:
+    return run.scores(name).sort_values("id", kind="stable", ignore_index=True)
 
 
 def _stack(runs: Sequence[Run], name: str, metric: str) -> np.ndarray:
@@ -101,7 +97,7 @@ def differences(found: Sequence[Setting], every_metric: bool = False) -> pd.Data
             if before := _kept(setting.run, name):
                 others[UNTOUCHED] = [run.scores(before) for run in setting.runs]
             if setting.values["arm"] != "clip-only":
-                others[CONTROL] = [run.scores(name) for run in setting.controls if run]
+                others[CONTROL] = [control.scores(name) for _, control in setting.pairs if control]
             after = [run.scores(name) for run in setting.runs]
             for against, scores in others.items():
                 table = comparison.compare_over_seeds(scores, after)
@@ -123,7 +119,7 @@ def by_tag(found: Sequence[Setting], tag: str = "collapsed_tag") -> pd.DataFrame
     kept = _kept(first, name)
     models = {UNTOUCHED: ([first], kept)} if kept else {}
     models |= {setting.label: (setting.runs, name) for setting in found}
-    table = _by_id(first.scores(name))
+    table = _by_id(first, name)
     groups = [("all", "all", np.arange(len(table)))]
     if tag in table:
         groups += [(tag, text, index) for text, index in metrics.groups_of(table[tag]).items()]
@@ -150,20 +146,15 @@ def gradient_ratio(found: Sequence[Setting]) -> pd.DataFrame:
     """
     rows = []
     for setting in found:
-        medians = [_median_ratio(run) for run in setting.runs]
-        values = np.array([value for value in medians if value is not None])
+        kept = [history for run in setting.runs if "grad_ratio" in (history := run.history())]
+        values = np.array([history["grad_ratio"].median() for history in kept])
+        values = values[~np.isnan(values)]
         if len(values):
             rows.append({
                 "setting": setting.label, "measure": "gradient ratio", "seeds": len(values),
                 "mean": values.mean(), "low": values.min(), "high": values.max(),
             })  # fmt: skip
     return pd.DataFrame(rows, columns=["setting", "measure", "seeds", "mean", "low", "high"])
-
-
-def _median_ratio(run: Run) -> float | None:
-    history = run.history()
-    known = history["grad_ratio"].dropna() if "grad_ratio" in history else history.iloc[:0]
-    return float(known.median()) if len(known) else None
 
 
 def is_curve(found: Sequence[Setting]) -> bool:

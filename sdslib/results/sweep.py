@@ -144,7 +144,9 @@ class Desk:
     def __init__(self, cells: Sequence[Cell], options: Options) -> None:
         self.cells, self.root = tuple(cells), runs_root(root=options.runs)
         self.folder = self.root / "sweeps"
-        self.summary = _summary_path(self.cells, self.folder, options.summary)
+        digest = hashlib.sha256(" ".join(cell.key for cell in cells).encode()).hexdigest()[:8]
+        own = self.folder / f"{cells[0].notebook.stem}-{digest}.parquet"
+        self.summary = _given_summary(options.summary) if options.summary else own
         self.failed: dict[str, str] = {}
         self._where = {"runs": str(self.root)} if options.runs else {}
         self._workers = options.workers
@@ -228,7 +230,11 @@ class Desk:
         seconds = round(time.monotonic() - since, 2)
         self._note(cell, "finished" if error is None else "failed", seconds=seconds, error=error)
         if error is None:
-            self._keep_notebook(cell)
+            executed, run = self._file(cell, "ipynb"), cell.runs(self.root)[0]
+            if run is not None and executed.is_file():
+                run.keep("notebook.ipynb", executed.read_bytes())
+                executed.unlink()
+                self._file(cell, "log").unlink(missing_ok=True)
         elif "is locked by pid" in error:  # another sweep took it between our look and our start
             self.pending.append(cell)
         elif error.startswith(DIED) and self._deaths.get(key, 0) + 1 < DEATHS:
@@ -237,13 +243,6 @@ class Desk:
             self.pending.insert(0, cell)
         else:
             self.failed[key] = error
-
-    def _keep_notebook(self, cell: Cell) -> None:
-        executed, run = self._file(cell, "ipynb"), cell.runs(self.root)[0]
-        if run is not None and executed.is_file():
-            run.keep("notebook.ipynb", executed.read_bytes())
-            executed.unlink()
-            self._file(cell, "log").unlink(missing_ok=True)
 
     def _note(self, cell: Cell, event: str, **facts: Any) -> None:
         """One line of `sweeps/attempts.jsonl`, the diary of every process that was started."""
@@ -284,12 +283,6 @@ def _default_workers(cells: Sequence[Cell], cores: int) -> int:
 
 
 # --- what is kept and shown ----------------------------------------------------------------------
-
-
-def _summary_path(cells: Sequence[Cell], folder: Path, name: str | None) -> Path:
-    digest = hashlib.sha256(" ".join(cell.key for cell in cells).encode()).hexdigest()[:8]
-    own = folder / f"{cells[0].notebook.stem}-{digest}.parquet"
-    return _given_summary(name) if name else own
 
 
 def _given_summary(name: str) -> Path:
@@ -351,7 +344,7 @@ def leaderboard(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     known = [m for m in RANKED_BY if m in table]
     known += [c for c in table if c.endswith((".text", ".accuracy"))]
     done = table["state"].eq("finished")
-    told: dict[str, Any] = {"finished": ("_done", _of)}
+    told: dict[str, Any] = {"finished": ("_done", lambda done: f"{done.sum()}/{len(done)}")}
     if known:
         score = {known[0]: "mean", "low": "min", "high": "max"}
         told |= {name: ("_score", how) for name, how in score.items()}
@@ -361,19 +354,12 @@ def leaderboard(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return found.sort_values(known[0], ascending=False, kind="stable") if known else found
 
 
-def _of(done: pd.Series) -> str:
-    return f"{done.sum()}/{len(done)}"
-
-
 class Board(Progress):
     """Progress of a sweep with the time left, and below it the ten best settings."""
 
     def __init__(self, cells: Sequence[Cell], stream: TextIO | None = None) -> None:
         self._best: pd.DataFrame | None = None
         super().__init__(len(cells), "runs", stream)
-
-    def __enter__(self) -> Board:
-        return self
 
     def standing(self, done: int, table: pd.DataFrame, failed: int) -> None:
         """Show that so many runs are over, with this leaderboard."""

@@ -15,7 +15,8 @@ import pandas as pd
 
 from sdslib.benchmarks import Item
 from sdslib.checks.notebooks import DemoConfig
-from sdslib.experiment import UNTOUCHED, pick_device
+from sdslib.config import UNTOUCHED
+from sdslib.experiment import pick_device
 from sdslib.io.images import ENDINGS, ImageRef
 from sdslib.io.sources import DataError
 from sdslib.lab import baseline

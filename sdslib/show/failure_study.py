@@ -20,9 +20,9 @@ from IPython.display import Markdown
 from sdslib.benchmarks import Benchmark
 from sdslib.checks.fingerprints import weights_fingerprints
 from sdslib.checks.notebooks import FailuresConfig
-from sdslib.config import ModelsConfig, set_name
+from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.experiment import CONTROL, UNTOUCHED, pick_device
+from sdslib.experiment import pick_device
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run
 from sdslib.io.sources import DataError

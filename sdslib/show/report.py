@@ -17,10 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from sdslib import experiment, tables
+from sdslib import tables
 from sdslib.checks.notebooks import ReportConfig
-from sdslib.config import FinetuneConfig, is_mini
-from sdslib.experiment import CONTROL, UNTOUCHED
+from sdslib.config import CONTROL, UNTOUCHED, FinetuneConfig, is_mini
 from sdslib.io import storage
 from sdslib.io.paths import shown_path, without_places
 from sdslib.io.run import Run
@@ -35,6 +34,7 @@ from sdslib.results.settings import (
     members,
     output_folder,
     papermill_line,
+    reported,
     score_tables,
 )
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
@@ -148,10 +148,10 @@ def _data(case: Setting) -> pd.DataFrame:
     config, run = case.config, case.run
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     parts = [("training pairs", config.train_data, pairs, "pairs")]
-    reported = experiment.reported(run)
-    uses = {VALIDATION: "chosen on, never reported", reported: "reported"}
+    own = reported(run)
+    uses = {VALIDATION: "chosen on, never reported", own: "reported"}
     sets = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
-    for name in sorted(sets, key=lambda n: (n != reported, n)):
+    for name in sorted(sets, key=lambda n: (n != own, n)):
         use = f"{count(run.scores(name))}, {uses.get(name, 'must not suffer')}"
         parts.append(("set", name, use, name))
     student = f"{config.clip_model} {config.clip_pretrained or ''}"
@@ -214,9 +214,9 @@ def _keyed(told: pd.DataFrame, *first: str) -> pd.DataFrame:
 
 def _over_seeds(case: Setting) -> pd.DataFrame | None:
     """`tables.compare_over_seeds` of the arm against each other model, with a column comparison."""
-    if len(case.runs) == 1 or not all(case.controls):
+    if len(case.runs) == 1 or not all(control for _, control in case.pairs):
         return None
-    by_seed = [score_tables(*pair) for pair in zip(case.runs, case.controls, strict=True)]
+    by_seed = [score_tables(*pair) for pair in case.pairs]
     *others, last = by_seed[0]
     rows = []
     for other in others:

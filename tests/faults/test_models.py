@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from saving import flip
 
 from faults.catalog import TESTS, each, fault, refused
 from sdslib.checks.captions import VocabularyError
@@ -75,13 +76,6 @@ def test_folders_that_nobody_touched_are_taken(copy):
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-def flip(file):
-    """One bit of the last tensor: the file stays loadable."""
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 1
-    file.write_bytes(data)
 
 
 @each(
