@@ -18,7 +18,7 @@ from sdslib.config import FinetuneConfig
 from sdslib.io.identity import identify
 from sdslib.io.paths import project_root
 from sdslib.io.wording import ParameterError
-from sdslib.results import ablations, formatting, sweep
+from sdslib.results import ablations, executors, formatting, sweep
 from sdslib.results.grid import check
 from sdslib.results.settings import StudyError
 from sdslib.show import ablation_figures
@@ -70,7 +70,7 @@ def quick():
     """Sweeps whose cells are finished in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "load_data", remembered(experiment.load_data))
-        patch.setattr(sweep, "Local", Here)
+        patch.setattr(executors, "Local", Here)
         yield
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -177,6 +178,36 @@ def test_a_room_imports_nothing_from_places_further_up(room):
 def test_no_rooms_import_one_another_in_a_circle():
     assert not circles({room: neighbors(tree(room)) for room in ROOMS})
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def public_names(module: ast.Module) -> Iterator[str]:
+    """What a room defines for others: functions, classes and constants."""
+    for node in module.body:
+        targets = getattr(node, "targets", [getattr(node, "target", ast.Pass())])
+        names = [leaf.id for t in targets for leaf in ast.walk(t) if isinstance(leaf, ast.Name)]
+        yield from (n for n in (*names, getattr(node, "name", "_")) if not n.startswith("_"))
+
+
+# Said of two rooms, and imported by itself from one of them: its room tells which one is meant.
+TWICE = {
+    *("COLORS", "LONGEST", "MARGIN", "MODELS", "OWN", "Progress", "RELATIONS"),
+    *("Row", "SHAPES", "SMALL", "TRAINABLE", "VALIDATION", "Verdict", "WEIGHTS", "World"),
+    *("build", "cautions", "changes", "check", "check_folder", "draw", "environment"),
+    *("false_captions", "fingerprints", "html", "named", "opened", "outcomes", "paired", "plan"),
+    *("read_json", "said", "save", "shown", "winoground"),
+}
+
+
+def test_a_name_that_is_imported_by_itself_has_one_home():
+    trees = {room: tree(room) for room in ROOMS}
+    homes = Counter(name for module in trees.values() for name in set(public_names(module)))
+    alone = {
+        name.rpartition(".")[2]
+        for module in trees.values()
+        for name in imports(module)
+        if name.startswith("sdslib.") and name.removeprefix("sdslib.") not in (*ROOMS, *WINGS)
+    }
+    assert {name for name in alone if homes[name] > 1} == TWICE
 
 
 @pytest.mark.parametrize("room", ROOMS)

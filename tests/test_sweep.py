@@ -273,7 +273,7 @@ def here(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(sweep, "plan", planned)
-    monkeypatch.setattr(sweep, "Local", lambda: executor)
+    monkeypatch.setattr(executors, "Local", lambda: executor)
     return executor
 
 

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 # Why something of the Hub is out of reach
 OFFLINE, NO_TOKEN, TERMS, NOT_FOUND = "offline", "no-token", "terms-not-accepted", "not-found"
 NO_REVISION, BUSY, FAILING, DAMAGED = "no-revision", "busy", "failing", "damaged"
-AGAIN = (429, 500, 502, 503, 504)  # answers after which it is worth to ask once more
+_AGAIN = (429, 500, 502, 503, 504)  # answers after which it is worth to ask once more
 WAITS = (1.0, 4.0)  # seconds before the second and the third time
 LONGEST_WAIT_S = 20.0
 WORD_S = 5.0
 MODEL_LOCAL = "a folder with the model's files"
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 
 
 class Snapshot(NamedTuple):
@@ -329,7 +329,7 @@ def _cause(error: BaseException, token: str | None) -> tuple[str, str]:
         return NOT_FOUND, ""
     if status == 401:
         return NO_TOKEN, owned
-    if status in AGAIN:
+    if status in _AGAIN:
         times = f"it answered {status}, asked several times"
         return (BUSY if status in (429, 503) else FAILING), times
     if isinstance(found, HfHubHTTPError):
@@ -358,14 +358,14 @@ def _status(error: BaseException) -> int | None:
 # --- patience ------------------------------------------------------------------------------------
 
 
-def _asked(what: str, call: Callable[[], Answer]) -> Answer:
+def _asked(what: str, call: Callable[[], _Answer]) -> _Answer:
     """The answer; a Hub that is busy or fails is asked again, twice."""
     for wait in WAITS:
         try:
             with _word(what):
                 return call()
         except Exception as error:
-            if _status(error) not in AGAIN:
+            if _status(error) not in _AGAIN:
                 raise
             time.sleep(min(_retry_after(error) or wait, LONGEST_WAIT_S))
     with _word(what):

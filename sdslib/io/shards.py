@@ -33,7 +33,7 @@ from sdslib.io.sources import (
     refuse_pointer,
 )
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 LEFT_OUT = b"left out"  # members that belong to no sample: how many, and the first of them
 LAYOUT = 2  # of the index; another one has other columns
 MEMBER_LIMIT = 256 * 2**20
@@ -65,7 +65,7 @@ def _left_out(count: int, example: str, source: str) -> str:
     )
 
 
-def read_sample(row: Row) -> bytes:
+def read_sample(row: _Row) -> bytes:
     """The encoded image of one row of the index."""
     return read_part(row["shard"], row["offset"], row["size"])
 
@@ -106,7 +106,7 @@ def _index(shard: str) -> pa.Table:
 
 
 def _table(shard: str) -> pa.Table:
-    samples: dict[str, Row] = {}
+    samples: dict[str, _Row] = {}
     refuse_pointer(shard)
     left, name = list[str](), PurePosixPath(shard).name
     try:
@@ -127,7 +127,7 @@ def _table(shard: str) -> pa.Table:
     return pa.Table.from_pylist(rows).replace_schema_metadata(about)
 
 
-def _sample(key: str, sample: Row, name: str) -> Row:
+def _sample(key: str, sample: _Row, name: str) -> _Row:
     """One row; the .txt is the caption itself, whatever the .json beside it says."""
     found = sample.pop("txt", None), sample.pop("json", None)
     captions = next((one for one in found if one), None)
@@ -148,7 +148,7 @@ def _check_member(member: tarfile.TarInfo, name: str) -> None:
 
 
 def _add_member(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, Row], name: str
+    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Row], name: str
 ) -> bool:
     """Whether the member is an image or a caption of a sample, whose key ends at the first dot."""
     pure = PurePosixPath(member.name)

@@ -33,7 +33,7 @@ Given = dict[str, Any]
 Varied = tuple[Given, Given]  # what is varied, and all parameters of the cell
 # What a reduced grid takes from a run: enough to draw every figure, too little to believe any.
 SMALL: Given = {"steps": 20, "warmup": 4, "eval_items": 200, "eval_every": 0, "bridge_pairs": 512}
-WEIGHTS = {"reduced": "0,1e-3,1e-1", "full": "0,1e-4,1e-3,1e-2,1e-1,1"}
+_WEIGHTS = {"reduced": "0,1e-3,1e-1", "full": "0,1e-4,1e-3,1e-2,1e-1,1"}
 COMPARED = (
     *("clip-only", "sds", "sds-only", "shuffled-captions"),
     *("random-teacher", "latent-regression", "hard-negatives"),
@@ -85,7 +85,7 @@ def weights(config: AblateWeightConfig) -> Ablation:
     Raises ParameterError, before anything runs, for lists that cannot be read.
     """
     fixed = _fixed(config)
-    chosen = [literal(word) for word in listed(config.weights or WEIGHTS[config.grid])]
+    chosen = [literal(word) for word in listed(config.weights or _WEIGHTS[config.grid])]
     base = {"sds_weight": config.sds_weight}
     curve = [{"sds_weight": weight} for weight in chosen]
     parts = {"weights": _cells(curve, fixed, config.seeds or SEEDS[config.grid])}
