@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,24 +105,26 @@ def whole_step(rounds: int) -> list[Row]:
 
 
 def choice_step(rounds: int) -> list[Row]:
-    """A step of `teacher-choice` by verdicts beside one of `hard-negatives`."""
+    """A step of `teacher-choice` by verdicts beside one of `hard-negatives`: one false caption
+    each, and all that there are."""
     config = FinetuneConfig(arm="hard-negatives", trainable="all", sds_weight=0.0)
-    chosen = config.model_copy(update={"arm": "teacher-choice", "sds_weight": 1.0})
     find = named("mini")
 
     def verdicts(index: Sequence[int], captions: Sequence[str]) -> list[Verdict]:
         said = [(caption, *find.of(caption)) for caption in captions]
         return [Verdict(texts, (0.0, *[-9.0] * (len(texts) - 1))) for texts in said]
 
-    told, by_verdicts = _loop(config), _loop(chosen)
+    told = _loop(config)
     told.parties = replace(told.parties, negative=find.pick)
-    by_verdicts.parties = replace(by_verdicts.parties, verdicts=verdicts)
-    batch = _batch(config, told)
-    times = paired(lambda: told._step(batch), lambda: by_verdicts._step(batch), rounds)
-    return [
-        Row("G17", "step by the teacher's verdicts / step of hard negatives", times.ratio, 1.1, 1.0,
-            least=True, note=times.spread)
-    ]  # fmt: skip
+    batch, rows = _batch(config, told), list[Row]()
+    for name, each, must in (("one false caption", 1, 1.1), ("all of them", 99, None)):
+        chosen = {"arm": "teacher-choice", "sds_weight": 1.0, "negatives_each": each}
+        judged = _loop(config.model_copy(update=chosen))
+        judged.parties = replace(judged.parties, verdicts=verdicts)
+        times = paired(partial(told._step, batch), partial(judged._step, batch), rounds)
+        what = f"step by verdicts on {name} / step of hard negatives"
+        rows.append(Row("G17", what, times.ratio, must, must, least=True, note=times.spread))
+    return rows
 
 
 def _loop(config: FinetuneConfig) -> train.Loop:
