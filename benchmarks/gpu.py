@@ -25,7 +25,7 @@ from sdslib.config import FinetuneConfig, preset
 from sdslib.lab import dry_run
 from sdslib.lab.dry_run import COCO_TRAIN2017, Trial
 from sdslib.teacher import Teacher
-from sdslib.train import Parties, TrainingError
+from sdslib.train import Models, TrainingError
 
 # What bf16 matrix products reach, in FLOP a second; a data sheet's figure (989e12) is out of reach.
 ROOFLINES = {"H100": 790e12}
@@ -44,7 +44,7 @@ def measure(config: FinetuneConfig, rounds: int = 5) -> list[Row]:
     ]
 
 
-def training_rows(config: FinetuneConfig, parties: Parties, rounds: int) -> list[Row]:
+def training_rows(config: FinetuneConfig, parties: Models, rounds: int) -> list[Row]:
     """Seconds and memory of a step of each gradient route, and the hours of all the steps."""
     through = {
         KEPT: attempt(config, parties, rounds),
@@ -93,7 +93,7 @@ def gradient_rows(teacher: Teacher, batch: int, rounds: int) -> list[Row]:
     return route_rows(teacher, batch, rounds, (2.6, 2.3), clock(teacher.device))
 
 
-def attempt(config: FinetuneConfig, parties: Parties, rounds: int) -> Trial | None:
+def attempt(config: FinetuneConfig, parties: Models, rounds: int) -> Trial | None:
     """Some steps of the whole batch by the training loop; None where memory does not suffice."""
     assert parties.teacher is not None
     unet = parties.teacher.unet

@@ -135,7 +135,7 @@ def _loop(config: FinetuneConfig) -> train.Loop:
     if teacher is not None:
         bridge = Bridge(student.width, teacher.latent_shape)
         bridge.load_state_dict(random_start(student.width, teacher.latent_shape, config.seed))
-    parties = train.Parties(student, trained, teacher, bridge)
+    parties = train.Models(student, trained, teacher, bridge)
     return train.Loop(override(config, steps=10_000), parties, load_pairs("mini"))
 
 

@@ -45,7 +45,7 @@ _HOMES = {
     "bridge": "Bridge ridge_start",
     "pairs": "load_pairs",
     "benchmarks": "load_benchmark",
-    "train": "Loop Parties",
+    "train": "Loop Models",
     "evaluate": "clip_scorer score_grids",
     "scorers.diffusion": "diffusion_scorer",
     "tables": "tabulate",

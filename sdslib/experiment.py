@@ -42,7 +42,7 @@ from sdslib.pairs import Pairs
 from sdslib.sets.roles import Data, load_data
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
-from sdslib.train import Loop, Parties, Step
+from sdslib.train import Loop, Models, Step
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,7 +55,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Parties:
+def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Models:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
@@ -63,7 +63,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     if not has_teacher(config):
         trained = what_trains(student, config)
         said = load_verdicts(config.verdicts or "").on(pairs) if config.has_verdicts else None
-        return Parties(student, trained, negative=negative, verdicts=said)
+        return Models(student, trained, negative=negative, verdicts=said)
     teacher = load_teacher(
         config.teacher,
         config.teacher_revision,
@@ -77,7 +77,7 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     latents, bridge = LatentCache(teacher, pairs), None
     if has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
-    return Parties(student, what_trains(student, config), teacher, bridge, negative, latents)
+    return Models(student, what_trains(student, config), teacher, bridge, negative, latents)
 
 
 def has_bridge(config: FinetuneConfig) -> bool:
@@ -265,7 +265,7 @@ def _resume(loop: Loop, run: Run) -> None:
         launch.tell_opened(run.path, loop.done, loop.steps)
 
 
-def save_all_scores(run: Run, parties: Parties, data: Data, prefix: str = "") -> None:
+def save_all_scores(run: Run, parties: Models, data: Data, prefix: str = "") -> None:
     """Score the student on every set, and keep the tables."""
     for name, benchmark in data.scored().items():
         run.save_scores(f"{prefix}{name}", score(parties.student, benchmark))
@@ -317,7 +317,7 @@ def shares(scores: pd.DataFrame) -> dict[str, float]:
     return {name: float(right.mean()) for name, right in tables.outcomes(scores).items()}
 
 
-def save_student(run: Run, parties: Parties) -> None:
+def save_student(run: Run, parties: Models) -> None:
     """`weights/`: the student as an open_clip folder, and the bridge where there is one.
 
     Its passport, which loading holds the folder to, also tells where the weights came from: the

@@ -43,7 +43,7 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Parties:
+class Models:
     """Who takes part in a step; an arm without a teacher has neither teacher nor bridge."""
 
     student: Student
@@ -56,7 +56,7 @@ class Parties:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TermInputs:
     """What a term is computed from: pairs, embeddings of their images [B, D], t [B] and eps."""
 
     batch: Batch
@@ -70,7 +70,7 @@ class Seen:
 
 
 def objective(
-    parties: Parties,
+    parties: Models,
     batch: Batch,
     t: Tensor,
     eps: Tensor,
@@ -89,7 +89,7 @@ def objective(
     """
     arm, terms = ARMS[config.arm], dict[str, Tensor]()
     image_emb = parties.student.encode_images(batch.pixels)
-    seen = Seen(batch, image_emb, t, eps)
+    seen = TermInputs(batch, image_emb, t, eps)
     if arm.clip:
         terms["clip"] = named(arm.clip)(parties, seen, config)
     if arm.sds and rows is None:
@@ -97,7 +97,7 @@ def objective(
     elif arm.sds and rows is not None:
         terms["sds"] = image_emb.new_zeros(len(image_emb))
         if len(rows):
-            part = Seen(batch.take(rows), image_emb[rows], t, eps, seen.known)
+            part = TermInputs(batch.take(rows), image_emb[rows], t, eps, seen.known)
             values = named(arm.sds)(parties, part, config)
             scale = config.batch_size / seen_pairs(config)
             terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
@@ -105,7 +105,7 @@ def objective(
     return torch.stack([weights[k] * values.mean() for k, values in terms.items()]).sum(), terms
 
 
-def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_CLIP of the batch, all processes' pairs together."""
     text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
     seen.known.update(zip(seen.batch.captions, text_emb, strict=True))
@@ -113,7 +113,7 @@ def clip_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
 
 
-def sds_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def sds_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
     return denoise(parties, seen, seen.batch.captions, config)
 
@@ -165,13 +165,13 @@ def of_all_processes(*embeddings: Tensor) -> tuple[Tensor, ...]:
     return together.chunk(len(embeddings), dim=1)
 
 
-def embed_captions(parties: Parties, captions: Sequence[str], like: Tensor) -> Tensor:
+def embed_captions(parties: Models, captions: Sequence[str], like: Tensor) -> Tensor:
     """Captions of the batch as the student embeds them, [B, D] of unit length."""
     student = parties.student
     return student.encode_texts(student.tokenize(captions).to(like.device))
 
 
-def map_images(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def map_images(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """z = h_w(f(x)), the latents [B, C, H, W] of the images; f is pooled or projected."""
     emb = seen.image_emb
     if config.bridge_input == "pooled":
@@ -188,7 +188,7 @@ def there(party: P | None, what: str, config: FinetuneConfig) -> P:
 
 
 def denoise(
-    parties: Parties, seen: Seen, captions: Sequence[str], config: FinetuneConfig
+    parties: Models, seen: TermInputs, captions: Sequence[str], config: FinetuneConfig
 ) -> Tensor:
     """The denoising error [B] of z = h_w(f(x)) under these captions, by the run's estimator."""
     teacher = there(parties.teacher, "a teacher", config)
@@ -240,7 +240,7 @@ def total_steps(config: FinetuneConfig, pairs: Pairs) -> int:
     return config.steps or (config.epochs or 1) * per_epoch
 
 
-def make_optimizer(parties: Parties, config: FinetuneConfig) -> torch.optim.Optimizer:
+def make_optimizer(parties: Models, config: FinetuneConfig) -> torch.optim.Optimizer:
     """AdamW over what trains; vectors (LayerNorms, biases) are not decayed."""
     params = [*parties.trained, *(parties.bridge.parameters() if parties.bridge else ())]
     groups = [
@@ -290,7 +290,7 @@ class Loop:
     def __init__(
         self,
         config: FinetuneConfig,
-        parties: Parties,
+        parties: Models,
         pairs: Pairs,
         validate: Callable[[Student], dict[str, float]] | None = None,
         folder: Path | None = None,
@@ -470,7 +470,7 @@ class Loop:
         return self.validate(self.parties.student)
 
 
-def _device(parties: Parties) -> torch.device:
+def _device(parties: Models) -> torch.device:
     return parties.trained[0].device
 
 

@@ -20,7 +20,7 @@ from sdslib.miniworld import drawing
 from sdslib.pairs import batches, load_pairs
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
-from sdslib.train import Parties, draw_noise, objective
+from sdslib.train import Models, draw_noise, objective
 
 CONFIG = FinetuneConfig(trainable="all", batch_size=8, bridge_pairs=24)
 COLOR, SHAPE = "color of the left or upper", "shape of the left or upper"
@@ -258,7 +258,7 @@ def step(student, teacher):
     trained = [value for _, value in set_trainable(student, "all")]
     batch = next(batches(pairs, student.transform, 8, 0, range(1)))
     draws = draw_noise(0, 8, teacher.latent_shape, CONFIG)
-    yield Parties(student, trained, teacher, bridge), batch, *draws
+    yield Models(student, trained, teacher, bridge), batch, *draws
     student.requires_grad_(False)
 
 

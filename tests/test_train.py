@@ -27,7 +27,7 @@ from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 from sdslib.train import (
     Loop,
-    Parties,
+    Models,
     Step,
     TrainingError,
     draw_noise,
@@ -90,11 +90,11 @@ def parties(folders):
         student = load_student(f"local-dir:{folders[0]}", None)
         trained = [p for _, p in set_trainable(student, settings.trainable)]
         if not teacher:
-            return Parties(student, trained, negative=lambda caption, seed: caption[::-1])
+            return Models(student, trained, negative=lambda caption, seed: caption[::-1])
         frozen = load_teacher(str(folders[1]))
         bridge = Bridge(student.width, frozen.latent_shape)
         bridge.load_state_dict(random_start(student.width, frozen.latent_shape, 0))
-        return Parties(student, trained, frozen, bridge)
+        return Models(student, trained, frozen, bridge)
 
     return make
 
@@ -484,13 +484,13 @@ def test_no_two_draws_of_a_step_share_their_seed(monkeypatch):
     draw_noise(0, 2, (1,), settings)
     draw_rows(0, settings)
     given = []
-    some = Parties(None, [], negative=lambda caption, seed: given.append(seed) or caption)
+    some = Models(None, [], negative=lambda caption, seed: given.append(seed) or caption)
     controls.false_captions(some, batch, settings)
     assert len(drawn) == len(set(drawn)) == 1 + 4 + 1 + 1 + 4
     assert {seed for seed, *_ in drawn} == {11}
     assert len(set(given)) == 4  # a pair's negative is drawn for itself
     again = []
-    some = Parties(None, [], negative=lambda caption, seed: again.append(seed) or caption)
+    some = Models(None, [], negative=lambda caption, seed: again.append(seed) or caption)
     controls.false_captions(some, batch.take(torch.tensor([2, 0])), settings)
     assert again == [given[2], given[0]]  # and is the pair's own wherever it stands
 
@@ -603,7 +603,7 @@ def test_the_first_losses_on_a_gpu_agree_with_the_cpu(folders):
         teacher = load_teacher(str(folders[1]), device=device)
         bridge = Bridge(student.width, teacher.latent_shape)
         bridge.load_state_dict(random_start(student.width, teacher.latent_shape, 0))
-        some = Parties(student, trained, teacher, bridge.to(device))
+        some = Models(student, trained, teacher, bridge.to(device))
         losses[device] = [step.loss for step in Loop(config(steps=20), some, SomePairs())]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 

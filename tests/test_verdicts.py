@@ -225,7 +225,7 @@ def test_the_term_is_the_cross_entropy_to_what_the_file_says(world, made):
     batch = Batch(places, pixels, captions)
     image_emb = student.encode_images(pixels)
     values = choice.choice_term(
-        parties, train.Seen(batch, image_emb, places, torch.empty(0)), settings
+        parties, train.TermInputs(batch, image_emb, places, torch.empty(0)), settings
     )
     assert values[[0, 3]].tolist() == [0, 0]
     for i in (1, 2):

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sdslib import losses
 from sdslib.arms.controls import false_captions
 from sdslib.config import FinetuneConfig, derive_seed
-from sdslib.train import Parties, Seen, embed_captions, in_parts, there
+from sdslib.train import Models, TermInputs, embed_captions, in_parts, there
 
 
 class Judged(NamedTuple):
@@ -25,7 +25,7 @@ class Judged(NamedTuple):
     log_likelihoods: Tensor
 
 
-def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def choice_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """The student chooses between a caption and others of the same words as the teacher does.
 
     The teacher sees the image itself, by its VAE latent, and is not told which caption is true. It
@@ -41,7 +41,7 @@ def choice_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
     return values.index_put((torch.tensor(judged.places, device=values.device),), found)
 
 
-def asked(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | None:
+def asked(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
     """The teacher's word on each caption and one false one, by the step's own draws."""
     batch = seen.batch
     wrong = false_captions(parties, batch, config)
@@ -57,7 +57,7 @@ def asked(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | None
     return Judged(able, text_emb, losses.caption_log_likelihoods(errors, z[0].numel()))
 
 
-def looked_up(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | None:
+def looked_up(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
     """The teacher's word on each caption and on false ones, from a file of verdicts."""
     find = there(parties.verdicts, "verdicts", config)
     index, captions = seen.batch.index.tolist(), seen.batch.captions
@@ -75,7 +75,7 @@ def looked_up(parties: Parties, seen: Seen, config: FinetuneConfig) -> Judged | 
     return Judged(list(known), emb[pad_sequence(rows, True)], pad_sequence(said, True, -torch.inf))
 
 
-def embed_once(parties: Parties, texts: Sequence[str], seen: Seen) -> Tensor:
+def embed_once(parties: Models, texts: Sequence[str], seen: TermInputs) -> Tensor:
     """The texts as the student embeds them, [N, D]: those that L_CLIP has embedded not again."""
     student, new = parties.student, [text for text in texts if text not in seen.known]
     found = dict(seen.known)
@@ -86,7 +86,7 @@ def embed_once(parties: Parties, texts: Sequence[str], seen: Seen) -> Tensor:
 
 
 def _errors(
-    parties: Parties,
+    parties: Models,
     z: Tensor,
     captions: Sequence[str],
     t: Tensor,

@@ -11,22 +11,30 @@ from sdslib import losses
 from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.io import distributed
 from sdslib.pairs import Batch
-from sdslib.train import Parties, Seen, denoise, embed_captions, map_images, of_all_processes, there
+from sdslib.train import (
+    Models,
+    TermInputs,
+    denoise,
+    embed_captions,
+    map_images,
+    of_all_processes,
+    there,
+)
 
 
-def shuffled_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def shuffled_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_SDS under the caption of the batch's next image: the same gradient scale, no meaning."""
     return denoise(parties, seen, seen.batch.others, config)
 
 
-def regression_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def regression_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """The bridge regresses the VAE latent of the image: a dense target, and no diffusion model."""
     z_hat = map_images(parties, seen, config)
     z = there(parties.latents, "the pairs' latents", config)(seen.batch.index)
     return losses.latent_regression_loss(z_hat, z.to(z_hat), config.sds_reduction)
 
 
-def hard_negative_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def hard_negative_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_CLIP in which every image also sees the batch's false captions, where there are some."""
     wrong = false_captions(parties, seen.batch, config)
     captions = [*seen.batch.captions, *wrong]
@@ -45,7 +53,7 @@ def told_apart(batch: Batch, wrong: Sequence[str]) -> list[int]:
     return [place for place, (caption, other) in both if other != caption]
 
 
-def false_captions(parties: Parties, batch: Batch, config: FinetuneConfig) -> list[str]:
+def false_captions(parties: Models, batch: Batch, config: FinetuneConfig) -> list[str]:
     """A false caption for each of the batch, drawn from the seed and the pair alone.
 
     A caption that has none comes back itself.

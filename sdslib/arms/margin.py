@@ -8,10 +8,10 @@ from torch import Tensor
 from sdslib import losses
 from sdslib.arms.controls import false_captions, told_apart
 from sdslib.config import FinetuneConfig
-from sdslib.train import Parties, Seen, in_parts, map_images, there
+from sdslib.train import Models, TermInputs, in_parts, map_images, there
 
 
-def margin_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def margin_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one.
 
     A caption that has no false one gives 0.

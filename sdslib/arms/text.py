@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sdslib.config import FinetuneConfig
-from sdslib.train import Parties, Seen, denoise, embed_captions
+from sdslib.train import Models, TermInputs, denoise, embed_captions
 
 
-def text_term(parties: Parties, seen: Seen, config: FinetuneConfig) -> Tensor:
+def text_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """Half of L_SDS on z = h_w(f(x)), half on z = h_w(g(c)): so the text tower is taught too."""
     captions = seen.batch.captions
     by_text = replace(seen, image_emb=embed_captions(parties, captions, seen.image_emb))

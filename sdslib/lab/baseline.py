@@ -134,7 +134,7 @@ def use_threads(config: ModelsConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Judge:
+class TeacherScorer:
     """The teacher, its mean error at each t where known, and the same in full precision.
 
     `full` is set where `teacher` computes in half precision.
@@ -145,7 +145,7 @@ class Judge:
     full: Teacher | None = None
 
 
-def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
+def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> TeacherScorer:
     """The teacher and its mean error at each t in the mini-world.
 
     The means come from `items` of the validation split, by which nothing is scored; without one (a
@@ -158,16 +158,16 @@ def load_judge(config: ModelsConfig, items: int = PROFILE_ITEMS) -> Judge:
         teacher.vae, teacher.text_encoder = full.vae, full.text_encoder
     world = world_of(config.preset if config.benchmark == "all" else config.benchmark)
     if world is None:
-        return Judge(teacher, None, full)
+        return TeacherScorer(teacher, None, full)
     known = load_set(world.VALIDATION).sample(items, config.seed)
     whole = full or teacher
     scorer = diffusion.diffusion_scorer(whole, 32, config.seed, empty=False, batch_size=128)
     profile = diffusion.error_profile(diffusion.error_table(scorer, known.items))
-    return Judge(teacher, profile, full)
+    return TeacherScorer(teacher, profile, full)
 
 
 def teacher_scores(
-    judge: Judge,
+    judge: TeacherScorer,
     benchmark: Benchmark,
     config: ModelsConfig,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
@@ -189,7 +189,9 @@ def teacher_scores(
     return found
 
 
-def _stopping(teacher: Teacher, judge: Judge, config: ModelsConfig) -> diffusion.DiffusionScorer:
+def _stopping(
+    teacher: Teacher, judge: TeacherScorer, config: ModelsConfig
+) -> diffusion.DiffusionScorer:
     return sequential.sequential_diffusion_scorer(
         teacher,
         getattr(config, "draws", 32),

@@ -36,7 +36,7 @@ from sdslib.results.settings import config_of
 from sdslib.scorers.diffusion import shared_draws
 from sdslib.student import Student, load_student
 from sdslib.teacher import Teacher, load_teacher
-from sdslib.train import Parties, draw_noise, objective
+from sdslib.train import Models, draw_noise, objective
 
 CHOSEN, DRAWS, BINS = 48, 8, 8  # pairs a swap and draws a choice; parts of the range of t
 BATCH = 64  # pairs whose gradient is taken, and on which t are compared
@@ -106,7 +106,7 @@ def choices(
 
 
 def gradients(
-    parties: Parties, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
+    parties: Models, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
 ) -> pd.DataFrame:
     """Norms of the gradients of L_CLIP and of sds_weight * L_SDS by part and kind of parameter.
 
@@ -246,7 +246,7 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
     with torch.no_grad():
         mapped = {name: bridge(towers["image"]) for name, towers in seen.items()}
     trained = [value for _, value in set_trainable(student, config.trainable)]
-    parties = Parties(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
+    parties = Models(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
     draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
     batch = next(batches(on.pairs, student.transform, config.batch_size, seed, range(1)))
     return {

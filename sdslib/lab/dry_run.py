@@ -39,7 +39,7 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab.random_models import random_student, random_teacher
 from sdslib.pairs import Pairs, load_pairs
-from sdslib.train import Loop, Parties, TrainingError, seen_pairs
+from sdslib.train import Loop, Models, TrainingError, seen_pairs
 
 COCO_TRAIN2017 = 118_287  # images with captions in COCO's training set of 2017
 STEPS = 2  # that are timed at each size, after one that is not
@@ -160,7 +160,7 @@ def rehearse(config: FinetuneConfig) -> Rehearsal:
     return made
 
 
-def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = STEPS) -> Trial:
+def attempt(config: FinetuneConfig, parties: Models, size: int, steps: int = STEPS) -> Trial:
     """Take `steps` steps of `size` pairs, and one before them that is not timed."""
     changes: dict[str, Any] = {"batch_size": size, "steps": steps + 1, "eval_every": 0}
     changes |= {"epochs": None, "train_pairs": None, "num_workers": 0, "tracker": None}
@@ -179,7 +179,7 @@ def attempt(config: FinetuneConfig, parties: Parties, size: int, steps: int = ST
     return Trial(size, statistics.median(seconds[1:]), memory, sum(evaluated) / (steps + 1))
 
 
-def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
+def random_parties(config: FinetuneConfig, device: torch.device) -> Models:
     """Who takes part, at full size, with weights drawn from the run's seed."""
     seed = derive_seed(config.seed, "rehearsal")
     student = random_student(config.clip_model, device, seed)
@@ -191,7 +191,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
         def verdicts(index: Sequence[int], captions: Sequence[str]) -> list[Verdict]:
             return [Verdict((caption, negative(caption, 0)), (0.0, -1.0)) for caption in captions]
 
-        return Parties(student, trained, negative=negative, verdicts=verdicts)
+        return Models(student, trained, negative=negative, verdicts=verdicts)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
@@ -204,7 +204,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Parties:
     def latents(index: Tensor) -> Tensor:
         return torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
 
-    return Parties(student, trained, teacher, bridge, negative, latents)
+    return Models(student, trained, teacher, bridge, negative, latents)
 
 
 class Pictures:
@@ -259,7 +259,7 @@ def steps_of(config: FinetuneConfig) -> int:
     return (config.epochs or 1) * (pairs // config.batch_size)
 
 
-def parameters(parties: Parties) -> dict[str, int]:
+def parameters(parties: Models) -> dict[str, int]:
     """How many parameters each part has, and how many of them are trained."""
 
     def count(module: nn.Module) -> int:
