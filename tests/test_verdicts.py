@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import realworld
 import torch
+from faults.catalog import each, fault, refused
 from PIL import Image, ImageDraw
 from test_notebooks_run import ROOT, papermill
 from tiny import save_student, save_teacher
@@ -280,45 +281,41 @@ def test_a_dry_run_with_verdicts_counts_no_evaluation(world, made):
     assert dry_run.rehearse(settings).evaluations == 0
 
 
-def test_missing_verdicts_are_told_before_anything_is_loaded(world):
-    with pytest.raises(ParameterError, match=r"lab.verdicts nowhere.parquet` makes them"):
-        validate(FinetuneConfig, {"arm": "teacher-choice", "verdicts": "nowhere.parquet",
-                                  "sds_weight": 1.0})  # fmt: skip
+@fault("verdicts that are not there")
+def test_missing_verdicts_are_told_before_anything_is_loaded():
+    given = {"arm": "teacher-choice", "verdicts": "nowhere.parquet", "sds_weight": 1.0}
+    return refused(ParameterError, validate, FinetuneConfig, given)
 
 
+@fault("verdicts on other pairs")
 def test_verdicts_on_other_pairs_are_refused(world, made, tmp_path):
     other = tmp_path / "metadata"
     other.mkdir()
     Image.new("RGB", (40, 40), "white").save(other / "a.png")
     line = {"file_name": "a.png", "captions": ["a red circle left of a blue square"]}
     (other / "metadata.jsonl").write_text(json.dumps(line))
-    with pytest.raises(DataError, match="tells of 0 of 1 captions"):
-        load_verdicts(str(made[0])).on(load_pairs(str(other)))
+    return refused(DataError, load_verdicts(str(made[0])).on, load_pairs(str(other)))
 
 
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "not a file of verdicts"),
-        (lambda path: pd.DataFrame({"image": ["a"]}).to_parquet(path), "columns missing"),
-        (lambda path: path.unlink(), "no verdicts"),
-    ],
-)
-def test_a_file_that_is_none_is_told_with_what_to_do(made, tmp_path, harm, words):
-    path = tmp_path / "some.parquet"
-    path.write_bytes(made[0].read_bytes())
-    harm(path)
-    with pytest.raises(DataError, match=words):
-        load_verdicts(str(path))
-
-
-def test_a_verdict_that_is_no_number_is_refused(made, tmp_path):
-    found = load_verdicts(str(made[0]))
+def without_numbers(path):
+    found = load_verdicts(str(path))
     rows = found.table.to_pandas()
     rows.at[3, "log_likelihoods"] = [float("nan")] * len(rows["captions"][3])
-    save_verdicts(tmp_path / "nan.parquet", pa.Table.from_pandas(rows, SCHEMA), found.passport)
-    with pytest.raises(DataError, match="no finite log-likelihood"):
-        load_verdicts(str(tmp_path / "nan.parquet"))
+    save_verdicts(path, pa.Table.from_pandas(rows, SCHEMA), found.passport)
+
+
+@each(
+    {
+        "damaged file of verdicts": lambda path: path.write_bytes(path.read_bytes()[:-50]),
+        "table that holds no verdicts": pd.DataFrame({"image": ["a"]}).to_parquet,
+        "log-likelihood that is not a number": without_numbers,
+    }
+)
+def test_a_file_that_is_none_is_told_with_what_to_do(made, tmp_path, given):
+    path = tmp_path / "some.parquet"
+    path.write_bytes(made[0].read_bytes())
+    given(path)
+    return refused(DataError, load_verdicts, str(path))
 
 
 def test_the_committed_verdicts_are_the_mini_teachers_on_the_mini_pairs():
