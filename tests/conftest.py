@@ -110,6 +110,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return realworld.make(tmp_path_factory.mktemp("photographs"))
 
 
+@pytest.fixture(scope="session")
+def drawn() -> None:
+    """The mini-world's files, which whoever comes first draws."""
+    from sdslib.miniworld import files
+
+    files.ensure_world()
+
+
 @pytest.fixture
 def chromium() -> Iterator[Any]:
     """A browser; where there is none the test is skipped, and failed in continuous integration."""

@@ -250,7 +250,7 @@ def test_true_and_swapped_captions_exchanged_the_choice_by_t_is_the_opposite(
 
 
 @pytest.fixture(scope="module")
-def step(student, teacher):
+def step(student, teacher, drawn):
     """A student in which everything may move, with its bridge, and the first step's batch."""
     pairs = load_pairs("mini", 32)
     cache = experiment.LatentCache(teacher, pairs)

@@ -233,7 +233,7 @@ def test_the_parameter_table_counts_layernorms_and_bridge(config):
     assert table.loc["image tower", "parameters"] == 2 * 128 * (2 * 4 + 2)
 
 
-def test_every_latent_is_encoded_once(config):
+def test_every_latent_is_encoded_once(config, drawn):
     pairs = load_pairs("mini", 6)
     teacher = load_teacher(config.teacher)
     seen = []

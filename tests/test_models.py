@@ -23,8 +23,7 @@ TINY = Recipe(
 
 
 @pytest.fixture(scope="module")
-def student():
-    files.ensure_world()
+def student(drawn):
     return experiment.load_student(f"local-dir:{HOME / 'student'}", None)
 
 
@@ -147,8 +146,7 @@ def test_cosine_warms_up_and_ends_near_zero():
     assert rates[-1] < 0.001
 
 
-def test_spread_takes_as_many_of_each_tag_as_can_be():
-    files.ensure_world()
+def test_spread_takes_as_many_of_each_tag_as_can_be(drawn):
     chosen = examine.spread(load_benchmark("mini:winoground:val").items, 30)
     tags = [item.tags["collapsed_tag"] for item in chosen]
     assert {tag: tags.count(tag) for tag in set(tags)} == {"Object": 10, "Relation": 10, "Both": 10}
@@ -162,8 +160,7 @@ def test_who_knows_compares_student_and_teacher_on_the_same_items(student, teach
     assert tables.is_grid(experiment.score(student, load_benchmark("mini:winoground:val"), 4))
 
 
-def test_contents_and_examples_show_what_was_drawn():
-    files.ensure_world()
+def test_contents_and_examples_show_what_was_drawn(drawn):
     table = examine.contents().set_index("set")["items"]
     assert table["COCO-shaped pairs, train"] == files.COUNTS["coco_train"]
     images, titles = examine.examples("winoground", 3)
