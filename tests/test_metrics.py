@@ -331,7 +331,7 @@ def test_one_seed_reduces_to_a_bootstrap_over_items():
 def test_holm_worked_out_by_hand():
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     assert statistics.holm([]).shape == (0,)
-    for seed in range(50):
+    for seed in range(8):
         values = np.random.default_rng(seed).random(1 + seed % 8).round(seed % 4 + 1)
         expected = multipletests(values, method="holm")[1]
         np.testing.assert_array_equal(statistics.holm(values), expected)
