@@ -349,9 +349,9 @@ def test_calibration_counts_by_kind_and_by_sureness(tmp_path):
     assert kinds.loc["both", ["n", "mean"]].tolist() == [1, 0]
     assert kinds.loc["all kinds", "n"] == 3
     sure = verdicts.by_sureness(found)
-    assert sure["n"].sum() == 3
-    assert sure["said"].tolist() == pytest.approx([(0.75 + 0.75 + 1 / (1 + np.exp(-1))) / 3])
-    assert sure["mean"].tolist() == pytest.approx([1 / 3])
+    assert sure["questions"].sum() == 3
+    said = (0.75 + 0.75 + 1 / (1 + np.exp(-1))) / 3
+    assert sure[["it says", "it is right"]].to_numpy().tolist() == [[f"{said:.1%}", "33.3%"]]
 
 
 def test_the_plan_tells_what_it_will_cost(world, made, tmp_path):

@@ -46,6 +46,7 @@ from sdslib.io.worlds import ensure
 from sdslib.lab.near_ties import MARGIN
 from sdslib.losses import caption_log_likelihoods
 from sdslib.pairs import load_pairs
+from sdslib.results import formatting
 from sdslib.results.executors import ExecutorError, Job, opened, require
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
 from sdslib.teacher import Teacher, load_teacher
@@ -278,7 +279,13 @@ def by_sureness(verdicts: Verdicts) -> pd.DataFrame:
         _share(f"{max(span.left, 0.5):.0%} to {span.right:.0%}", part, "sure")
         for span, part in asked.groupby(bins, observed=True)
     ]
-    return pd.DataFrame(rows).drop(columns=["measure", "reference"])
+    return readable(pd.DataFrame(rows))
+
+
+def readable(shares: pd.DataFrame) -> pd.DataFrame:
+    """The same as a table to be read: what the teacher says beside how often it is right."""
+    said = {"set": "group", "n": "questions", "said": "it says", "mean": "it is right"}
+    return formatting.percent(shares[[*said, "low", "high"]].rename(columns=said))
 
 
 def _questions(verdicts: Verdicts) -> pd.DataFrame:
@@ -356,7 +363,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if found is None:
         return 1
-    print(by_kind(found).drop(columns=["measure"]).to_string(index=False))
+    print(readable(by_kind(found)).to_string(index=False))
     print(f"{options.output}: {found.passport['captions']:,} captions, "
           f"{found.passport['unet_evaluations']:,} UNet evaluations")  # fmt: skip
     return 0

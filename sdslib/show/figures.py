@@ -265,7 +265,7 @@ def tradeoff(table: pd.DataFrame, note: str = "", plain: Sequence[str] = ()) -> 
         part = table[table["measure"] == measure]
         style.curves(ax, part, "sds_weight", "mean", "series", kinds)
         _weight_axis(ax, sorted(table["sds_weight"].unique()))
-        _untouched_line(ax, part, side="above")
+        _reference_line(ax, part, side="above")
         if measure in plain:
             ax.set_title(measure)
             style.log_axis(ax)
@@ -282,9 +282,9 @@ def tradeoff(table: pd.DataFrame, note: str = "", plain: Sequence[str] = ()) -> 
     )
 
 
-def _untouched_line(ax: Axes, part: pd.DataFrame, side: str) -> None:
+def _reference_line(ax: Axes, part: pd.DataFrame, side: str, name: str = "untouched") -> None:
     if "reference" in part and part["reference"].notna().any():
-        style.mark_line(ax, part["reference"].dropna().iloc[0], "untouched", side=side)
+        style.mark_line(ax, part["reference"].dropna().iloc[0], name, side=side)
 
 
 def _weight_axis(ax: Axes, weights: Sequence[float]) -> None:
@@ -301,12 +301,15 @@ def _weight_axis(ax: Axes, weights: Sequence[float]) -> None:
 
 @styled()
 def bars_by_set(
-    table: pd.DataFrame, note: str = "", title: str = "Which parameters have to move"
+    table: pd.DataFrame,
+    note: str = "",
+    title: str = "Which parameters have to move",
+    reference: str = "untouched",
 ) -> Picture:
     """Shares by trainable set: one panel a measure, one row a set.
 
     Columns set, measure, mean, low, high and, optionally, parameters (millions or any text to put
-    beside the set), reference (e.g. the untouched student), series (e.g. the arm).
+    beside the set), reference (what the parameter `reference` names), series (e.g. the arm).
     """
     series, beside = table.get("series", ""), table.get("parameters")
     words = table["set"] if beside is None else table["set"] + "\n" + beside.astype(str)
@@ -318,7 +321,7 @@ def bars_by_set(
         colors, thick = [kinds[model].color for model in part["model"]], 0.7 / max(2, len(kinds))
         ax.barh(part["place"], part["mean"], thick, color=colors, alpha=0.25, lw=0, zorder=0.9)
         ax.set_xlim(left=0)
-        _untouched_line(ax, part, side="top")
+        _reference_line(ax, part, "top", reference)
     return figure.telling(f"{r.measure} of {r.set} {r.mean:.1%}" for r in table.itertuples())
 
 
