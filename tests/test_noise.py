@@ -7,6 +7,7 @@ from sdslib.arms.negatives import load_negatives
 from sdslib.arms.noise import noisy
 from sdslib.config import FinetuneConfig
 from sdslib.pairs import Pairs
+from sdslib.sets import roles
 
 DRAWN = ["a red circle left of a blue square", "a blue circle above a green star", "a red circle"]
 SAID = ["A brown dog next to a white cat.", "A man in a red shirt rides a black horse.", "Snow."]
@@ -19,7 +20,7 @@ def pairs(captions, count=200):
 
 
 def lies(share, captions=DRAWN, seed=0, **given):
-    config = FinetuneConfig(caption_noise=share, seed=seed, **given)
+    config = FinetuneConfig(caption_noise=share, seed=seed, batch_size=2, **given)
     changed, truth = noisy(pairs(captions), config), list(captions)
     found = {(i, k) for i in range(200) for k, c in enumerate(changed.captions(i)) if c != truth[k]}
     return found, changed, config
@@ -47,6 +48,13 @@ def test_the_images_stay_and_without_noise_everything_does():
     true = pairs(DRAWN)
     assert changed.fingerprint != true.fingerprint
     assert noisy(true, FinetuneConfig()) is true
+
+
+def test_captions_that_cannot_lie_are_told():
+    (told,) = roles.cautions(lies(0.3)[2], lies(0.3)[1])
+    assert "33% of the captions have no false one and stay true, so that 20% lie" in told
+    able = pairs(DRAWN[:2])
+    assert roles.cautions(FinetuneConfig(caption_noise=0.3, batch_size=2), able) == []
 
 
 def test_noise_is_in_a_runs_identity_only_where_there_is_some():

@@ -15,6 +15,7 @@ import numpy as np
 
 from sdslib import benchmarks
 from sdslib.arms.negatives import check as check_negatives
+from sdslib.arms.negatives import load_negatives
 from sdslib.benchmarks import Benchmark
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.hub import cached_dataset
@@ -32,6 +33,7 @@ HELD_OUT, NONE = "held-out", "none"
 MOST_HELD_OUT, FEWEST_HELD_OUT = 500, 10  # pairs; a tenth of all between these
 RETRIEVAL = "retrieval"
 COCO_VAL = "data/coco/annotations/captions_val2017.json::data/coco/val2017"
+FEW_TRUE = 0.05  # share of captions that cannot lie, above which `caption_noise` is told of it
 MOST_LR = 0.1  # a hundred times the learning rate of the mini-world
 KEEP = (*benchmarks.HUB_CLASSES, "zeroshot", RETRIEVAL)
 
@@ -125,6 +127,13 @@ def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
             f"{len(pairs)} images have {texts} different captions, fewer than batch_size {size}: "
             "L_CLIP tells apart captions that are the same; take other pairs or smaller batches"
         )
+    if config.caption_noise:
+        without = load_negatives(config).share_without(pairs.all_captions())
+        if without > FEW_TRUE:
+            found.append(
+                f"caption_noise {config.caption_noise:g}: {without:.0%} of the captions have no "
+                f"false one and stay true, so that {config.caption_noise * (1 - without):.0%} lie"
+            )
     if config.lr > MOST_LR:
         found.append(f"lr {config.lr:g} is far above what trains CLIP (1e-6 to 1e-2); lower it")
     return found
