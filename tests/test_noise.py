@@ -31,6 +31,8 @@ def test_a_share_of_the_captions_that_can_lie_does(captions, source):
     found, changed, config = lies(0.3, captions, negatives=source)
     assert 0.2 < len(found) / 400 < 0.4  # the third caption of each image has no false one
     assert {k for _, k in found} == {0, 1}
+    by_image = [i for i, _ in found]
+    assert {by_image.count(i) for i in by_image} == {1, 2}  # an image's captions lie apart
     false = load_negatives(config)
     for index, place in found:
         assert changed.captions(index)[place] in false.of(captions[place])

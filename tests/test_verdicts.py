@@ -174,6 +174,7 @@ def test_a_block_that_was_damaged_is_told_by_name(world, tmp_path):
 def test_shards_make_the_same_file_in_any_order(world, made, tmp_path):
     for shard in (1, 0):
         work = asked(world, tmp_path / "all.parquet", shards=2, shard=shard)
+        assert work.missing() == [shard]
         assert verdicts.judge(work) is None
     whole = asked(world, tmp_path / "all.parquet")
     assert whole.missing() == []
