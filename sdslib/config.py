@@ -46,6 +46,10 @@ class Arm(NamedTuple):
     judged: bool = False  # the teacher may have said what the term needs before: `verdicts`
     ignores: frozenset[str] = frozenset()  # parameters that its second term never reads
 
+    def asks(self, verdicts: object) -> bool:
+        """Whether it needs a teacher, where these verdicts are named."""
+        return self.sds is not None and not (self.judged and verdicts)
+
     @property
     def unread(self) -> frozenset[str]:
         """Parameters that change nothing: outside the run id, so that one control serves many."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sdslib import losses
-from sdslib.arms.controls import false_captions
+from sdslib.arms.controls import false_captions, told_apart
 from sdslib.config import FinetuneConfig, derive_seed
 from sdslib.train import Models, TermInputs, embed_captions, in_parts, there
 
@@ -45,7 +45,7 @@ def asked(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judged |
     """The teacher's word on each caption and one false one, by the step's own draws."""
     batch = seen.batch
     wrong = false_captions(parties, batch, config)
-    able = [i for i, pair in enumerate(zip(batch.captions, wrong, strict=True)) if len({*pair}) > 1]
+    able = told_apart(batch, wrong)
     if not able:
         return None
     z = there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(seen.image_emb)

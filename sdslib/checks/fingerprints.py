@@ -15,9 +15,7 @@ from sdslib.io.storage import file_sha256
 
 def has_teacher(config: ModelsConfig) -> bool:
     """Whether the arm, where there is one, needs a teacher at all."""
-    if not isinstance(config, FinetuneConfig):
-        return True
-    return ARMS[config.arm].sds is not None and not config.has_verdicts
+    return not isinstance(config, FinetuneConfig) or ARMS[config.arm].asks(config.verdicts)
 
 
 def of_files(hashes: Mapping[str, str]) -> str:

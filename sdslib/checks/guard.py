@@ -124,7 +124,7 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
         problems.append(student_problem(values["clip_model"], values["clip_pretrained"]))
     arm = arm_of(values.get("arm"))
-    idle = arm and (arm.sds is None or (arm.judged and values.get("verdicts")))
+    idle = arm and not arm.asks(values.get("verdicts"))
     if "teacher" in values and not idle and bad.isdisjoint(("teacher", "variant")):
         problems.append(teacher_problem(values["teacher"], values.get("variant")))
     if values.get("verdicts") and "verdicts" not in bad:

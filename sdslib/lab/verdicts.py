@@ -43,7 +43,7 @@ from sdslib.io.sources import DataError
 from sdslib.io.state import plain_torch
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import ensure
-from sdslib.lab.near_ties import MARGIN
+from sdslib.lab.near_ties import MARGIN, smallest_lead
 from sdslib.losses import caption_log_likelihoods
 from sdslib.pairs import load_pairs
 from sdslib.results import formatting
@@ -192,7 +192,7 @@ class Judge:
         return pa.table(columns, SCHEMA)
 
     def _is_near(self, values: np.ndarray) -> bool:
-        return len(values) > 1 and float(np.diff(np.sort(values)[-2:])[0]) < self.margin
+        return smallest_lead(values[None]) < self.margin
 
 
 def judge(
