@@ -1,4 +1,4 @@
-"""Winoground, ARO, SugarCrepe, zero-shot and retrieval sets as items, in the authors' own files.
+"""The sets that CLIP is measured on as items, in the authors' own files.
 
 An item has images, captions and, where there is a choice, the place of the true caption. Captions
 stand in the authors' order: with argmax for a strict `>` their treatment of ties comes out too.
@@ -30,8 +30,12 @@ TOTALS = {
     "coco-order": 25_010,
     "flickr-order": 5_000,
     "sugarcrepe": 7_511,
+    "mmvp": 135,
+    "bivlc": 2_933,
+    "colorswap": 300,
+    "cola": 210,
+    "vismin": 2_084,
 }
-VAL2017 = "COCO's val2017, http://images.cocodataset.org/zips/val2017.zip"
 HUB_CLASSES = {
     "cifar10": ("uoft-cs/cifar10", "test", "label"),
     "cifar100": ("uoft-cs/cifar100", "test", "fine_label"),
@@ -125,7 +129,8 @@ def _plain(caption: str) -> str:
 
 def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchmark:
     """A benchmark by name: `mini:winoground`, `mini:winoground:val`, `winoground`, `cifar10`, or
-    NAME:SOURCE, as `aro-relation:data/aro`, `coco-order:data/coco/coco_karpathy_test.json`.
+    NAME:SOURCE, as `aro-relation:data/aro`, `coco-order:data/coco/coco_karpathy_test.json`,
+    `bivlc:imirandam/BiVLC@REVISION`.
 
     CIFAR and ImageNet are read from the folder `data/NAME` where there is one, else from the Hub;
     `wordnet` names the classes of a folder whose 1,000 folders are WordNet ids. Raises `DataError`
@@ -152,5 +157,7 @@ LOADERS: dict[str, tuple[str, str]] = {  # name -> its loader, and where it usua
     "coco-order": ("sets.aro:coco_order", "data/coco/coco_karpathy_test.json"),
     "flickr-order": ("sets.aro:flickr_order", "data/flickr30k/flickr30k_test.json"),
     "sugarcrepe": ("sets.sugarcrepe:sugarcrepe", "data/sugarcrepe"),
+    **{name: (f"sets.grids:{name}", f"data/{name}")
+       for name in ("mmvp", "bivlc", "colorswap", "cola", "vismin")},
     "zeroshot": ("sets.zero_shot:zero_shot", "data/zeroshot"),
-}
+}  # fmt: skip

@@ -68,6 +68,7 @@ DOORS = {
     "pydantic": {
         *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
+        "sets.grids",
     },
     "spacy": {"sets.shuffles"},
     "safetensors": {

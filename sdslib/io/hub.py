@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import httpx2
 
@@ -37,13 +38,15 @@ WAITS = (1.0, 4.0)  # seconds before the second and the third time
 LONGEST_WAIT_S = 20.0
 WORD_S = 5.0
 MODEL_LOCAL = "a folder with the model's files"
+MODEL, DATA_SET = "model", "data set"
 _Answer = TypeVar("_Answer")
 
 
 class Snapshot(NamedTuple):
     """A repository at one commit: its files with the SHA-256 of each, or '' where none is told.
 
-    `refused` says why the Hub was not asked or did not answer, where the local cache was read.
+    `refused` says why the Hub was not asked or did not answer, where the local cache was read;
+    `kind` is model or data set, and `local` what errors name in its place.
     """
 
     repo: str
@@ -51,11 +54,16 @@ class Snapshot(NamedTuple):
     commit: str
     files: Mapping[str, str]
     refused: AccessError | None = None
+    kind: str = MODEL
+    local: str = MODEL_LOCAL
 
 
 def is_repo(source: str) -> bool:
-    """Whether a source can only be a Hub id: `owner/name`, and no folder `owner` is here."""
-    return bool(REPO_ID.match(source)) and not project_path(source).parent.is_dir()
+    """Whether a source can only be a Hub id: `owner/name`, and no folder `owner` is here.
+
+    A revision may follow: `owner/name@REVISION`.
+    """
+    return bool(REPO_ID.match(source)) and not project_path(source.partition("/")[0]).is_dir()
 
 
 def patience() -> float:
@@ -66,12 +74,14 @@ def patience() -> float:
         return 60.0
 
 
-# --- models --------------------------------------------------------------------------------------
+# --- models, and data sets as files --------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
-def look(repo: str, revision: str | None = None, local: str = MODEL_LOCAL) -> Snapshot:
-    """What a model repository holds; nothing is fetched.
+def look(
+    repo: str, revision: str | None = None, local: str = MODEL_LOCAL, kind: str = MODEL
+) -> Snapshot:
+    """What a repository holds; nothing is fetched.
 
     A process sees one commit of a revision: what is loaded is what the run's id was made of.
     Out of reach, what the local cache holds is given back. AccessError says which of the refusals
@@ -80,21 +90,26 @@ def look(repo: str, revision: str | None = None, local: str = MODEL_LOCAL) -> Sn
     from huggingface_hub import HfApi
 
     try:
-        info = _asked(repo, lambda: HfApi().model_info(
-            repo, revision=revision, files_metadata=True, timeout=patience()))  # fmt: skip
-        told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in info.siblings or ()}
-        return Snapshot(repo, revision or "main", str(info.sha), told)
+        info = _asked(repo, lambda: HfApi().repo_info(
+            repo, repo_type=_type(kind), revision=revision, files_metadata=True,
+            timeout=patience()))  # fmt: skip
+        told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in _siblings(info)}
+        return Snapshot(repo, revision or "main", str(info.sha), told, None, kind, local)
     except Exception as error:  # the hub client raises a dozen unrelated types
-        refused = refusal(error, repo, "model", local, revision)
-        found = None if refused.reason in (NO_REVISION, DAMAGED) else cached(repo, revision)
+        refused = refusal(error, repo, kind, local, revision)
+        found = None if refused.reason in (NO_REVISION, DAMAGED) else cached(repo, revision, kind)
         if found is None:
             raise refused from error
-        return found._replace(refused=refused)
+        return found._replace(refused=refused, local=local)
 
 
-def cached(repo: str, revision: str | None = None) -> Snapshot | None:
-    """What the local cache holds of a model repository, without a network; None if nothing."""
-    folder, revision = cache_folder(repo), revision or "main"
+def _siblings(info: Any) -> Sequence[Any]:
+    return info.siblings or ()  # the client's type for a kind that is named at run time is a union
+
+
+def cached(repo: str, revision: str | None = None, kind: str = MODEL) -> Snapshot | None:
+    """What the local cache holds of a repository, without a network; None if nothing."""
+    folder, revision = cache_folder(repo, kind), revision or "main"
     kept = folder / "refs" / revision
     commit = kept.read_text().strip() if kept.is_file() else revision
     root = folder / "snapshots" / commit
@@ -102,7 +117,7 @@ def cached(repo: str, revision: str | None = None) -> Snapshot | None:
         return None
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     files = {p.relative_to(root).as_posix(): _sha256_of_name(p.resolve().name) for p in paths}
-    return Snapshot(repo, revision, commit, files)
+    return Snapshot(repo, revision, commit, files, kind=kind)
 
 
 def bring(found: Snapshot, names: Iterable[str]) -> Path:
@@ -111,7 +126,7 @@ def bring(found: Snapshot, names: Iterable[str]) -> Path:
     A file in the cache that is not is dropped and fetched once more. AccessError where that does
     not help, or the Hub is out of reach.
     """
-    folder = cache_folder(found.repo) / "snapshots" / found.commit
+    folder = cache_folder(found.repo, found.kind) / "snapshots" / found.commit
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -143,11 +158,12 @@ def _fetch(found: Snapshot, name: str, force: bool = False) -> Path:
 
     try:  # the client itself asks again here, five times
         with _word(f"{found.repo}/{name}"):
-            return Path(hf_hub_download(found.repo, name, revision=found.commit,
-                                        etag_timeout=patience(), force_download=force))  # fmt: skip
+            return Path(hf_hub_download(found.repo, name, repo_type=_type(found.kind),
+                                        revision=found.commit, etag_timeout=patience(),
+                                        force_download=force))  # fmt: skip
     except Exception as error:  # the hub client raises a dozen unrelated types
         named = None if found.revision == "main" else found.revision
-        raise refusal(error, found.repo, "model", MODEL_LOCAL, named) from error
+        raise refusal(error, found.repo, found.kind, found.local, named) from error
 
 
 def _again(found: Snapshot, name: str, path: Path) -> Path:
@@ -202,17 +218,38 @@ def _sha256_of_name(name: str) -> str:
 
 def _keep_ref(found: Snapshot) -> None:
     """Say in the cache, in its own form, which commit the revision is: offline reads it there."""
-    kept = cache_folder(found.repo) / "refs" / found.revision
+    kept = cache_folder(found.repo, found.kind) / "refs" / found.revision
     if not kept.is_file() or kept.read_text() != found.commit:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(kept, found.commit.encode())
 
 
-def cache_folder(repo: str) -> Path:
-    """Where the Hub's cache has what it holds of a model repository."""
+def cache_folder(repo: str, kind: str = MODEL) -> Path:
+    """Where the Hub's cache has what it holds of a repository."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    name = f"{_type(kind)}s--{repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE).expanduser() / name
+
+
+def _type(kind: str) -> str:
+    """What the hub client calls a kind of repository."""
+    return "model" if kind == MODEL else "dataset"
+
+
+def data_set_files(source: str, patterns: Sequence[str], local: str) -> Path:
+    """The folder of a data set `owner/name` or `owner/name@REVISION` with those of its files that
+    fit one of the patterns, each equal to its hash.
+
+    `local` says, in errors, what to give in its place. Raises `AccessError`, and `DataError` where
+    no file fits.
+    """
+    repo, _, revision = source.partition("@")
+    found = look(repo, revision or None, local, DATA_SET)
+    names = [name for name in found.files if any(fnmatch(name, p) for p in patterns)]
+    if not names:
+        raise DataError(f"{source}: holds no {' or '.join(patterns)}; give {local}")
+    return bring(found, names)
 
 
 def _below_cache(blob: Path) -> str:
@@ -228,6 +265,7 @@ def hub_dataset(
 ) -> datasets.Dataset:
     """Load one split of a Hub data set, images left encoded; asks for access first.
 
+    `repo` may be `owner/name@REVISION`.
     Where that is refused the local cache is used, with a warning unless there is no network.
     `local` says, in errors, what to give in its place. Raises `AccessError` with its reason,
     `DataError` where the split is not there. Never runs code from the Hub; the token is `HF_TOKEN`
@@ -235,10 +273,12 @@ def hub_dataset(
     """
     import datasets
 
+    repo, _, revision = repo.partition("@")
     refused = hub_access(repo, local)
     try:
         with cache_only(refused is not None), _word(f"data set {repo}"):
-            found = undecoded(datasets.load_dataset(repo, config, split=split))
+            at = revision or None
+            found = undecoded(datasets.load_dataset(repo, config, split=split, revision=at))
     except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
         if refused is None and (_status(reason) or isinstance(reason, httpx2.HTTPError)):
             refused = refusal(reason, repo, "data set", local)

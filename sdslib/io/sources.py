@@ -6,6 +6,7 @@ was expected, and what to do next. The only door to `datasets`.
 
 from __future__ import annotations
 
+import csv
 import html
 import io
 import json
@@ -35,7 +36,7 @@ WORD_LIMIT = 1_000  # letters in a row: the time of CLIP's tokenizer grows with 
 COCO_SPLIT = re.compile("(?:train|val|test)20(?:14|17)")
 COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
-REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")  # at a revision
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 HTTP_TIMEOUT_S = 30.0
 Model = TypeVar("Model", bound=BaseModel)
@@ -104,11 +105,14 @@ class Root:
     """A folder whose files are named by somebody else's annotations, so nothing may lead out of it.
 
     Folders are listed once each, so that 118,287 names cost no 118,287 system calls. `origin` says
-    where the images come from; of COCO's the names tell it.
+    where the images come from; of COCO's the names tell it. Links may lead into `store`, too.
     """
 
-    def __init__(self, folder: Path | str, origin: str = "") -> None:
+    def __init__(
+        self, folder: Path | str, origin: str = "", store: Path | str | None = None
+    ) -> None:
         self.folder, self.origin = Path(folder), origin
+        self._store = store and os.path.realpath(store)
         if not self.folder.is_dir():
             what = f"{self.folder} is not a folder; give the folder that holds the images"
             raise DataError(what + self._from(self.folder.name))
@@ -165,7 +169,8 @@ class Root:
         return self._listings[parent]
 
     def _inside(self, real: str) -> bool:
-        return real == self._real or real.startswith(self._real.rstrip(os.sep) + os.sep)
+        homes = [home.rstrip(os.sep) + os.sep for home in (self._real, self._store) if home]
+        return real == self._real or real.startswith(tuple(homes))
 
     def _missing(self, pure: PurePosixPath) -> str:
         listing = self._listing(str(pure.parent), "")
@@ -212,6 +217,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 raise DataError(f"{path.name}:{number}: not valid JSON ({reason})") from None
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path.name}:{number}: expected an object, got {_kind(rows[-1])}")
+    return rows
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; raises `DataError`."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        rows, names = [*reader], reader.fieldnames or ()
+    except csv.Error as reason:
+        raise DataError(f"{path.name}:{reader.line_num}: not valid CSV ({reason})") from None
+    if missing := [name for name in columns if name not in names]:
+        first = _kind(",".join(names))
+        raise DataError(f"{path.name}: columns missing: {', '.join(missing)}; it has {first}")
+    for index, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise DataError(f"{path.name}[{index}]: expected {len(names)} fields; fetch it again")
     return rows
 
 

@@ -121,13 +121,28 @@ def read_parquet(path: Path | BinaryIO, columns: Sequence[str] | None = None) ->
             raise ValueError("its metadata contradicts itself about the number of rows")
         if sum(rows) * metadata.num_columns > MOST_CELLS:
             raise ValueError(f"it claims more than {MOST_CELLS:,} cells")
-        names = file.schema_arrow.names
-        _unlike(names)
-        if missing := sorted(set(columns or ()) - set(names)):
-            raise ValueError(f"columns missing: {', '.join(missing)}")
+        _columns(file.schema_arrow.names, columns)
         found = file.read(None if columns is None else list(columns))
         found.validate(full=True)  # offsets and UTF-8, which readers take on trust
         return found
+
+
+def read_arrow(path: Path, columns: Sequence[str]) -> pa.Table:
+    """These columns of a file as `datasets` saves it, mapped and not copied into memory; raises as
+    `read_parquet` does."""
+    import pyarrow as pa
+
+    with declared(), pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        _columns(stream.schema.names, columns)
+        found = stream.read_all().select(list(columns))
+        found.validate(full=True)
+        return found
+
+
+def _columns(names: Sequence[str], wanted: Sequence[str] | None) -> None:
+    _unlike(names)
+    if missing := sorted(set(wanted or ()) - set(names)):
+        raise ValueError(f"columns missing: {', '.join(missing)}")
 
 
 def read_frame(path: Path | BinaryIO) -> pd.DataFrame:

@@ -3,8 +3,11 @@
     winoground  two images, two captions of the same words
     aro         relations, attributes and order
     sugarcrepe  false captions of seven kinds
+    grids       other sets of two images and two captions
     zero_shot   classes as captions
     retrieval   which caption belongs to which image of them all
+    origins     whose each set is, its licence and size, and the way to get it
+    image_tables  rows with images inside: parquet and arrow
     pair_files  image-caption pairs in the forms that people keep them in
     roles       which sets a run trains on, chooses on, reports, and must not do worse on
     shuffles    ARO's order negatives, made once and frozen

@@ -1,7 +1,8 @@
 """Training images that a test set holds: told by COCO's ids, reported, and left out on request.
 
-The file names of COCO, COCO-Order and SugarCrepe tell the id. ARO's images are Visual Genome's,
-whose image_data.json says which of them are COCO's. Of a picture without an id nothing is told.
+The file names of COCO, COCO-Order and SugarCrepe tell the id. ARO's and Cola's images are Visual
+Genome's, whose image_data.json says which of them are COCO's. Of a picture without an id nothing
+is told.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from sdslib.benchmarks import Benchmark
 from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError, check_rows, coco_id, read_json
 from sdslib.pairs import Pairs
+
+OF_VISUAL_GENOME = ("aro-relation", "aro-attribution", "cola")
 
 
 class VgImage(BaseModel):
@@ -41,10 +44,10 @@ class Shared(NamedTuple):
 def coco_ids(benchmark: Benchmark, vg_image_data: str | Path | None = None) -> set[str]:
     """The COCO ids of a benchmark's images.
 
-    Raises `DataError` for ARO where Visual Genome's image_data.json is absent.
+    Raises `DataError` for ARO and Cola where Visual Genome's image_data.json is absent.
     """
     names = {ref.name for item in benchmark.items for ref in item.images}
-    if not benchmark.name.startswith("aro-"):
+    if benchmark.name not in OF_VISUAL_GENOME:
         return {found for name in names if (found := coco_id(name))}
     if vg_image_data is None or not project_path(vg_image_data).is_file():
         raise DataError(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sdslib.benchmarks import TOTALS, VAL2017, Benchmark, Item
+from sdslib.benchmarks import TOTALS, Benchmark, Item
 from sdslib.io.paths import project_path
 from sdslib.io.sources import Caption, DataError, Root, check_rows, file_refs, read_json
+from sdslib.sets.origins import VAL2017
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
               "swap_obj")  # fmt: skip

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, Field
 
 from sdslib.benchmarks import TOTALS, Benchmark, Item
-from sdslib.io import storage
 from sdslib.io.hub import hub_dataset, is_repo
 from sdslib.io.images import ENDINGS, ImageRef
 from sdslib.io.paths import project_path
@@ -28,9 +24,9 @@ from sdslib.io.sources import (
     is_list,
     read_json,
     read_json_lines,
-    refuse_pointer,
     unique_ids,
 )
+from sdslib.sets.image_tables import Ref, image_table
 
 
 class WinogroundRow(BaseModel):
@@ -52,7 +48,6 @@ WINOGROUND_LOCAL = (
     "benchmark='winoground:data/winoground')"
 )
 DIWAN_TAGS = "new_tag_assignments.json"
-Ref = Callable[[int, str], ImageRef]  # of an image by its row and column
 
 
 def winoground(
@@ -107,40 +102,9 @@ def _from_files(path: Path, split: str) -> tuple[list, Ref]:
         found = next((f for p in patterns if (f := sorted(path.glob(p)))), [])
     if not found:
         raise DataError(f"{path} holds no Winoground; give {WINOGROUND_LOCAL}")
-    return _from_parquet(found) if found[0].suffix == ".parquet" else _from_jsonl(found[0])
-
-
-def _from_parquet(paths: Sequence[Path]) -> tuple[list, Ref]:
-    names, parts = "+".join(path.name for path in paths), []
-    for path in paths:
-        refuse_pointer(path)
-        with _as_winoground(path.name):
-            parts.append(storage.read_parquet(path, WINOGROUND_COLUMNS))
-    with _as_winoground(names):
-        table = pa.concat_tables(parts, promote_options="permissive")
-        rows = table.drop_columns([*IMAGES]).to_pylist()
-        cells = {column: table[column].combine_chunks().field("bytes").cast(pa.binary())
-                 for column in IMAGES}  # fmt: skip
-
-    def ref(row: int, column: str) -> ImageRef:
-        name, cell = f"{names}[{row}].{column}", cells[column][row]
-        if not cell.is_valid:
-            raise DataError(f"{name}: has no bytes; fetch the file again")
-        return ImageRef(name, cell.as_py, size=len(cell.as_buffer()))
-
-    return rows, ref
-
-
-@contextmanager
-def _as_winoground(name: str) -> Iterator[None]:
-    try:
-        with storage.declared():
-            yield
-    except (OSError, ValueError) as reason:
-        raise DataError(
-            f"{name} cannot be read ({reason}); expected parquet with the columns "
-            f"{', '.join(WINOGROUND_COLUMNS)}"
-        ) from None
+    if found[0].suffix == ".parquet":
+        return image_table(found, [*WinogroundRow.model_fields], IMAGES)
+    return _from_jsonl(found[0])
 
 
 def _from_jsonl(path: Path) -> tuple[list, Ref]:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("annotations", "coco", "parquet", "run", "checkpoint", "config", "shard", "image")
+NAMES = ("annotations", "coco", "parquet", "sets", "run", "checkpoint", "config", "shard", "image")
 IDLE = 20  # times the processor's time that a parser may take on a busy machine
 CORPUS, FOUND = Path(__file__).parent / "corpus", Path(tempfile.gettempdir()) / "fuzz-found"
 

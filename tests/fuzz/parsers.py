@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from sdslib import tables
+from sdslib.benchmarks import load_benchmark
 from sdslib.io import lock, model_files, runs, sources, storage
 from sdslib.io.images import ImageError, open_image
 from sdslib.metrics import ScoreError
@@ -84,6 +85,26 @@ def parquet(data: bytes, folder: Path) -> None:
     comparison.read_scores(folder / "test.parquet")
     if first is not None:
         raise first
+
+
+# Set -> the files that its reader takes
+READ = {"mmvp": ["Questions.csv"], "bivlc": ["test-0.parquet"], "vismin": ["data-0.arrow"],
+        "colorswap": ["test.json"],
+        "cola": ["COLA_multiobjects_matching_benchmark.json"]}  # fmt: skip
+
+
+def benchmark_files(data: bytes, folder: Path) -> None:
+    """Each set's own file in turn, with an image that it may name."""
+    for name, files in READ.items():
+        home = folder / name
+        for images in ("images", "MLLM_VLM Images/P"):
+            (home / images).mkdir(parents=True, exist_ok=True)
+            (home / images / "1.jpg").write_bytes(_png())
+        for file in files:
+            (home / file).write_bytes(data)
+        with contextlib.suppress(sources.DataError, ImageError):
+            for item in load_benchmark(f"{name}:{home}").items:
+                item.images[0].load()
 
 
 def run(data: bytes, folder: Path) -> None:
@@ -188,6 +209,25 @@ def _parquet_seed() -> dict[str, bytes]:
     return found
 
 
+def _sets_seed() -> dict[str, bytes]:
+    cell = {"bytes": _png(), "path": "000000000001.jpg"}
+    images = {"image_0": cell, "image_1": cell}
+    table = pa.Table.from_pylist(
+        [images | {"id": 0, "text_0": "a", "text_1": "b", "category": "c"}]
+    )
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    colors = {"id": 0, "caption_1": "a", "caption_2": "b", "image_1": "images/1.jpg",
+              "image_2": "images/1.jpg", "image_source": "m", "caption_source": "h"}  # fmt: skip
+    return {
+        "arrow": file.getvalue(),
+        "csv": b'Question ID,Type,Statement\r\n1,P,a\r\n2,P,"b, c"\r\n',
+        "colors": json.dumps([colors]).encode(),
+        "cola": json.dumps([["http://h/1.jpg", "a", "http://h/1.jpg", "b"]]).encode(),
+    }
+
+
 def _shard_seed() -> dict[str, bytes]:
     found = {}
     for name, note in (("txt", b"a b"), ("json", b'{"caption": ["a", "b"]}')):
@@ -227,6 +267,7 @@ PARSERS = {
     "parquet": Parser(
         parquet, (sources.DataError, ImageError, tables.TableError, ScoreError), _parquet_seed
     ),
+    "sets": Parser(benchmark_files, (), _sets_seed),
     "run": Parser(run, (), run_files),
     "checkpoint": Parser(checkpoint, (model_files.WeightsError,), _weights_seed),
     "config": Parser(model_config, (model_files.WeightsError,), _config_seed),

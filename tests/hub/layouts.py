@@ -2,7 +2,7 @@
 
 Stable Diffusion 1.4, 1.5 and 2.1 as diffusers' first releases left them on the Hub (old names of
 the VAE's attention, `position_ids` in the text encoder, pickles and fp16 variants beside, a safety
-checker, a checkpoint at the root), open_clip's models, and Winoground.
+checker, a checkpoint at the root), open_clip's models, Winoground, and sets beside it.
 """
 
 import gzip
@@ -162,6 +162,64 @@ def winoground(folder: Path, count: int = 18) -> Path:
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n"
     (folder / "README.md").write_text(f"{card}    path: data/test-*\n---\n# Winoground\n")
     write(folder / "statistics/language_bias.json", {})
+    return folder
+
+
+def bivlc(folder: Path, count: int = 6) -> Path:
+    """imirandam/BiVLC: two parquet files, the images under COCO's names."""
+    rows = [{"image": picture(i) | {"path": f"{i:012d}.jpg"}, "caption": f"a dog beside cat {i}",
+             "negative_caption": f"a cat beside dog {i}", "negative_image": picture(50 + i),
+             "type": ("replace", "swap", "add")[i % 3], "subtype": ("obj", "att")[i % 2]}
+            for i in range(count)]  # fmt: skip
+    return _tables(folder, rows, ("image", "negative_image"))
+
+
+def colorswap(folder: Path, count: int = 4) -> Path:
+    """stanfordnlp/colorswap: parquet of its test split."""
+    rows = [{"id": 9 + 2 * i, "image_1": picture(i), "image_2": picture(50 + i),
+             "caption_1": f"a blue raft on white water {i}",
+             "caption_2": f"a white raft on blue water {i}",
+             "image_source": "midjourney", "caption_source": "human"}
+            for i in range(count)]  # fmt: skip
+    return _tables(folder, rows, ("image_1", "image_2"))
+
+
+def vismin(folder: Path, count: int = 8) -> Path:
+    """mair-lab/vismin-bench: arrow files below data/test, as `save_to_disk` leaves them."""
+    kinds = ("object", "attribute", "counting", "relation")
+    rows = [{"image_0": picture(i), "text_0": f"one cat {i}", "image_1": picture(50 + i),
+             "text_1": f"two cats {i}", "id": str(i), "category": kinds[i % 4]}
+            for i in range(count)]  # fmt: skip
+    made = _dataset(rows, ("image_0", "image_1"))
+    datasets.DatasetDict({"test": made}).save_to_disk(folder / "data", num_shards={"test": 2})
+    return folder
+
+
+def mmvp(folder: Path, pairs: int = 3) -> Path:
+    """MMVP/MMVP_VLM: Questions.csv, and the images in one folder a pattern."""
+    lines, patterns = ["Question ID,Type,Statement"], ("Orientation", "Structural Character")
+    for i in range(1, 2 * pairs + 1):
+        pattern = patterns[(i - 1) // 2 % 2]
+        lines.append(f'{i},{pattern},"a dog, facing {("left", "right")[i % 2]} {i}"')
+        home = folder / "MLLM_VLM Images" / pattern
+        home.mkdir(parents=True, exist_ok=True)
+        (home / f"{i}.jpg").write_bytes(picture(i, "JPEG")["bytes"])
+    (folder / "Questions.csv").write_text("\r\n".join(lines) + "\r\n")
+    return folder
+
+
+def _dataset(rows: list[dict], images: tuple[str, ...]) -> datasets.Dataset:
+    made = datasets.Dataset.from_list(rows)
+    for column in images:
+        made = made.cast_column(column, datasets.Image(decode=False))
+    return made
+
+
+def _tables(folder: Path, rows: list[dict], images: tuple[str, ...]) -> Path:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    made = _dataset(rows, images)
+    for n in range(2):
+        made.shard(2, n).to_parquet(folder / f"data/test-0000{n}-of-00002.parquet")
     return folder
 
 
