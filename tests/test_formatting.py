@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from sdslib import guard
 from sdslib.results import formatting
 
 
@@ -141,3 +142,28 @@ def test_what_is_not_there_is_blank():
 def test_only_what_varies_is_listed():
     table = pd.DataFrame({"run": ["a", "b"], "state": "finished", "seed": 0, "arm": ["x", "y"]})
     assert list(formatting.varying(table, "state")) == ["run", "state", "arm"]
+
+
+def test_the_settings_in_force_say_what_the_preset_gave_and_what_was_asked():
+    namespace = {"lr": 0.01, "epochs": 2, "sds_weight": 0, "seed": 0, "steps": None, "arm": None}
+    config = guard(namespace)
+    told = formatting.settings_table(config, namespace["_guarded"]).set_index("parameter")
+    assert list(told.index[:6]) == [name for name in namespace if name != "_guarded"]
+    wanted = {
+        "lr": ["0.01", "0.001", "0.01"],
+        "epochs": ["2", "None", "2"],
+        "steps": ["None", "150", ""],
+        "arm": ["clip-only", "sds", ""],
+        "sds_weight": ["0.0", "0.001", "0"],
+        "seed": ["0", "0", ""],
+        "warmup": ["15", "15", ""],
+    }
+    assert {name: told.loc[name].tolist() for name in wanted} == wanted
+    page = formatting.in_force(config, namespace | {"threads": None}).data
+    shown, _, folded = page.partition("<details>")
+    assert "<td>warmup</td>" in folded
+    assert "<td>arm</td>" in shown
+    changed = guard({"warmup": 3})
+    assert (
+        "<td>warmup</td>" in formatting.in_force(changed, {"_guarded": {"warmup": 3}}).data[:2000]
+    )

@@ -11,6 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from papermill.inspection import inspect_notebook
+
+from sdslib.checks import guard
+from sdslib.checks.notebooks import SELDOM
+from sdslib.results.grid import read_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 12
@@ -131,7 +136,23 @@ def told_cells(notebook) -> list[str]:
     return ["more than two code cells follow one sentence"] if "ccc" in story else []
 
 
+def ends_with_the_answer(notebook) -> list[str]:
+    told, last = notebook.cells[-2:]
+    if last.cell_type != "code" or not told.source.startswith("The answer"):
+        return ["the last cell is no answer with a sentence before it that says so"]
+    return []
+
+
+def settings_in_force(notebook) -> list[str]:
+    first = next((i for i, cell in enumerate(notebook.cells) if is_parameters(cell)), None)
+    after = notebook.cells[first + 2 : first + 4] if first is not None else []
+    shown = any("in_force(config, globals())" in cell.source for cell in after)
+    return [] if shown else ["no table of the settings in force after the guard"]
+
+
 RULES: list[Callable] = [
+    ends_with_the_answer,
+    settings_in_force,
     first_cell,
     parameters_cell,
     guard_cell,
@@ -184,6 +205,8 @@ def good():
             new_markdown_cell("# A question?\n\n*Reads* a.\n*Writes* b.\n*Takes* c."),
             new_code_cell("steps = 3  # how many\nlr = None", metadata={"tags": ["parameters"]}),
             new_code_cell("from sdslib import guard\n\nconfig = guard(globals())"),
+            new_markdown_cell("The settings."),
+            new_code_cell("formatting.in_force(config, globals())"),
             new_markdown_cell("The answer."),
             new_code_cell("from sdslib import figures"),
         ],
@@ -226,6 +249,9 @@ BROKEN = {
     "a while": (thin_cells, edit(4, "while False:\n    pass")),
     "a try": (thin_cells, edit(4, "try:\n    pass\nfinally:\n    pass")),
     "no sentence": (told_cells, lambda n: n.cells.pop(3)),
+    "no answer": (ends_with_the_answer, lambda n: n.cells.pop()),
+    "another end": (ends_with_the_answer, add(new_markdown_cell("More."), new_code_cell("1"))),
+    "no settings": (settings_in_force, edit(4, "config")),
     "three cells in a row": (told_cells, add(new_code_cell("1"), new_code_cell("2"))),
 }
 
@@ -240,3 +266,19 @@ def test_a_break_of_the_form_is_seen(case, good):
 def test_an_output_is_seen(good):
     good.cells[4].outputs.append(nbformat.v4.new_output("stream", text="3"))
     assert clean_source(good)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermills_help_tells_of_every_parameter_its_type_and_range(path):
+    cls, defaults = read_notebook(path)
+    told = inspect_notebook(path)
+    assert list(told) == list(defaults)
+    for name, parameter in told.items():
+        assert parameter["inferred_type_name"] == guard.kind(cls, name)
+        assert parameter["help"].startswith(guard.bounds(cls, name))
+        few = guard.choices(cls, name)
+        missing = [choice for choice in few if choice not in parameter["help"]]
+        assert not missing or "..." in parameter["help"]
+    seldom = [name in SELDOM for name in told]
+    assert seldom == sorted(seldom)  # they stand below the rest
+    assert ("# seldom given" in nbformat.read(path, as_version=4).cells[1].source) == any(seldom)

@@ -1,11 +1,13 @@
 """Every notebook, executed by papermill as a user would, on a reduced setting."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 from sdslib.io.paths import project_root
 
@@ -41,6 +43,24 @@ def outputs(path):
     return [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
 
 
+def words(cell):
+    """What a cell's outputs say, without markup."""
+    told = [o.get("data", {}).get("text/html") or o.get("text", "") for o in cell["outputs"]]
+    page = BeautifulSoup(" ".join("".join(lines) for lines in told), "html.parser")
+    for style in page.select("style"):
+        style.decompose()
+    return page.get_text(" ")
+
+
+def not_above(path):
+    """The figures of the last cell that no output before it shows."""
+    *before, last = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    above = " ".join(map(words, before))
+    assert 'class="answer"' in json.dumps(last["outputs"]).replace("\\", "")
+    figures = re.findall(r"[+−]?\d+(?:\.\d+)?%?", words(last))
+    return [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?!\.?\d)", above)]
+
+
 def test_every_notebook_has_a_reduced_setting():
     assert set(REDUCED) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
@@ -58,6 +78,7 @@ def test_notebook_runs_and_leaves_figures_and_tables(name, tmp_path):
     assert "text/html" in kinds
     assert "application/vnd.jupyter.widget-view+json" not in kinds
     assert [o["text"] for o in outputs(out) if o.get("name") == "stderr"] == []  # no warning
+    assert not_above(out) == []
 
 
 @pytest.mark.slow

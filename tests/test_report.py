@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from types import SimpleNamespace
 
 import pages
 import pandas as pd
@@ -18,7 +17,7 @@ from sdslib import experiment
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io.sources import AccessError
-from sdslib.results import failures, finetuned, formatting, settings
+from sdslib.results import answers, failures, finetuned, formatting, settings
 from sdslib.show import atlas, modelcard, pdf, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
@@ -179,19 +178,16 @@ def test_seeds_are_summed_up_over_seeds_and_items(told, saved):
     assert "over 2 seeds" in saved[1]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "word"),
-    [(-0.01, 0.05, "no difference shown"), (0.0, 0.05, "no difference shown"),
-     (0.001, 0.05, "higher"), (-0.05, 0.0, "no difference shown"), (-0.05, -0.001, "lower")],
-)  # fmt: skip
-def test_only_an_interval_beside_0_shows_a_difference_whatever_its_middle(low, high, word):
-    row = {"comparison": "b against a", "metric": "text", "difference": (low + high) / 2,
-           "low": low, "high": high}  # fmt: skip
-    tested = report.verdict(SimpleNamespace(**row, p=0.0001, mdd=0.015, n=9))
-    limit = "9 items show differences from about 1.5 points on."
-    assert tested.endswith(f" points, p <0.001: {word}; {limit}")
-    over = report.verdict(SimpleNamespace(**row, seeds=3))
-    assert over.endswith(f" points over 3 seeds: {word}.")
+def test_the_answer_is_one_sentence_a_setting_and_holds_the_figures_above_it(told, saved):
+    (first,) = (answers.of_setting(case) for case in told.cases)
+    assert first.split(": ")[1].startswith("over 2 seeds")
+    assert flat(first) in flat(saved[1])
+    assert first in report.answer(told)
+    assert "page, PDF and 5 figures; 1 model card" in report.answer(told)
+    row = report.changes(told).xs("text", level="metric").iloc[0]
+    change, _, interval = row["difference"].partition(" ")
+    assert f"{change} points {interval}" in first
+    assert f"{row['smallest']} points or more" in first
 
 
 def test_the_examples_are_flips_both_ways_and_then_the_largest_changes(told):

@@ -349,7 +349,7 @@ def test_calibration_counts_by_kind_and_by_sureness(tmp_path):
     assert kinds.loc["color", ["n", "mean", "said"]].tolist() == [2, 0.5, pytest.approx(0.5)]
     assert kinds.loc["both", ["n", "mean"]].tolist() == [1, 0]
     assert kinds.loc["all kinds", "n"] == 3
-    sure = verdicts.by_sureness(found)
+    sure = verdicts.readable(verdicts.by_sureness(found))
     assert sure["questions"].sum() == 3
     said = (0.75 + 0.75 + 1 / (1 + np.exp(-1))) / 3
     assert sure[["it says", "it is right"]].to_numpy().tolist() == [[f"{said:.1%}", "33.3%"]]

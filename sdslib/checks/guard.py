@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -183,10 +184,9 @@ def _unknown(name: str, cls: type[Config]) -> str:
 
 def _requirement(cls: type[Config], name: str, value: object) -> str:
     """What the field wants and what it got, in words, from the field's own schema."""
-    schema = cls.model_json_schema()["properties"][name]
-    schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
-    if "enum" in schema or "const" in schema:
-        return one_of(name, value, schema.get("enum") or [schema["const"]])
+    schema = _schema(cls, name)
+    if "enum" in schema:
+        return one_of(name, value, schema["enum"])
     got = f"got {value!r}"
     typed = f"{got} ({type(value).__name__})"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -208,9 +208,43 @@ def _requirement(cls: type[Config], name: str, value: object) -> str:
     return f"{name} must be text, {typed}; with papermill write -r {name} {value}"
 
 
+@cache
+def _schemas(cls: type[Config]) -> dict[str, Any]:
+    return cls.model_json_schema()["properties"]
+
+
+def _schema(cls: type[Config], name: str) -> dict[str, Any]:
+    """What a field takes where it is given; a single choice is an enum too."""
+    schema = _schemas(cls)[name]
+    schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
+    return schema | ({"enum": [schema["const"]]} if "const" in schema else {})
+
+
+def kind(cls: type[Config], name: str) -> str:
+    """The Python type of a field's value where it is given, as annotations write it."""
+    names = {"integer": "int", "number": "float", "boolean": "bool"}
+    return names.get(_schema(cls, name)["type"], "str")
+
+
+def choices(cls: type[Config], name: str) -> list[str]:
+    """The values that a field may have, where they can be listed; else nothing."""
+    return list(map(str, _schema(cls, name).get("enum", [])))
+
+
+def bounds(cls: type[Config], name: str) -> str:
+    """The range of a field's value, as "≥ 0 and < 1", or nothing; a seed's 32 bits go unsaid."""
+    return _bounds(_schema(cls, name)).strip().removesuffix(f" and < {2**32}")
+
+
+def from_preset(cls: type[Config], name: str) -> dict[str, Any]:
+    """What a preset gives a notebook whose parameters are all left out."""
+    return _on_preset(cls, {"preset": name})
+
+
 def _bounds(schema: Mapping[str, Any], before: str = "") -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     texts = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
+    texts += [f"a multiple of {schema['multipleOf']}"] if "multipleOf" in schema else []
     return f"{before} {' and '.join(texts)}" if texts else ""
 
 

@@ -147,6 +147,19 @@ MODELS: dict[str, type[Config]] = {
 }
 
 
+# What is seldom given: it stands below the rest in notebooks, and folded in tables and helps.
+SELDOM = frozenset(
+    [
+        *("sds_gradient", "sds_share", "sds_reduction", "t_min", "t_max", "logit_scale"),
+        *("bridge_start", "bridge_pairs", "bridge_input", "choice_draws", "negatives_each"),
+        *("caption_noise", "apart_from", "overlap", "vg_image_data", "corpus", "image_mode"),
+        *("warmup", "weight_decay", "grad_clip", "interpolation", "eval_every", "fixed"),
+        *("checkpoint_every", "tracker", "precision", "micro_batch", "checkpointing", "threads"),
+        *("processes", "num_workers", "resume", "address", "teacher_revision", "variant"),
+    ]
+)
+
+
 def literal(text: str) -> Any:
     """A value as papermill reads it from a command line: True, None, a number, or else text."""
     known = {"True": True, "False": False, "None": None}

@@ -279,13 +279,14 @@ def by_sureness(verdicts: Verdicts) -> pd.DataFrame:
         _share(f"{max(span.left, 0.5):.0%} to {span.right:.0%}", part, "sure")
         for span, part in asked.groupby(bins, observed=True)
     ]
-    return readable(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def readable(shares: pd.DataFrame) -> pd.DataFrame:
     """The same as a table to be read: what the teacher says beside how often it is right."""
     said = {"set": "group", "n": "questions", "said": "it says", "mean": "it is right"}
-    return formatting.percent(shares[[*said, "low", "high"]].rename(columns=said))
+    told = shares[[*said, "low", "high", "reference"]]
+    return formatting.percent(told.rename(columns=said | {"reference": "chance"}))
 
 
 def _questions(verdicts: Verdicts) -> pd.DataFrame:

@@ -8,6 +8,7 @@
     ablations   which runs an ablation needs, and its tables
     publish     what stands behind a published figure: kept, read and trained again
     failures    which inequality of an item failed, by how much, and what flipped
+    answers     the answer to a notebook's question, in a sentence
     formatting  numbers, intervals and tables of results as people read them
     finetuned   what one finished run says beside its controls
     comparison  two models on the same items, and score grids in files

@@ -132,6 +132,18 @@ def compare_over_seeds(
     return pd.DataFrame(rows)
 
 
+def paired_over_seeds(scores: Sequence[dict[str, pd.DataFrame]]) -> pd.DataFrame:
+    """As `paired`, of several seeds' scores: `compare_over_seeds` with a column comparison."""
+    *others, last = scores[0]
+    rows = {
+        f"{last} against {other}": compare_over_seeds(
+            [seed[other] for seed in scores], [seed[last] for seed in scores]
+        )
+        for other in others
+    }
+    return pd.concat(rows, names=["comparison"]).reset_index("comparison").reset_index(drop=True)
+
+
 def read_scores(path: str | Path) -> pd.DataFrame:
     """A score table from parquet or CSV, with cells named `s_i_k` or Winoground's `c<k>_i<i>`.
 

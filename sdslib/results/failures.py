@@ -86,6 +86,23 @@ def mode_shares(table: pd.DataFrame, parts: pd.DataFrame, by: Sequence[str]) -> 
     return pd.DataFrame(rows)
 
 
+def kinds(parts: pd.DataFrame) -> pd.DataFrame:
+    """How often an item fails in which way, from `anatomy`: kind, items, share, sorted.
+
+    An item may fail for its images' choices and for its captions' ones, and is then in both.
+    """
+    told = {
+        "takes one caption for both images": parts["text_choice"] == TEXT_CHOICES[1],
+        "takes one image for both captions": parts["image_choice"] == IMAGE_CHOICES[1],
+        "exchanges the captions": parts["text_choice"] == TEXT_CHOICES[2],
+        "exchanges the images": parts["image_choice"] == IMAGE_CHOICES[2],
+        "ties exactly": parts["tie"],
+    }
+    rows = [(kind, int(hits.sum()), float(hits.mean())) for kind, hits in told.items()]
+    found = pd.DataFrame(rows, columns=["kind", "items", "share"])
+    return found.sort_values("items", ascending=False, kind="stable", ignore_index=True)
+
+
 def margin_pairs(before: pd.DataFrame, after: pd.DataFrame, metric: str = "text") -> pd.DataFrame:
     """Margins of the same items under two models, from `anatomy`: id, before, after, flip."""
     both = before.merge(after, on="id", suffixes=("_0", "_1"), validate="one_to_one")

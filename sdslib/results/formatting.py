@@ -6,9 +6,14 @@ The tables of `tables` are to compute with: fractions, one row a model. Here the
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+
+from sdslib.checks.guard import from_preset
+from sdslib.checks.notebooks import SELDOM
+from sdslib.config import Config
 
 _LEFT = ".listing th, .listing td { text-align: left !important; vertical-align: top; }"
 
@@ -31,6 +36,12 @@ def span(low: float, high: float) -> str:
 def number(mean: float, low: float, high: float) -> str:
     """What is no share, with its interval."""
     return f"{mean:.3g} ({low:.3g} to {high:.3g})"
+
+
+def few(value: float, sign: bool = False) -> str:
+    """A score or a lead in few characters; a lead that would round to zero keeps its power."""
+    form = ("+" if sign else "") + (".1e" if 0 < abs(value) < 5e-5 else ".4f")
+    return f"{value:{form}}".replace("-", "−")
 
 
 def p_value(p: float) -> str:
@@ -116,7 +127,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
         (number if pd.isna(row.n) else share)(row.mean, row.low, row.high)
         for row in table[["n", "mean", "low", "high"]].itertuples()
     ]
-    told["untouched"] = [_percent(value) for value in table["reference"]]
+    told["untouched"] = [percent_of(value) for value in table["reference"]]
     return told.set_index(keys)
 
 
@@ -137,11 +148,12 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The table with these columns of shares in percent, by default all that hold fractions."""
     named = columns or table.select_dtypes("float").columns
-    told = table.assign(**{c: [_percent(value) for value in table[c]] for c in named})
+    told = table.assign(**{c: [percent_of(value) for value in table[c]] for c in named})
     return told.astype(object).where(told.notna(), "")
 
 
-def _percent(value: float) -> str:
+def percent_of(value: float) -> str:
+    """A share in percent; nothing where there is none."""
     return "" if pd.isna(value) else f"{100 * value:.1f}%"
 
 
@@ -155,8 +167,37 @@ def listing(table: pd.DataFrame, empty: str = "none") -> Any:
     """A table of words, whole where pandas would cut them; `empty` stands where it has no rows."""
     from IPython.display import HTML
 
-    if table.empty:
-        return HTML(f"<p>{html.escape(empty)}</p>")
+    return HTML(f"<p>{html.escape(empty)}</p>" if table.empty else _listed(table))
+
+
+def _listed(table: pd.DataFrame) -> str:
     with pd.option_context("display.max_colwidth", None):
         text = f"<style>{_LEFT}</style>{table.to_html(index=False, border=0)}"
-    return HTML(f'<div class="listing">{text}</div>')
+    return f'<div class="listing">{text}</div>'
+
+
+def in_force(config: Config, namespace: Mapping[str, Any]) -> Any:
+    """The settings of a notebook after its guard; those seldom given are folded.
+
+    Columns parameter, in force, preset (what it gave), asked (what was asked for in its place).
+    """
+    from IPython.display import HTML
+
+    table = settings_table(config, namespace["_guarded"])
+    usual = table["in force"].eq(table["preset"]) & table["asked"].eq("")
+    seldom = table["parameter"].isin(SELDOM) & usual
+    folded = f"<details><summary>{seldom.sum()} that are seldom given, as the preset has them"
+    folded += f"</summary>{_listed(table[seldom])}</details>"
+    return HTML(_listed(table[~seldom]) + folded * bool(seldom.any()))
+
+
+def settings_table(config: Config, asked: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a parameter, see `in_force`, as text; in the order of the notebook's cell."""
+    preset, values = from_preset(type(config), config.preset), config.model_dump()
+    values = {name: values[name] for name in (*asked, *values)}
+    rows = [
+        {"parameter": name, "in force": str(value), "preset": str(preset[name]),
+         "asked": "" if asked.get(name) in (None, preset[name]) else str(asked[name])}
+        for name, value in values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)

@@ -121,10 +121,15 @@ def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
         raise ParameterError([problem])
     tagged = [c for c in code if "parameters" in c.get("metadata", {}).get("tags", [])]
     lines = ast.parse("".join(tagged[0]["source"]) if tagged else "").body
-    return MODELS[names[0]], {
-        line.targets[0].id: ast.literal_eval(line.value)
+    pairs = [
+        (line.target if isinstance(line, ast.AnnAssign) else line.targets[0], line.value)
         for line in lines
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        if isinstance(line, (ast.Assign, ast.AnnAssign))
+    ]
+    return MODELS[names[0]], {
+        name.id: ast.literal_eval(value)
+        for name, value in pairs
+        if isinstance(name, ast.Name) and value is not None
     }
 
 

@@ -99,6 +99,14 @@ class Setting:
         """`comparison.paired` of these: the arm against each other model."""
         return comparison.paired(self.scores)
 
+    @cached_property
+    def over_seeds(self) -> pd.DataFrame | None:
+        """The same over all seeds, see `comparison.compare_over_seeds`; None where there is one,
+        or where a seed has no control."""
+        if len(self.runs) == 1 or not all(control for _, control in self.pairs):
+            return None
+        return comparison.paired_over_seeds([score_tables(*pair) for pair in self.pairs])
+
 
 # --- which runs belong together ------------------------------------------------------------------
 

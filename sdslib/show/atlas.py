@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.lab.baseline import rule_of
+from sdslib.lab.baseline import TEACHER, rule_of
 from sdslib.metrics import labels_of
-from sdslib.results import failures, formatting
+from sdslib.results import answers, failures, formatting
 from sdslib.results.failures import METRICS
 from sdslib.show import page
 from sdslib.tables import TableError, grids_of, tabulate, tags_of
@@ -100,6 +100,25 @@ class Atlas:
     def first(self) -> pd.DataFrame:
         """The table whose items are those of the atlas."""
         return next(iter(self.tables.values()))
+
+    @property
+    def students(self) -> list[str]:
+        """The models beside the teacher; alone it is one of them."""
+        return [name for name in self.tables if name != TEACHER] or [*self.tables]
+
+    @cached_property
+    def answer(self) -> answers.Sentence:
+        """How the last student fails, and what it changed against the first."""
+        first, last = self.students[0], self.students[-1]
+        parts, change = self.parts[last], ""
+        if first != last:
+            both = self.parts[first].merge(parts, on="id")
+            counts = pd.Series(failures.flips(both["text_x"], both["text_y"])).value_counts()
+            change = f" Against {first} it gains {counts.get('gained', 0)} items by the text score "
+            change += f"and loses {counts.get('lost', 0)}."
+        note = "" if f"{len(parts)} items" in self.note else self.note
+        told = answers.failing(failures.kinds(parts), last, len(parts), note)
+        return answers.Sentence(told + change)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -22,6 +22,7 @@ from sdslib.io.sources import DataError
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.miniworld import composing
+from sdslib.results import answers
 from sdslib.sets.roles import load_set
 from sdslib.show import atlas, failure_study, figures, page, questions
 from sdslib.show.explain import Remembering
@@ -96,8 +97,13 @@ def pictures(demo: Demo) -> Picture:
 
 def captions(demo: Demo) -> Any:
     """One picture and any captions: live where somebody sits at the notebook, else as a page."""
-    answer = demo.explained(demo.ask(questions.start(demo), demo.config.ask_teacher))
+    answer = demo.first
     return page.live_or_saved(lambda: CaptionPanel(demo, answer).view, lambda: html(answer))
+
+
+def told(demo: Demo) -> answers.Sentence:
+    """The question that the parameters ask, answered in words."""
+    return answers.captions(demo.first.scores, demo.first.words)
 
 
 def winoground(demo: Demo) -> Any:

@@ -217,7 +217,7 @@ def scores(study: Study) -> pd.DataFrame:
 def draw(study: Study) -> dict[str, Any]:
     """The figures of the atlas by name; a sentence where one would need a second model."""
     atlas, parts, note = study.atlas, study.atlas.parts, study.atlas.note
-    students = [name for name in atlas.tables if name != TEACHER]
+    students = atlas.students
     last = students[-1]
     people = "human, real set" if study.world else "human"
     shares = failures.mode_shares(atlas.tables[last], parts[last], _tags(atlas.first))
@@ -243,6 +243,11 @@ def draw(study: Study) -> dict[str, Any]:
                   for s in students}  # fmt: skip
         drawn["agreement"] = figures.agreement(counts, _counted(study.world, atlas.tables[TEACHER]))
     return drawn
+
+
+def kinds(study: Study) -> pd.DataFrame:
+    """The kinds of failure of the last student, see `failures.kinds`."""
+    return failures.kinds(study.atlas.parts[study.atlas.students[-1]])
 
 
 def _calibration(atlas: Atlas) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.io.wording import first_line
-from sdslib.results import comparison, finetuned
+from sdslib.results import answers, comparison, finetuned
 from sdslib.results.formatting import p_value, points, share
 from sdslib.results.settings import config_of, duration, objective_in_words, score_tables
 from sdslib.show import page
@@ -52,6 +52,7 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
     """The card of a finished run; `source` is where a reader will load the weights from."""
     config, scores = config_of(run), score_tables(run, control)
     whole = finetuned.before_after(scores).query("tag == 'all'")
+    told = comparison.paired(scores).query("tag == 'all'")
     text = page.markdown(
         "modelcard",
         data=_metadata(run, config, whole).to_yaml(),
@@ -66,7 +67,8 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         bridge=(run.weights / "bridge.safetensors").is_file(),
         items=len(next(iter(scores.values()))),
         shares=_shares(whole),
-        differences=_differences(scores),
+        answer=answers.gain(told, note=config.label),
+        differences=_differences(told),
         own=config.clip_model == OWN,
     )
     return ModelCard(text)
@@ -144,13 +146,11 @@ def _shares(whole: pd.DataFrame) -> pd.DataFrame:
     return both.set_index(["model", "metric"])["told"].unstack(sort=False).reset_index()
 
 
-def _differences(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    *others, last = scores
+def _differences(told: pd.DataFrame) -> pd.DataFrame:
     rows = [
-        {"comparison": f"{last} against {model}", "metric": row.metric,
+        {"comparison": row.comparison, "metric": row.metric,
          "difference": points(row.difference, row.low, row.high), "p": p_value(row.p),
          "smallest shown": f"{100 * row.mdd:.1f}"}
-        for model in others
-        for row in comparison.compare(scores[model], scores[last], by=()).itertuples()
+        for row in told.itertuples()
     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -19,6 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from sdslib.results.formatting import few as number
+
 THUMBNAIL = 160  # pixels of the longer side
 _FULL = (0, 114, 178)  # Okabe and Ito's blue
 
@@ -54,15 +56,6 @@ def data_uri(image: Image.Image) -> str:
 def file_uri(data: bytes, kind: str = "png") -> str:
     """A picture's file as an address; in a template `bytes | file_uri`."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def number(value: float, sign: bool = False) -> str:
-    """A score or a lead in few characters; a lead that would round to zero keeps its power.
-
-    In a template `value | number`, as `shade` is `values | shade`.
-    """
-    form = ("+" if sign else "") + (".1e" if 0 < abs(value) < 5e-5 else ".4f")
-    return f"{value:{form}}".replace("-", "\u2212")
 
 
 def shade(values: Sequence[float] | np.ndarray) -> list[str]:

@@ -84,6 +84,11 @@ class Demo:
         teacher, draws, seed = judge.full or judge.teacher, self.config.draws, self.config.seed
         return diffusion_scorer(teacher, draws, seed, judge.profile, empty=False, batch_size=128)
 
+    @cached_property
+    def first(self) -> Answer:
+        """The question that the parameters ask, taken apart; asked once."""
+        return self.explained(self.ask(start(self), self.config.ask_teacher))
+
     def scorers(self, teacher: bool = False) -> dict[str, Scorer]:
         """Every student, and the teacher if it is asked."""
         return {**self.students, **({TEACHER: self.teacher} if teacher else {})}

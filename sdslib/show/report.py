@@ -25,8 +25,8 @@ from sdslib.io.paths import shown_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
-from sdslib.results import comparison, failures, finetuned, formatting
-from sdslib.results.formatting import p_value, points, span
+from sdslib.results import answers, failures, finetuned, formatting
+from sdslib.results.formatting import points, span
 from sdslib.results.settings import (
     SMALL,
     Setting,
@@ -35,7 +35,6 @@ from sdslib.results.settings import (
     output_folder,
     papermill_line,
     reported,
-    score_tables,
 )
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
 from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, style
@@ -119,6 +118,35 @@ def save(report: Report) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "holds"])
 
 
+def changes(report: Report) -> pd.DataFrame:
+    """The differences that the answer tells of: one row a setting, comparison and metric.
+
+    `smallest` is what one seed would show, see `formatting.differences`.
+    """
+    parts = []
+    for case in report.cases:
+        one = case.paired[case.paired["tag"] == "all"]
+        rows = one.assign(seeds=1) if case.over_seeds is None else case.over_seeds
+        told = list(map(points, rows["difference"], rows["low"], rows["high"]))
+        smallest = [f"{100 * mdd:.1f}" for mdd in one["mdd"]]
+        facts = {"setting": case.title, "difference": told, "smallest": smallest}
+        parts.append(rows[["comparison", "metric", "seeds", "n"]].assign(**facts))
+    keys = ["setting", "comparison", "metric"]
+    return pd.concat(parts).rename(columns={"n": "items"}).set_index(keys)
+
+
+def answer(report: Report) -> answers.Sentence:
+    """What each setting came to, and what is handed on of it."""
+    told = [answers.of_setting(case) for case in report.cases]
+    named = [f"{case.title}: " * (len(told) > 1) for case in report.cases]
+    cards = sum((run.path / modelcard.NAME).is_file() for run, _ in members(report.cases))
+    handed = (
+        f"Handed on in {shown_path(report.folder)}: page, PDF and {len(report.figures)} figures"
+    )
+    lines = [f"{name}{one}" for name, one in zip(named, told, strict=True)]
+    return answers.together([*lines, f"{handed}; {cards} model cards beside their weights."])
+
+
 def push(config: ReportConfig, report: Report) -> str:
     """Send the first run's weights and card to `push_to` on the Hub; without it, say so."""
     case = report.cases[0]
@@ -129,18 +157,6 @@ def push(config: ReportConfig, report: Report) -> str:
 
 
 # --- question, answer and data -------------------------------------------------------------------
-
-
-def verdict(row: Any) -> str:
-    """A row of `tables.compare` in words; an interval that holds 0 shows no difference."""
-    found = "higher" if row.low > 0 else "lower" if row.high < 0 else "no difference shown"
-    change = points(row.difference, row.low, row.high)
-    head = f"{row.comparison}, {row.metric} score: {change} points"
-    if not hasattr(row, "p"):  # over seeds and items at once there is no test by item
-        return f"{head} over {row.seeds} seeds: {found}."
-    limit = f"; {row.n} items show differences from about {100 * row.mdd:.1f} points on"
-    sure = f"p {p_value(row.p)}" if row.p < 0.001 else f"p = {p_value(row.p)}"
-    return f"{head}, {sure}: {found}{limit}."
 
 
 def _data(case: Setting) -> pd.DataFrame:
@@ -185,17 +201,14 @@ def count(scores: pd.DataFrame) -> str:
 
 def _case(case: Setting) -> dict[str, Any]:
     """One case by the template's names: names, answers, tables of words, and figures."""
-    shares, over = finetuned.before_after(case.scores), _over_seeds(case)
-    one = case.paired[case.paired["tag"] == "all"]
-    asked = one if over is None else over
-    first = asked[asked["metric"] == asked["metric"].iloc[0]]
+    shares, over = finetuned.before_after(case.scores), case.over_seeds
     *_, last = case.scores
     return {
         "setting": case,
         "model": last,
         "count": len(case.scores[last]),
         "human": bool(finetuned.human(case.config)),
-        "answers": [verdict(row) for row in first.itertuples()],
+        "answer": answers.of_setting(case),
         "shares": _keyed(formatting.shares(shares), "metric, tag"),
         "paired": _keyed(formatting.differences(case.paired), "comparison", "metric, tag"),
         "over_seeds": None if over is None else _seed_rows(over),
@@ -210,20 +223,6 @@ def _keyed(told: pd.DataFrame, *first: str) -> pd.DataFrame:
     rows = [(*key[:alone], ", ".join(key[alone:]), *row)
             for key, row in zip(told.index, told.to_numpy(), strict=True)]  # fmt: skip
     return pd.DataFrame(rows, columns=[*first, *told.columns])
-
-
-def _over_seeds(case: Setting) -> pd.DataFrame | None:
-    """`tables.compare_over_seeds` of the arm against each other model, with a column comparison."""
-    if len(case.runs) == 1 or not all(control for _, control in case.pairs):
-        return None
-    by_seed = [score_tables(*pair) for pair in case.pairs]
-    *others, last = by_seed[0]
-    rows = []
-    for other in others:
-        befores, afters = ([s[model] for s in by_seed] for model in (other, last))
-        found = comparison.compare_over_seeds(befores, afters)
-        rows.append(found.assign(comparison=f"{last} against {other}"))
-    return pd.concat(rows, ignore_index=True)
 
 
 def _seed_rows(over: pd.DataFrame) -> pd.DataFrame:
