@@ -44,6 +44,9 @@ class Arm(NamedTuple):
     text: bool = False  # its second term teaches the text tower too
     negatives: bool = False  # it is taught by false captions of the words of a true one
     judged: bool = False  # the teacher may have said what the term needs before: `verdicts`
+    several: bool = False  # it reads `negatives_each` and `negative_weight` with no verdicts
+    tokens: bool = False  # it reads the student's patches and words
+    distils: bool = False  # the untouched student takes part
     ignores: frozenset[str] = frozenset()  # parameters that its second term never reads
 
     def asks(self, verdicts: object) -> bool:
@@ -55,6 +58,7 @@ class Arm(NamedTuple):
         """Parameters that change nothing: outside the run id, so that one control serves many."""
         unread = set() if self.judged else {"choice_draws"}
         unread |= set() if self.negatives else {"negatives"}
+        unread |= set() if self.several else {"negative_weight"}
         if self.sds is None:
             return _SDS_KNOBS | unread
         return self.ignores | unread | (frozenset() if self.maps else _MAP_KNOBS)
@@ -71,7 +75,11 @@ ARMS: dict[str, Arm] = {
         denoises=False,
         ignores=frozenset({"sds_gradient", "t_min", "t_max"}),
     ),
+    # rivals
     "hard-negatives": Arm(None, "arms.controls:hard_negative_term", negatives=True),
+    "ce-clip": Arm(None, "arms.rivals:ce_clip_term", negatives=True, several=True),
+    "fsc-clip": Arm(None, "arms.rivals:fsc_clip_term", negatives=True, several=True, tokens=True),
+    "degla": Arm(None, "arms.rivals:degla_term", negatives=True, several=True, distils=True),
     # extensions: not in the paper
     "sds-text": Arm("arms.text:text_term", text=True),
     "sds-margin": Arm(
@@ -199,7 +207,8 @@ class Config(BaseModel):
         unread = NOT_IN_ID | (arm.unread if arm else frozenset())
         unread |= _OVERLAP_KNOBS if getattr(self, "overlap", "report") == "report" else frozenset()
         judged = getattr(self, "verdicts", None) and arm and arm.judged
-        unread |= _JUDGE_KNOBS if judged else {"negatives_each"}
+        several = arm and arm.several
+        unread |= _JUDGE_KNOBS if judged else set() if several else {"negatives_each"}
         unread |= set() if getattr(self, "caption_noise", 0) else {"caption_noise"}
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
@@ -238,10 +247,10 @@ class FinetuneConfig(ModelsConfig):
     """Everything that decides one fine-tuning run; the defaults are the preset `mini`.
 
     With `sds_weight` 0 an arm that weighs a term of the teacher *is* the arm `clip-only`; and the
-    arms `clip-only` and `hard-negatives` have weight 0. The arms `sds-text`, `sds-margin` and
-    `teacher-choice` are extensions that the paper does not have; their terms are of other sizes
-    than L_SDS, so choose `sds_weight` for them. `None` in `train_pairs` and `eval_items`
-    means all; steps and epochs exclude each other; `t_min` and `t_max` are both drawn.
+    arms that have no such term, `clip-only` and the rivals, have weight 0. The arms `sds-text`,
+    `sds-margin` and `teacher-choice` are extensions that the paper does not have; their terms are
+    of other sizes than L_SDS, so choose `sds_weight` for them. `None` in `train_pairs` and
+    `eval_items` means all; steps and epochs exclude each other; `t_min` and `t_max` are both drawn.
 
     `sds_share` below 1 shows the teacher a random part of each batch, its term scaled so that the
     gradient is right on average. `micro_batch` and `checkpointing` save memory and `processes`
@@ -291,7 +300,8 @@ class FinetuneConfig(ModelsConfig):
     bridge_pairs: Count = 2048
     bridge_input: Literal["projected", "pooled"] = "projected"
     choice_draws: Count = 4  # (t, eps) draws a caption with which `teacher-choice` asks the teacher
-    negatives_each: Count = 1  # false captions that a step weighs a caption against, by verdicts
+    negatives_each: Count = 1  # false captions a caption in a step, of rivals and by verdicts
+    negative_weight: Weight = 1.0  # a factor on what a rival adds to its contrastive loss
     verdicts: Source | None = None  # a file in which the teacher has answered `teacher-choice`
     logit_scale: Literal["frozen", "trained"] = "frozen"
     eval_every: Whole = 50

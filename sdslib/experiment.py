@@ -8,6 +8,7 @@ and `accelerate launch` run: `accelerate launch -m sdslib.experiment -p preset p
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
+from sdslib.checks.models import gives_tokens, no_tokens
 from sdslib.checks.notebooks import literal
 from sdslib.config import ARMS, UNTOUCHED, FinetuneConfig, derive_seed
 from sdslib.io import distributed, launch, shared
@@ -60,10 +62,13 @@ def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> 
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     negative = negatives.load_negatives(config).pick if config.needs_false_captions else None
+    if ARMS[config.arm].tokens and not gives_tokens(student.origin.model_cfg):
+        raise ParameterError([no_tokens(config.arm, config.clip_model)])
     if not has_teacher(config):
-        trained = what_trains(student, config)
         said = load_verdicts(config.verdicts or "").on(pairs) if config.has_verdicts else None
-        return Models(student, trained, negative=negative, verdicts=said)
+        start = copy.deepcopy(student) if ARMS[config.arm].distils else None
+        trained = what_trains(student, config)
+        return Models(student, trained, negative=negative, verdicts=said, untouched=start)
     teacher = load_teacher(
         config.teacher,
         config.teacher_revision,

@@ -30,14 +30,14 @@ def contrastive_loss_with_negatives(
 ) -> Tensor:
     """The contrastive loss with hard negative captions as extra columns for every image.
 
-    negative_emb [B, D] of unit length, e.g. each caption with its objects swapped; false [B] says
+    negative_emb [N, D] of unit length, e.g. each caption with its objects swapped; false [N] says
     which of them are, for the others are no columns -> [B]. Negatives have no image, so the
     text-to-image direction is unchanged (NegCLIP, Yuksekgonul et al. 2023, section 4).
     """
     _expect(text_emb, "text_emb", image_emb.shape)
-    _expect(negative_emb, "negative_emb", image_emb.shape)
+    _expect(negative_emb, "negative_emb", torch.Size((len(false), image_emb.shape[1])))
     to_text = _logits(image_emb, torch.cat([text_emb, negative_emb]), scale)
-    columns = torch.cat([torch.ones_like(false, dtype=torch.bool), false.bool()])
+    columns = torch.cat([false.new_ones(len(text_emb), dtype=torch.bool), false.bool()])
     to_text = to_text.masked_fill(~columns, -torch.inf)
     to_image = _logits(text_emb, image_emb, scale)
     return (_cross_entropy(to_text) + _cross_entropy(to_image)) / 2

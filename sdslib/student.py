@@ -107,6 +107,26 @@ class Student(nn.Module):
             emb = torch.func.functional_call(_TextTower(model), short, tokens[:, :width])
             return F.normalize(emb.float(), dim=-1)
 
+    def encode_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode_images` [B, D], and the patches [B, P, D] in the same space, of any length.
+
+        For a student of which `checks.models.gives_tokens`, as `encode_words`.
+        """
+        with self._as_saved() as model, _output(model.visual.ln_post) as found:
+            emb = self.encode_images(pixels)
+            return emb, (found[0][:, 1:] @ model.visual.proj).float()
+
+    def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`encode_short_texts` [B, D], and the words [B, M, D] in the same space, of any length.
+
+        Which of M are words, or the end of the caption, is the third: [B, M].
+        """
+        with self._as_saved() as model, _output(model.ln_final) as found:
+            emb, to_joint = self.encode_short_texts(tokens), model.text_projection
+            words = to_joint(found[0]) if callable(to_joint) else found[0] @ to_joint
+        place = torch.arange(words.shape[1], device=tokens.device)
+        return emb, words.float(), (place > 0) & (place <= tokens.argmax(-1, keepdim=True))
+
     @contextmanager
     def _as_saved(self) -> Iterator[Any]:
         """The model; without gradients in the very form in which `save` would write it.
@@ -244,6 +264,17 @@ class Student(nn.Module):
             write_json(
                 stage / model_files.PASSPORT, passport | model_files.passport(document, stage)
             )
+
+
+@contextmanager
+def _output(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a layer gives while the model runs."""
+    found = list[Tensor]()
+    hook = module.register_forward_hook(lambda _, args, out: found.append(out))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 class _TextTower(nn.Module):

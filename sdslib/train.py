@@ -30,10 +30,7 @@ from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
 from sdslib.student import Student
 from sdslib.teacher import Teacher
 
-ESTIMATORS = {
-    "through": losses.denoising_loss,
-    "residual": losses.score_distillation_loss,
-}
+ESTIMATORS = {"through": losses.denoising_loss, "residual": losses.score_distillation_loss}
 P = TypeVar("P")
 INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
 
@@ -53,6 +50,7 @@ class Models:
     negative: Callable[[str, int], str] | None = None  # (caption, seed) -> a caption it is not
     latents: Callable[[Tensor], Tensor] | None = None  # indices [B] -> VAE latents [B, C, H, W]
     verdicts: Callable[[Sequence[int], Sequence[str]], list[Any]] | None = None  # arms.verdicts
+    untouched: Student | None = None  # the student as it was loaded, frozen
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "interpolation": (1.0, 0.3),
     "logit_scale": ("frozen", "trained"),
     "choice_draws": (1, 2, 4),
+    "negatives_each": (1, 3),
+    "negative_weight": (1.0, 0.0),
     "batch_size": (8, 8, 2),
     "weight_decay": (0.0, 0.1),
     "seed": (0, 1, 2**31),

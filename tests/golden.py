@@ -33,6 +33,7 @@ CAPTIONS = (
     "a yellow circle below a purple triangle",
 )
 SETTINGS = {arm: {"arm": arm} for arm in ARMS} | {
+    **{name: {"arm": name, "negatives_each": 2} for name, arm in ARMS.items() if arm.several},
     "all parameters": {"trainable": "all", "logit_scale": "trained"},
     "lora": {"trainable": "lora", "bridge_start": "random"},
     "residual gradient": {"sds_gradient": "residual", "sds_share": 0.5},

@@ -114,6 +114,9 @@ REFUSED = [
         "batch that processes cannot share": {"processes": 3},
         "set of parameters that is not known": {"trainable": "layernorms"},
         "tower that L_SDS does not reach": {"trainable": "text-tower"},
+        "student without patches": {
+            **{"arm": "fsc-clip", "clip_model": "RN50-quickgelu", "clip_pretrained": "openai"},
+        },
         "a teacher's folder without its parts": {"teacher": "tests"},
     },
     *REFUSED,
@@ -260,6 +263,7 @@ def test_the_identity_keeps_what_changes_numbers_and_drops_what_does_not(folders
         assert override(config, **change).identity() != config.identity()
 
 
+RIVALS_READ = {"negatives_each": 3, "negative_weight": 0.5}
 # What an arm with a teacher's term reads of the knobs that not all of them do.
 SOME_READ = {
     "sds": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
@@ -272,13 +276,14 @@ SOME_READ = {
     "teacher-choice": {"t_min", "choice_draws", "negatives"},
     "clip-only": set(),
     "hard-negatives": {"negatives"},
+    **{arm: {"negatives", *RIVALS_READ} for arm in ("ce-clip", "fsc-clip", "degla")},
 }
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_what_an_arm_reads_moves_its_identity_and_what_it_does_not_read_does_not(folders, arm):
     config = override(guard(dict(folders)), arm=arm)
-    changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100,
+    changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100, **RIVALS_READ,
                "bridge_start": "random", "choice_draws": 2, "negatives": "swap"}  # fmt: skip
     moved = {
         name

@@ -20,6 +20,8 @@ from sdslib.io.launch import ProcessError, Workers
 from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
 
+RIVALS = ("hard-negatives", "ce-clip", "fsc-clip", "degla")
+
 
 def workers(folder, code):
     """Workers whose launcher is a few lines of Python that write their words to the log."""
@@ -215,9 +217,9 @@ def settings(tmp_path, **changes):
     [
         {"logit_scale": "trained"},
         {"arm": "shuffled-captions", "sds_share": 0.4, "micro_batch": 1, "checkpointing": True},
-        {"arm": "hard-negatives", "sds_weight": 0.0},
+        *({"arm": arm, "sds_weight": 0.0, "negatives_each": 2} for arm in RIVALS),
     ],
-    ids=["sds", "shuffled-captions", "hard-negatives"],
+    ids=["sds", "shuffled-captions", *RIVALS],
 )
 def test_one_and_two_processes_have_the_same_losses_and_weights(changes, tmp_path):
     seen = []

@@ -1,6 +1,8 @@
 """What stands in the place of L_SDS, or beside L_CLIP: controls, and extensions of the paper's arm.
 
     controls   shuffled captions, a regression on the latent, hard negatives
+    rivals     CE-CLIP, FSC-CLIP, and one like DeGLA
+    rival_losses  their losses
     text       L_SDS on the text embedding too
     margin     a caption against a false one, by the denoising error
     choice     the student chooses as the teacher does

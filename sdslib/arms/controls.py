@@ -63,3 +63,18 @@ def false_captions(parties: Models, batch: Batch, config: FinetuneConfig) -> lis
         negative(caption, derive_seed(config.seed, "negative", int(index)))
         for caption, index in zip(batch.captions, batch.index, strict=True)
     ]
+
+
+def several_false(parties: Models, batch: Batch, config: FinetuneConfig) -> list[list[str]]:
+    """`negatives_each` false captions for each of the batch, distinct; all where there are fewer.
+
+    The first is the one of `false_captions`.
+    """
+    negative = there(parties.negative, "swapped captions", config)
+
+    def some(caption: str, index: int) -> list[str]:
+        seed = derive_seed(config.seed, "negative", index)
+        drawn = (negative(caption, seed + n) for n in range(config.negatives_each))
+        return [text for text in dict.fromkeys(drawn) if text != caption]
+
+    return [some(*pair) for pair in zip(batch.captions, batch.index.tolist(), strict=True)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sdslib.io.model_files import (
     PICKLES,
@@ -47,6 +50,48 @@ def student_problem(source: str, pretrained: str | None) -> str | None:
     pickle = next((p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
     way = conversion(pickle) if pickle else "put open_clip_model.safetensors there"
     return f"clip_model folder {shown!r} has no weights; {way}"
+
+
+def tokens_problem(arm: str, source: str) -> str | None:
+    """Why an arm that reads patches and words cannot have them of this student, or None.
+
+    None too where the description of the student cannot be read yet.
+    """
+    folder = split_source(source)[1]
+    known = _open_clip_folder()
+    path = project_path(folder) / "open_clip_config.json"
+    if source in _open_clip_names() and known:
+        path = known / "model_configs" / f"{source}.json"
+    try:
+        document = json.loads(path.read_bytes())
+        if gives_tokens(document.get("model_cfg", document)):
+            return None
+    except (OSError, ValueError, AttributeError):
+        return None
+    return no_tokens(arm, source)
+
+
+def no_tokens(arm: str, source: str) -> str:
+    """What is said where a student gives no patches or no words."""
+    return (
+        f"arm {arm!r} compares patches with words, and {source!r} gives none in one space; take a "
+        "clip_model of CLIP's own ViT and text tower, or arm 'ce-clip'"
+    )
+
+
+def gives_tokens(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether every patch and word of this open_clip model has a place in the joint space.
+
+    So in CLIP's own towers: no ResNet, no tower of others, no attentional pooling.
+    """
+    vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
+    other = {"timm_model_name", "attentional_pool", "final_ln_after_pool", "hf_model_name"}
+    if any((vision | text).get(name) for name in other) or model_cfg.get("custom_text"):
+        return False
+    pools = vision.get("pool_type", "tok") in ("tok", "avg"), text.get("pool_type", "argmax")
+    projected = text.get("proj_type", "linear") == "linear"
+    resnet = isinstance(vision.get("layers"), list)
+    return not resnet and pools == (True, "argmax") and projected
 
 
 def _open_clip_problem(name: str, pretrained: str | None) -> str | None:

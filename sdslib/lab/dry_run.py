@@ -8,6 +8,7 @@ the real loop takes a few steps, and time and memory of the whole run are told f
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import resource
 import statistics
@@ -183,6 +184,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Models:
     """Who takes part, at full size, with weights drawn from the run's seed."""
     seed = derive_seed(config.seed, "rehearsal")
     student = random_student(config.clip_model, device, seed)
+    start = copy.deepcopy(student) if ARMS[config.arm].distils else None
     chosen = set_trainable(student, config.trainable, config.logit_scale == "trained")
     trained, bridge = [value for _, value in chosen], None
     negative = named("mini").pick
@@ -191,7 +193,7 @@ def random_parties(config: FinetuneConfig, device: torch.device) -> Models:
         def verdicts(index: Sequence[int], captions: Sequence[str]) -> list[Verdict]:
             return [Verdict((caption, negative(caption, 0)), (0.0, -1.0)) for caption in captions]
 
-        return Models(student, trained, negative=negative, verdicts=verdicts)
+        return Models(student, trained, negative=negative, verdicts=verdicts, untouched=start)
     source = (config.teacher, config.teacher_revision)
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape

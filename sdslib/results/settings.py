@@ -273,6 +273,7 @@ def objective_in_words(config: FinetuneConfig) -> str:
         "sds": f"L_CLIP + {weighed}L_SDS",
         "clip-only": "L_CLIP",
         "hard-negatives": "L_CLIP with swapped captions as negatives",
+        **{name: f"L_CLIP and {name}'s losses" for name, arm in ARMS.items() if arm.several},
         "sds-only": f"{weighed}L_SDS",
     }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
 

@@ -118,7 +118,7 @@ def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
     """What is allowed and leads to nothing: a batch of one, few captions, too high a rate."""
     found, size = list[str](), config.batch_size
     contrastive = ARMS[config.arm].clip is not None
-    if contrastive and size == 1 and config.arm != "hard-negatives":
+    if size == 1 and ARMS[config.arm].clip == "train:clip_term":
         found.append("batch_size 1: L_CLIP is 0 whatever the student does, for it chooses within a "
                      "batch; take 2 or more")  # fmt: skip
     texts = len({" ".join(text.lower().split()) for text in pairs.all_captions()})
