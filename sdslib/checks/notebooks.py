@@ -152,6 +152,7 @@ SELDOM = frozenset(
     [
         *("sds_gradient", "sds_share", "sds_reduction", "t_min", "t_max", "logit_scale"),
         *("bridge_start", "bridge_pairs", "bridge_input", "choice_draws", "negatives_each"),
+        "negative_weight",
         *("caption_noise", "apart_from", "overlap", "vg_image_data", "corpus", "image_mode"),
         *("warmup", "weight_decay", "grad_clip", "interpolation", "eval_every", "fixed"),
         *("checkpoint_every", "tracker", "precision", "micro_batch", "checkpointing", "threads"),
