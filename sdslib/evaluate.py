@@ -112,7 +112,7 @@ class ClipScorer:
 
     def decided_by(self, benchmark: Benchmark) -> dict[str, Any]:
         """What decides a benchmark's scores to the last bit, for `shared.table`."""
-        rows = self.student.token_rows(sorted(set(captions_of(benchmark))))
+        rows = self.student.tokenize(sorted(set(captions_of(benchmark))))
         return self.student.embeds() | {
             "set": [benchmark.content, benchmark.total],
             "tokens": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
@@ -126,7 +126,7 @@ class ClipScorer:
         equal to the last bit and count as a tie.
         """
         strings, place = np.unique(np.array(captions, dtype=object), return_inverse=True)
-        tokens = self.student.token_rows(strings.tolist()).numpy()
+        tokens = self.student.tokenize(strings.tolist()).numpy()
         distinct, row = np.unique(tokens, axis=0, return_inverse=True)
         lengths, found = caption_lengths(torch.from_numpy(distinct)), []
         order = np.argsort(lengths.numpy(), kind="stable")

@@ -40,7 +40,7 @@ from sdslib.io.model_files import WeightsError, shown
 from sdslib.io.shared import digest
 from sdslib.io.storage import staged_folder, write_json
 
-_MOST_ROWS = 16  # sets of captions whose tokens are remembered
+_MOST_TEXTS = 2**16  # captions whose tokens are remembered
 # The matrix after pooling, and the axis of its input.
 _PROJECTIONS = {"proj": 0, "attnpool.c_proj.weight": 1, "head.proj.weight": 1}
 
@@ -68,7 +68,7 @@ class Student(nn.Module):
         self._transform = image_transform_v2(preprocess, is_train=False)
         self._crops = preprocess.resize_mode != "squash"
         self.width: int = origin.model_cfg["embed_dim"]
-        self._rows: dict[tuple[str, ...], Tensor] = {}
+        self._tokens: dict[str, Tensor] = {}
         # With LoRA: the model before it was wrapped, in a list so that it is no submodule.
         self._plain_model: list[tuple[nn.Module, int]] = []
 
@@ -209,24 +209,27 @@ class Student(nn.Module):
         return self._transform(central(image) if self._crops else image)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids int64 [B, M]; VocabularyError names what is no word to it."""
+        """Token ids int64 [B, M]; VocabularyError names what is no word to it.
+
+        Those of the last captions are remembered: epochs say them again, and runs score sets twice.
+        """
+        new = [text for text in dict.fromkeys(captions) if text not in self._tokens]
+        for start in range(0, len(new), 1024):
+            some = new[start : start + 1024]
+            self._tokens |= zip(some, self._read(some), strict=True)
+        found = torch.stack([self._tokens[text] for text in captions])
+        for text in list(self._tokens)[: max(0, len(self._tokens) - _MOST_TEXTS)]:
+            del self._tokens[text]
+        return found
+
+    def _read(self, captions: list[str]) -> Tensor:
         inner = getattr(self.tokenizer, "tokenizer", None)
         texts = [self.tokenizer.clean_fn(caption) for caption in captions]
         if inner is not None:
             check_words(inner, texts, self.origin.name)
         else:
             check_markers(self.marks, texts, self.origin.name)
-        return self.tokenizer(list(captions)).long()
-
-    def token_rows(self, captions: Sequence[str]) -> Tensor:
-        """`tokenize` of many captions, on the CPU; remembered, for a run scores its sets again."""
-        told = tuple(captions)
-        if told not in self._rows:
-            starts = range(0, len(told), 1024)
-            parts = [self.tokenize(list(told)[start : start + 1024]).cpu() for start in starts]
-            latest = list(self._rows.items())[1 - _MOST_ROWS :]
-            self._rows = dict(latest) | {told: torch.cat(parts)}
-        return self._rows[told]
+        return self.tokenizer(captions).long().cpu()
 
     @property
     def marks(self) -> list[str]:

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import stats
 
 from sdslib import pairs as module
+from sdslib.io import pictures
 from sdslib.io.hub import hub_dataset
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError, Root
@@ -684,3 +685,35 @@ def die(image):
 def test_a_dead_worker_comes_with_a_hint(coco):
     with pytest.raises(RuntimeError, match="set num_workers=0"):
         list(batches(coco_pairs(*coco), die, 3, 0, range(3), num_workers=1))
+
+
+def counted(transform, seen):
+    """The transform, which notes each of its calls."""
+    return lambda image: seen.append(1) or transform(image)
+
+
+def normalized(image: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image.resize((20, 20), Image.Resampling.BICUBIC)))
+    return (pixels.permute(2, 0, 1).float() / 255 - 0.45) / torch.tensor([0.26, 0.27, 0.28])[
+        :, None, None
+    ]
+
+
+def vignetted(image: Image.Image) -> torch.Tensor:
+    return normalized(image) * torch.linspace(0.5, 1, 20)
+
+
+@pytest.mark.parametrize(
+    ("transform", "most", "read"),
+    [(normalized, 2**28, 10), (vignetted, 2**28, 30), (normalized, 9, 30)],
+)
+def test_a_small_set_is_read_once_and_its_pixels_are_the_same_bits(
+    coco, transform, most, read, monkeypatch
+):
+    monkeypatch.setattr(pictures, "_MOST_IN_MEMORY", most)
+    seen, pairs = [], coco_pairs(*coco)
+    for batch in batches(pairs, counted(transform, seen), 4, 0, range(5)):  # 2 batches an epoch
+        fresh = torch.stack([transform(pairs.image(int(i))) for i in batch.index])
+        assert torch.equal(batch.pixels, fresh)
+    assert len(seen) <= read + 1  # the levels are one more
+    assert len(seen) >= min(read, 20)

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
 )
 _PASSPORT = b"sdslib.verdicts"
 ASKED = 32  # images that are looked up before a run starts
+KEPT = 2**16  # verdicts that stay unpacked, so that an epoch need not look them up again
 FEWEST = 0.5  # share of their captions that must have a verdict
 
 
@@ -67,8 +68,9 @@ class Verdicts:
         self._places: dict[str, list[int]] = {}
         for place, image in enumerate(table["image"].to_pylist()):
             self._places.setdefault(image, []).append(place)
+        self.of = lru_cache(KEPT)(self._of)
 
-    def of(self, image: str, caption: str) -> Verdict | None:
+    def _of(self, image: str, caption: str) -> Verdict | None:
         """The verdict on this caption of the image (its content key), the caption itself first.
 
         Where it was judged only as the false caption of another, that row tells; None where it was

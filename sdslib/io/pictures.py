@@ -1,4 +1,4 @@
-"""Pictures as a model is shown them, kept between runs in a byte a value.
+"""Pictures as a model is shown them, kept between runs and epochs in a byte a value.
 
 A model's transform resizes 8-bit pictures, and then maps each level by itself: to [0, 1], less a
 mean, over a spread. So its pixels are a byte each and a table of 256 levels a channel, and come
@@ -8,7 +8,7 @@ B pictures, H,W their size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sdslib.io.images import ImageRef
 
 _BATCHES = 4  # a file; more would take memory where pictures are large
 _MOST_BYTES = shared.MOST_BYTES // 4  # of a set: a larger one would leave no room for others
+_MOST_IN_MEMORY = 2**28  # bytes of a set that training keeps by it
 
 
 def batches(
@@ -44,6 +45,42 @@ def batches(
     for start in range(0, len(parts), _BATCHES):
         block = parts[start : start + _BATCHES]
         yield from (unpacked(part, table) for part in _kept(block, table, told, load))
+
+
+class Kept:
+    """The pictures of a small set, which every epoch shows again, in memory.
+
+    `count` is how many there are, `transform` what each goes through. A set of more than
+    `_MOST_IN_MEMORY` bytes is read anew each time.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], count: int) -> None:
+        self._transform, self._count = transform, count
+        self._places: dict[int, Tensor] = {}
+        self._table = torch.empty(0)
+
+    def __call__(self, index: Sequence[int], load: Callable[[int], Tensor]) -> Tensor:
+        """The pictures [B, 3, H, W] of these numbers; `load` gives those that are not kept."""
+        new = {i: load(i) for i in index if i not in self._places}
+        self._keep(new)
+        if not new:
+            return unpacked(torch.stack([self._places[i] for i in index]), self._table)
+        return torch.stack([new[i] if i in new else self._one(i) for i in index])
+
+    def _one(self, index: int) -> Tensor:
+        return unpacked(self._places[index][None], self._table)[0]
+
+    def _keep(self, new: Mapping[int, Tensor]) -> None:
+        shapes = {pixels.shape for pixels in new.values()}
+        if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
+            return
+        if self._count * shape.numel() > _MOST_IN_MEMORY:
+            return
+        if not len(self._table):
+            self._table = levels(self._transform, (shape[1], shape[2]))
+        for index, pixels in new.items():
+            if (places := _places(pixels[None], self._table)) is not None:
+                self._places[index] = places[0]
 
 
 def _kept(
