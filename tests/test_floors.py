@@ -62,6 +62,7 @@ DOORS = {
     "ipywidgets": {"show.demo", "show.atlas"},
     "jinja2": {"show.page"},
     "markupsafe": {"show.page"},
+    "optuna": {"results.tuning"},
     "papermill": {"results.executors"},
     "ray": {"results.executors"},
     "submitit": {"results.executors"},

@@ -4,6 +4,7 @@
     studies     what settings show over seeds: means, paired differences, by tag, trade-offs
     grid        a grid over a notebook's parameters: checked, and named by the ids of its runs
     sweep       many runs of one notebook: which are to do, run, failed, and how they stand
+    tuning      arms tuned alike, on validation
     executors   where the cells of a sweep run: processes here, or tasks of a Ray cluster
     ablations   which runs an ablation needs, and its tables
     publish     what stands behind a published figure: kept, read and trained again

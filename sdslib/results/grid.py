@@ -133,6 +133,14 @@ def read_notebook(notebook: Path) -> tuple[type[Config], dict[str, Any]]:
     }
 
 
+def guarded_part(notebook: Path) -> dict[str, Any]:
+    """The notebook up to its guard cell: a notebook with its parameters that does nothing yet."""
+    document: dict[str, Any] = json.loads(notebook.read_bytes())
+    cells = document["cells"]
+    end = next(i for i, cell in enumerate(cells) if _guarded_by("".join(cell["source"])))
+    return document | {"cells": cells[: end + 1]}
+
+
 def _guarded_by(source: str) -> str | None:
     try:
         tree = ast.parse(source)

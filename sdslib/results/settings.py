@@ -285,7 +285,11 @@ def duration(config: FinetuneConfig) -> str:
 
 def papermill_line(run: Run) -> str:
     """The line that makes this run: every parameter in which it differs from its preset."""
-    config = config_of(run)
+    return papermill_of(config_of(run))
+
+
+def papermill_of(config: FinetuneConfig) -> str:
+    """The line that makes the run of these parameters."""
     standard = preset(config.preset).model_dump()
     given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
     left_out = {"device", "threads", "num_workers", "resume", "tracker", "preset"}

@@ -122,7 +122,12 @@ def run(
     if options.summary:
         _given_summary(options.summary)
     require(options.executor, options.address)
-    desk = Desk(plan(checked), options)
+    return bring(plan(checked), options, stream)
+
+
+def bring(cells: Sequence[Cell], options: Options, stream: TextIO | None = None) -> Sweep:
+    """Bring cells that are planned to the runs that they name."""
+    desk = Desk(cells, options)
     with Board(desk.cells, stream) as board:
         if desk.pending:
             executor = opened(options.executor, options.address, desk.folder)
