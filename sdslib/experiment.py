@@ -30,7 +30,7 @@ from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
 from sdslib.checks.models import gives_tokens, no_tokens
-from sdslib.checks.notebooks import literal
+from sdslib.checks.notebooks import from_shell
 from sdslib.config import ARMS, UNTOUCHED, FinetuneConfig, derive_seed
 from sdslib.io import distributed, launch, shared
 from sdslib.io.model_files import PASSPORT
@@ -350,16 +350,14 @@ def control(config: FinetuneConfig) -> FinetuneConfig:
 def main(words: Sequence[str] | None = None) -> int:
     """Fine-tune, in as many processes as torchrun or accelerate has launched of this program."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.experiment", description=main.__doc__)
-    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
-    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune, as for papermill"
     parser.add_argument("--params", type=Path, help="a JSON file of all parameters, in their place")
-    options = parser.parse_args(words)
+    options, values = from_shell(parser, words)
     launch.die_with_launcher()
     try:
         if options.params:
             config = FinetuneConfig(**json.loads(options.params.read_bytes()))
         else:
-            config = validate(FinetuneConfig, {name: literal(text) for name, text in options.given})
+            config = validate(FinetuneConfig, values)
         run = finetune(config)
     except Exception as error:
         launch.tell_error(distributed.place(), error)

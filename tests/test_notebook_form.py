@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from papermill.inspection import inspect_notebook
 
-from sdslib.checks import guard
+from sdslib.checks import notebooks
 from sdslib.checks.notebooks import SELDOM
 from sdslib.results.grid import read_notebook
 
@@ -274,9 +274,9 @@ def test_papermills_help_tells_of_every_parameter_its_type_and_range(path):
     told = inspect_notebook(path)
     assert list(told) == list(defaults)
     for name, parameter in told.items():
-        assert parameter["inferred_type_name"] == guard.kind(cls, name)
-        assert parameter["help"].startswith(guard.bounds(cls, name))
-        few = guard.choices(cls, name)
+        assert parameter["inferred_type_name"] == notebooks.kind(cls, name)
+        assert parameter["help"].startswith(notebooks.bounds(cls, name))
+        few = notebooks.choices(cls, name)
         missing = [choice for choice in few if choice not in parameter["help"]]
         assert not missing or "..." in parameter["help"]
     seldom = [name in SELDOM for name in told]

@@ -119,7 +119,7 @@ def test_the_command_publishes_by_name_and_by_summary(runs, tmp_path, monkeypatc
     assert published.main(["study", "two", str(summary), "--runs", root]) == 0
     assert len(publish.published("two", tmp_path)) == 4
     pd.DataFrame({"run": ["mini-sds-0000000000", None]}).to_parquet(summary)
-    assert published.main(["study", "three", str(summary), "--runs", root]) == 2
+    assert published.main(["study", "three", str(summary), "--runs", root]) == 3
     assert "2 of its runs are not there, as mini-sds-0000000000" in capsys.readouterr().err
 
 

@@ -82,16 +82,16 @@ def test_the_command_without_json_prints_a_table(grid_file, capsys):
 )
 def test_a_file_that_no_figure_may_rest_on_is_refused(grid_file, capsys, old, new, message):
     grid_file.write_text(GRID.replace(old, new))
-    assert comparison.main(["--scores", str(grid_file), "--json"]) == 1
+    assert comparison.main(["--scores", str(grid_file), "--json"]) == 3
     found = capsys.readouterr()
     assert message in found.err
     assert not found.out
 
 
 def test_a_missing_file_and_an_unknown_tag_are_named(grid_file, capsys):
-    assert comparison.main(["--scores", "no/such.csv"]) == 1
+    assert comparison.main(["--scores", "no/such.csv"]) == 3
     assert "no score file at no/such.csv" in capsys.readouterr().err
-    assert comparison.main(["--scores", str(grid_file), "--by", "colour"]) == 1
+    assert comparison.main(["--scores", str(grid_file), "--by", "colour"]) == 3
     assert "no tag 'colour'; there are ['collapsed_tag'" in capsys.readouterr().err
 
 

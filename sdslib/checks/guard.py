@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
-from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from sdslib.checks.models import is_folder, student_problem, teacher_problem, tokens_problem
-from sdslib.checks.notebooks import MODELS
+from sdslib.checks.notebooks import MODELS, ranged, schema_of
 from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest
@@ -186,17 +185,17 @@ def _unknown(name: str, cls: type[Config]) -> str:
 
 def _requirement(cls: type[Config], name: str, value: object) -> str:
     """What the field wants and what it got, in words, from the field's own schema."""
-    schema = _schema(cls, name)
+    schema = schema_of(cls, name)
     if "enum" in schema:
         return one_of(name, value, schema["enum"])
     got = f"got {value!r}"
     typed = f"{got} ({type(value).__name__})"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if schema["type"] == "integer":
-        return f"{name} must be a whole number{_bounds(schema)}, {got if number else typed}"
+        return f"{name} must be a whole number{ranged(schema)}, {got if number else typed}"
     if schema["type"] == "number":
         if number:
-            return f"{name} must be finite{_bounds(schema, ' and')}, {got}"
+            return f"{name} must be finite{ranged(schema, ' and')}, {got}"
         return f"{name} must be a number, {typed}{_yaml_hint(value)}"
     if schema["type"] == "boolean":
         return f"{name} must be True or False, {typed}"
@@ -210,44 +209,9 @@ def _requirement(cls: type[Config], name: str, value: object) -> str:
     return f"{name} must be text, {typed}; with papermill write -r {name} {value}"
 
 
-@cache
-def _schemas(cls: type[Config]) -> dict[str, Any]:
-    return cls.model_json_schema()["properties"]
-
-
-def _schema(cls: type[Config], name: str) -> dict[str, Any]:
-    """What a field takes where it is given; a single choice is an enum too."""
-    schema = _schemas(cls)[name]
-    schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
-    return schema | ({"enum": [schema["const"]]} if "const" in schema else {})
-
-
-def kind(cls: type[Config], name: str) -> str:
-    """The Python type of a field's value where it is given, as annotations write it."""
-    names = {"integer": "int", "number": "float", "boolean": "bool"}
-    return names.get(_schema(cls, name)["type"], "str")
-
-
-def choices(cls: type[Config], name: str) -> list[str]:
-    """The values that a field may have, where they can be listed; else nothing."""
-    return list(map(str, _schema(cls, name).get("enum", [])))
-
-
-def bounds(cls: type[Config], name: str) -> str:
-    """The range of a field's value, as "≥ 0 and < 1", or nothing; a seed's 32 bits go unsaid."""
-    return _bounds(_schema(cls, name)).strip().removesuffix(f" and < {2**32}")
-
-
 def from_preset(cls: type[Config], name: str) -> dict[str, Any]:
     """What a preset gives a notebook whose parameters are all left out."""
     return _on_preset(cls, {"preset": name})
-
-
-def _bounds(schema: Mapping[str, Any], before: str = "") -> str:
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    texts = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
-    texts += [f"a multiple of {schema['multipleOf']}"] if "multipleOf" in schema else []
-    return f"{before} {' and '.join(texts)}" if texts else ""
 
 
 def _yaml_hint(value: object) -> str:

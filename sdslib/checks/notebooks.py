@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -147,6 +150,45 @@ MODELS: dict[str, type[Config]] = {
 }
 
 
+# --- a parameter in words --------------------------------------------------------------------
+
+
+@cache
+def _schemas(cls: type[Config]) -> dict[str, Any]:
+    return cls.model_json_schema()["properties"]
+
+
+def schema_of(cls: type[Config], name: str) -> dict[str, Any]:
+    """What a field takes where it is given; a single choice is an enum too."""
+    schema = _schemas(cls)[name]
+    schema = schema | next((s for s in schema.get("anyOf", []) if s["type"] != "null"), {})
+    return schema | ({"enum": [schema["const"]]} if "const" in schema else {})
+
+
+def kind(cls: type[Config], name: str) -> str:
+    """The Python type of a field's value where it is given, as annotations write it."""
+    names = {"integer": "int", "number": "float", "boolean": "bool"}
+    return names.get(schema_of(cls, name)["type"], "str")
+
+
+def choices(cls: type[Config], name: str) -> list[str]:
+    """The values that a field may have, where they can be listed; else nothing."""
+    return list(map(str, schema_of(cls, name).get("enum", [])))
+
+
+def bounds(cls: type[Config], name: str) -> str:
+    """The range of a field's value, as "≥ 0 and < 1", or nothing; a seed's 32 bits go unsaid."""
+    return ranged(schema_of(cls, name)).strip().removesuffix(f" and < {2**32}")
+
+
+def ranged(schema: Mapping[str, Any], before: str = "") -> str:
+    """The range that a schema sets, with `before` in front of it."""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    texts = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
+    texts += [f"a multiple of {schema['multipleOf']}"] if "multipleOf" in schema else []
+    return f"{before} {' and '.join(texts)}" if texts else ""
+
+
 # What is seldom given: it stands below the rest in notebooks, and folded in tables and helps.
 SELDOM = frozenset(
     [
@@ -172,3 +214,14 @@ def literal(text: str) -> Any:
             # the revision 12e4567 is no number that can be held
             return text if abs(found) == math.inf and any(c.isdigit() for c in text) else found
     return text
+
+
+def from_shell(
+    parser: argparse.ArgumentParser, words: Sequence[str] | None, notebook: str = "02_finetune"
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """A command line's own options, and the notebook's parameters that `-p NAME VALUE` gives."""
+    told = f"a parameter of {notebook}, as for papermill"
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        dest="given", help=told)  # fmt: skip
+    options = parser.parse_args(words)
+    return options, {name: literal(text) for name, text in options.given}

@@ -20,6 +20,7 @@
     progress     how far a long job is
     distributed  several processes that train one model: parts of a batch, gathered, averaged
     launch       one run in several processes of this machine, and its news
+    exits        with which status a program ends, and why
     stopping     a signal is obeyed after a step
     lazy         names of things in rooms further up
 

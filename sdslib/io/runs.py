@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdslib.io import history, lock, storage
+from sdslib.io.exits import ended
 from sdslib.io.history import RunWarning
 from sdslib.io.identity import code_hash, identify
 from sdslib.io.paths import path_problem, project_path, shown_path
@@ -251,8 +252,7 @@ def main(words: list[str] | None = None) -> int:
                 return _verify(options.names, options.runs)
             print(describe(find_run(options.run, options.runs)))
         except (RunError, StorageError) as error:
-            print(error, file=sys.stderr)
-            return 2
+            return ended(error)
     return 0
 
 

@@ -23,6 +23,7 @@ from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, derive_seed, mini
 from sdslib.experiment import LatentCache, start_bridge
+from sdslib.io.exits import ended
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
 from sdslib.io.storage import StorageError
@@ -288,8 +289,7 @@ def main(words: Sequence[str] | None = None) -> int:
         students = {"untouched": load_student(config.clip_model, None)}
         students |= {run.name: student_of(run) for run in found}
     except (ParameterError, RunError, StorageError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error)
     on = ground(config, options.scenes)
     for name in ("teacher", *students):
         tables = of_student(on, students[name]) if name in students else of_teacher(on)

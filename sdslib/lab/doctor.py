@@ -18,6 +18,7 @@ from sdslib import benchmarks, experiment
 from sdslib.arms import negatives
 from sdslib.checks import fingerprints, student_files, teacher_files
 from sdslib.checks.guard import validate
+from sdslib.checks.notebooks import from_shell
 from sdslib.config import FinetuneConfig
 from sdslib.io.hub import hub_access, is_repo
 from sdslib.io.model_files import WeightsError
@@ -180,7 +181,8 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print)
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.doctor", description=main.__doc__)
     parser.add_argument("--preset", default="mini", help="mini or paper")
     try:
-        config = validate(FinetuneConfig, dry_run.asked(parser, words))
+        options, values = from_shell(parser, words)
+        config = validate(FinetuneConfig, {"preset": options.preset} | values)
     except ParameterError as error:
         for problem in error.problems:
             say(f"missing   parameters: {problem}")

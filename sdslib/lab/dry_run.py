@@ -34,8 +34,9 @@ from sdslib.arms.verdicts import Verdict
 from sdslib.bridge import Bridge, random_start
 from sdslib.checks.fingerprints import has_teacher
 from sdslib.checks.guard import validate
-from sdslib.checks.notebooks import literal
+from sdslib.checks.notebooks import from_shell
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
+from sdslib.io.exits import ended
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab.random_models import random_student, random_teacher
@@ -311,24 +312,14 @@ def peak(device: torch.device) -> int:
 # --- from a shell --------------------------------------------------------------------------------
 
 
-def asked(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> dict[str, Any]:
-    """The parameters that a command line gives by `-p NAME VALUE`, and the parser's own options."""
-    told = "a parameter of 02_finetune, as for papermill"
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        dest="given", help=told)  # fmt: skip
-    options = vars(parser.parse_args(words))
-    return options | {name: literal(text) for name, text in options.pop("given")}
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Say what a run would cost; the status is 1 where it does not fit the device's memory."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.dry_run", description=main.__doc__)
-    values, begun = asked(parser, words), time.perf_counter()
+    values, begun = from_shell(parser, words)[1], time.perf_counter()
     try:
         found = rehearse(validate(FinetuneConfig, values))
-    except (ParameterError, ValueError, TrainingError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    except (ValueError, TrainingError) as error:
+        return ended(error)
     print(found.table().to_string(index=False))
     print(f"(rehearsed in {time.perf_counter() - begun:.0f} s)")
     return 0 if found.fits else 1

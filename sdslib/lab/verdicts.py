@@ -33,9 +33,10 @@ from sdslib.checks import captions, teacher_files
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.fingerprints import of_files
 from sdslib.checks.guard import validate
-from sdslib.checks.notebooks import VerdictsConfig, literal
+from sdslib.checks.notebooks import VerdictsConfig, from_shell
 from sdslib.config import false_captions, is_mini
 from sdslib.experiment import pick_device
+from sdslib.io.exits import ended
 from sdslib.io.model_files import WeightsError
 from sdslib.io.paths import project_path, project_root
 from sdslib.io.progress import track
@@ -343,14 +344,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Judge what is not judged yet, and say what came of it; the status is 1 where some failed."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.verdicts", description=main.__doc__)
     parser.add_argument("output", help="the file of verdicts, as data/verdicts.parquet")
-    given = parser.add_argument("-p", nargs=2, action="append", default=[], dest="given")
-    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 08_verdicts, as for papermill"
     parser.add_argument("--workers", type=int, default=1, help="processes that judge")
     parser.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
     parser.add_argument("--address", help="of Ray, or what to ask SLURM for")
-    options = parser.parse_args(words)
+    options, values = from_shell(parser, words, "08_verdicts")
     try:
-        values = {name: literal(text) for name, text in options.given}
         work = Judgement(validate(VerdictsConfig, values | {"output": options.output}))
         if options.workers > 1 or options.executor != "local":
             require(options.executor, options.address)
@@ -360,8 +358,7 @@ def main(words: Sequence[str] | None = None) -> int:
         alone = options.workers == 1 and options.executor == "local"
         found = judge(work, track("blocks")) if alone else gather(work)
     except (ParameterError, ExecutorError, DataError, WeightsError, VocabularyError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error)
     if found is None:
         return 1
     print(readable(by_kind(found)).to_string(index=False))

@@ -17,6 +17,7 @@ import pandas as pd
 
 from sdslib import metrics
 from sdslib.io import storage
+from sdslib.io.exits import ended
 from sdslib.results import statistics
 from sdslib.tables import (
     _CELL,
@@ -223,8 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for text in cautions(scores):
             print(f"caution: {text}", file=sys.stderr)
     except (TableError, metrics.ScoreError) as reason:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
+        return ended(reason)
     if options.json:
         print(json.dumps(found))
     else:

@@ -6,6 +6,7 @@ and its manifest stay as they are.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def card(run: Run, control: Run | None = None, source: str | None = None) -> Mod
         own=config.clip_model == OWN,
     )
     return ModelCard(text)
+
+
+def export(run: Run, folder: Path, control: Run | None = None) -> Path:
+    """Copy a run's weights into a new folder that open_clip loads, with their card; says where.
+
+    StorageError where the weights are not whole, or the folder is there.
+    """
+    if folder.exists():
+        raise storage.StorageError(f"{folder} is there already; name a new folder")
+    if problem := storage.manifest_problem(run.weights):
+        raise storage.StorageError(f"{run.name}: weights are not whole ({problem})")
+    with storage.staged_folder(folder) as stage:
+        shutil.copytree(run.weights, stage, dirs_exist_ok=True)
+        (stage / NAME).write_text(str(card(run, control, f"local-dir:{folder}")), "utf-8")
+    return folder
 
 
 def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from sdslib.io import storage
+from sdslib.io.exits import ended
 from sdslib.io.paths import project_path, shown_path
 from sdslib.io.run import RunError
 from sdslib.io.wording import ParameterError
@@ -133,8 +134,7 @@ def main(words: list[str] | None = None) -> int:
         for path in rebuild():
             print(shown_path(path))
     except (StudyError, RunError, ParameterError, storage.StorageError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error)
     return 0 if good else 1
 
 

@@ -1,0 +1,5 @@
+"""`python -m sdslib` is `sdsclip`."""
+
+from sdslib.cli import main
+
+main()

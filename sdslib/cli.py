@@ -1,0 +1,369 @@
+"""`sdsclip`, also `python -m sdslib`: notebooks and studies as verbs of one command line.
+
+The options of a verb that stands for a notebook are the notebook's parameters: types and ranges are
+those of its model, the words those of its parameters cell, and the guard checks them. Nothing heavy
+is imported before a verb does something.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from sdslib.io import exits
+from sdslib.io.paths import project_path
+
+Words = Optional[list[str]]  # noqa: UP045 - typer reads it
+Where = Literal["local", "ray", "slurm"]
+RUN = "a run's id, name or folder"
+RUNS = "the folder of runs; reports/runs by default"
+_VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {}
+
+
+def verb(notebook: str = "", model: str = "") -> Callable:
+    """Make a function a verb; with a notebook its options are the fields of that `model`.
+
+    The function gets those that are given as the dictionary `given`, and returns a status.
+    """
+
+    def register(function: Callable[..., int | None]) -> Callable:
+        _VERBS[function.__name__.replace("_", "-")] = (function, notebook, model)
+        return function
+
+    return register
+
+
+# --- the notebooks' verbs ------------------------------------------------------------------------
+
+
+@verb("02_finetune", "finetune")
+def finetune(given: dict[str, Any]) -> None:
+    """Fine-tune CLIP with L_CLIP + sds_weight * L_SDS, and say what came of it."""
+    from sdslib import experiment
+    from sdslib.arms.negatives import check
+    from sdslib.io.progress import track
+    from sdslib.results import answers, settings
+
+    config = _checked("finetune", given)
+    check(config)
+    run = experiment.finetune(config, track("fine-tuning"))
+    (setting,) = settings.group([run])
+    print(run.shown_path, answers.of_setting(setting), sep="\n")
+
+
+@verb("01_baseline", "baseline")
+def evaluate(given: dict[str, Any]) -> None:
+    """Score the student as it is, and the teacher, on every benchmark at hand."""
+    from sdslib.io.progress import track
+    from sdslib.lab import baseline
+    from sdslib.results import answers, formatting
+
+    found = baseline.measure(_checked("baseline", given), track("benchmarks"))
+    print(formatting.shares(baseline.overview(found)).to_string())
+    print(answers.standing(baseline.by_set(found), baseline.agreement_table(found)))
+
+
+@verb("02_finetune", "finetune")
+def doctor(given: dict[str, Any]) -> int:
+    """Which weights, data, disk and memory a run of these parameters is missing."""
+    from sdslib.lab import doctor
+
+    return doctor.main(_as_papermill(given))
+
+
+@verb("02_finetune", "finetune")
+def dry_run(given: dict[str, Any]) -> int:
+    """A few steps with random weights: what the run would cost, and whether it fits."""
+    from sdslib.lab import dry_run
+
+    return dry_run.main(_as_papermill(given))
+
+
+@verb("07_report", "report")
+def report(given: dict[str, Any]) -> None:
+    """One page, its PDF, figures and model cards of finished runs."""
+    from sdslib.io.progress import track
+    from sdslib.results import settings
+    from sdslib.show import report
+
+    config = _checked("report", given)
+    found = report.build(config, settings.collect(config, track))
+    print(report.save(found).to_string(index=False))
+    print(report.answer(found), report.push(config, found), sep="\n")
+
+
+@verb("06_caption_demo", "demo")
+def demo(given: dict[str, Any]) -> None:
+    """Which caption fits a picture, and which word decides."""
+    from sdslib.show import demo
+
+    models = demo.load(_checked("demo", given))
+    print(models.first.scores.to_string(index=False))
+    print(demo.told(models))
+
+
+@verb("08_verdicts", "verdicts")
+def verdicts(
+    given: dict[str, Any],
+    workers: Annotated[int, typer.Option(min=1, help="processes that judge")] = 1,
+    executor: Annotated[Where, typer.Option(help="where they run")] = "local",
+    address: Annotated[str | None, typer.Option(help="of Ray, or what to ask SLURM for")] = None,
+) -> int:
+    """Let the teacher judge every caption of the pairs once, for the arm teacher-choice."""
+    from sdslib.checks.notebooks import VerdictsConfig
+    from sdslib.lab import verdicts
+
+    output = given.pop("output", VerdictsConfig.model_fields["output"].default)
+    own = _words(workers=workers, executor=executor, address=address)
+    return verdicts.main([output, *own, *_as_papermill(given)])
+
+
+# --- many runs -----------------------------------------------------------------------------------
+
+
+@verb()
+def sweep(  # noqa: PLR0913 - a verb's arguments are its options
+    notebook: Annotated[Path, typer.Argument(help="as notebooks/02_finetune.ipynb")],
+    grid: Annotated[Words, typer.Option(metavar="NAME=A,B", help="values; may be repeated")] = None,
+    set_: Annotated[
+        Words, typer.Option("--set", metavar="NAME=A", help="one value for all cells")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="so many seeds, from 0")] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="cells at a time; one a core")] = None,
+    executor: Annotated[Where, typer.Option(help="where cells run")] = "local",
+    address: Annotated[str | None, typer.Option(help="of Ray, or what to ask SLURM for")] = None,
+    summary: Annotated[Path | None, typer.Option(help="the parquet of all runs")] = None,
+) -> int:
+    """Run a notebook over a grid of its parameters."""
+    from sdslib.results import sweep
+
+    given = _words(grid=grid, set=set_, seeds=seeds, runs=runs, workers=workers, summary=summary)
+    return sweep.main([str(notebook), *given, *_words(executor=executor, address=address)])
+
+
+@verb()
+def runs(
+    does: Annotated[
+        Literal["list", "show", "verify"],
+        typer.Argument(metavar="[list|show|verify]", help="what to do"),
+    ] = "list",
+    names: Annotated[Words, typer.Argument(metavar="[RUN]...", help=RUN)] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+) -> int:
+    """List all runs, show one, or hold their files to their checksums."""
+    from sdslib.io import runs as room
+
+    return room.main([does, *(names or ()), *_words(runs=runs)])
+
+
+@verb()
+def compare(
+    one: Annotated[str, typer.Argument(metavar="RUN", help=f"{RUN}, or a file of score grids")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="what it is held against")
+    ] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+) -> None:
+    """Paired differences of a run and another one; alone, of its start and its control."""
+    from sdslib.io.runs import find_run
+    from sdslib.results import answers, comparison, formatting, settings
+
+    if other is None:
+        (setting,) = settings.group([find_run(one, runs)])
+        print(formatting.differences(setting.paired).to_string())
+        print(answers.of_setting(setting))
+        return
+    found = {}
+    for word in (other, one):
+        file = Path(word).suffix in (".csv", ".parquet")
+        run = None if file else find_run(word, runs)
+        found[word] = run.scores(settings.reported(run)) if run else comparison.read_scores(word)
+    print(formatting.differences(comparison.paired(found)).to_string())
+
+
+@verb()
+def diagnose(
+    names: Annotated[Words, typer.Argument(metavar="[RUN]...", help=RUN)] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    scenes: Annotated[int, typer.Option(min=10, help="scenes that probes are fitted to")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="of the scenes and probes")] = 0,
+) -> int:
+    """What the untouched student and those of runs encode, and what moves them."""
+    from sdslib.lab import diagnosis
+
+    return diagnosis.main([*(names or ()), *_words(runs=runs, scenes=scenes, seed=seed)])
+
+
+@verb()
+def publish(
+    does: Annotated[
+        Literal["study", "tables", "reproduce"],
+        typer.Argument(metavar="study|tables|reproduce", help="what to do"),
+    ],
+    names: Annotated[
+        Words, typer.Argument(metavar="[NAME]...", help="a study and its runs; studies")
+    ] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+) -> int:
+    """Keep a study's runs, rebuild tables and figures, or train the studies again."""
+    from sdslib.show import published
+
+    return published.main([does, *(names or ()), *_words(runs=runs, workers=workers)])
+
+
+@verb()
+def export(
+    run: Annotated[str, typer.Argument(help=RUN)],
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+) -> None:
+    """A run's weights as a folder that open_clip loads, with their model card."""
+    from sdslib.io.runs import find_run
+    from sdslib.results.settings import group
+    from sdslib.show import modelcard
+
+    (setting,) = group([find_run(run, runs)])
+    print(modelcard.export(setting.run, folder, setting.control))
+
+
+# --- from words to parameters --------------------------------------------------------------------
+
+
+def _checked(model: str, given: dict[str, Any]) -> Any:
+    from sdslib.checks.guard import validate
+    from sdslib.checks.notebooks import MODELS
+
+    return validate(MODELS[model], given)
+
+
+def _as_papermill(given: dict[str, Any]) -> list[str]:
+    return [word for name, value in given.items() for word in ("-p", name, str(value))]
+
+
+def _words(**given: Any) -> list[str]:
+    """Options as a program's own parser reads them; those that are None are left out."""
+    pairs = [(f"--{name}", value) for name, many in given.items()
+             for value in (many if isinstance(many, list) else [many])]  # fmt: skip
+    return [word for name, value in pairs if value is not None for word in (name, str(value))]
+
+
+def told_of(notebook: str) -> dict[str, str]:
+    """What a notebook's parameters cell says of each parameter."""
+    cells = json.loads(project_path(f"notebooks/{notebook}.ipynb").read_bytes())["cells"]
+    (cell,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    lines = [line.rstrip("\n").partition("  # ") for line in cell["source"] if ": " in line]
+    return {left.partition(":")[0]: told for left, mark, told in lines if mark}
+
+
+def _options(notebook: str, model: str) -> list[inspect.Parameter]:
+    """The parameters of a notebook as typer reads a function's."""
+    from sdslib.checks import notebooks
+    from sdslib.checks.notebooks import MODELS, SELDOM
+
+    cls, told, found = MODELS[model], told_of(notebook), []
+    for name in (*(n for n in told if n not in SELDOM), *(n for n in told if n in SELDOM)):
+        kind, choices = notebooks.kind(cls, name), notebooks.choices(cls, name)
+        default = cls.model_fields[name].default
+        option = typer.Option(
+            metavar=None if kind == "bool" else kind.upper(),
+            help=told[name],
+            show_default=False if default is None else str(default),
+            autocompletion=_completion(choices),
+            rich_help_panel="Seldom given" if name in SELDOM else "Options",
+        )
+        python = Optional[bool] if kind == "bool" else Optional[str]  # noqa: UP045
+        found.append(_keyword(name, Annotated[python, option]))
+    return found
+
+
+def _completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _read(model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The values that were given; numbers as papermill reads them, text as it stands."""
+    from sdslib.checks import notebooks
+
+    cls = notebooks.MODELS[model]
+    numbers = {n for n in given if notebooks.kind(cls, n) in ("int", "float")}
+    return {n: notebooks.literal(value) if n in numbers else value
+            for n, value in given.items() if value is not None}  # fmt: skip
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+def _command(name: str, whole: bool) -> Callable[..., None]:
+    """A verb as typer takes it; its notebook's options are there only where they are `whole`."""
+    function, notebook, model = _VERBS[name]
+    own = inspect.signature(function, eval_str=whole).parameters
+    taken = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for n, p in own.items() if n != "given"]
+
+    def call(**given: Any) -> None:
+        if notebook:
+            mine = {p.name: given.pop(p.name) for p in taken}
+            given = mine | {"given": _read(model, given)}
+        raise typer.Exit(_status(functools.partial(function, **given)))
+
+    options = _options(notebook, model) if notebook and whole else []
+    call.__doc__, call.__name__ = function.__doc__, function.__name__
+    told = inspect.Signature([*taken, *options] if whole else [])
+    call.__signature__ = told  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*taken, *options)} if whole else {}
+    return call
+
+
+def _status(does: Callable[[], int | None]) -> int:
+    """The status with which a verb ends; an error that was foreseen is said in words."""
+    try:
+        return does() or 0
+    except KeyboardInterrupt as stop:
+        print(str(stop) or exits.EXITS[130][0], file=sys.stderr)
+        return 130
+    except Exception as error:
+        return exits.ended(error)
+
+
+def app(words: Sequence[str]) -> typer.Typer:
+    """The program; only the verb that the words name has its options, unless they are completed."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    completing = any(name.startswith("_") and name.endswith("_COMPLETE") for name in os.environ)
+    table = "\n\n".join(f"{code}: {said}" for code, (said, _) in exits.EXITS.items())
+    made = typer.Typer(
+        name="sdsclip",
+        help="SDS-CLIP: fine-tune CLIP with a diffusion teacher, and say what came of it.",
+        epilog=f"Exit status\n\n{table}",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    as_written = {"token_normalize_func": lambda option: option.replace("_", "-")}
+    for name in _VERBS:
+        made.command(name, context_settings=as_written)(_command(name, completing or name == asked))
+    made.callback()(lambda: None)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the verb that the words of the command line name; ends the process with its status."""
+    given = [*(sys.argv[1:] if words is None else words)]
+    app(given)(given, prog_name="sdsclip")

@@ -1,0 +1,211 @@
+"""`sdsclip`: every verb has typed help and completion, and ends with a status that says why."""
+
+import importlib
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+from finished import finish
+from typer.testing import CliRunner
+
+from sdslib import cli, experiment
+from sdslib.checks import notebooks
+from sdslib.io import exits, runs, storage
+from sdslib.io.paths import project_root
+from sdslib.io.sources import DataError
+from sdslib.results import comparison
+from sdslib.student import load_student
+from sdslib.train import TrainingError
+
+VERBS = list(cli._VERBS)
+
+
+def run(*words, **env):
+    """Status, stdout and stderr of the program, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        done = CliRunner().invoke(cli.app(words), [*map(str, words)], prog_name="sdsclip")
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def flat(text):
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_the_verbs_are_those_that_there_are():
+    assert set(VERBS) == {
+        *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
+        *("report", "demo", "publish", "export", "verdicts"),
+    }
+    text = flat(run("--help").output)
+    assert all(name in text for name in VERBS)
+    for code, (said, _) in exits.EXITS.items():
+        assert f"{code}: {said}" in text
+
+
+def test_the_help_costs_less_than_half_a_second_and_loads_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)"
+    code = f"import sys, time, sdslib.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nprint({heavy}, time.process_time())"  # fmt: skip # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, seconds = done.stdout.strip().splitlines()[-1].rsplit(" ", 1)
+    assert loaded == "set()"
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_typed_help(verb):
+    done = run(verb, "--help", COLUMNS="200")
+    assert done.exit_code == 0
+    text = flat(done.output)
+    function, notebook, model = cli._VERBS[verb]
+    assert flat(function.__doc__) in text
+    for name, told in cli.told_of(notebook).items() if notebook else ():
+        kind = notebooks.kind(notebooks.MODELS[model], name)
+        option = f"--{name.replace('_', '-')}"
+        assert option in text
+        assert told.split("; ")[0] in text
+        words = text[text.index(f"{option} ") :].split()
+        assert kind == "bool" or words[1] == kind.upper()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_misspelt_option_ends_with_2_and_what_was_meant(verb):
+    option = next(w for w in run(verb, "--help").output.split() if w.startswith("--"))
+    done = run(verb, f"{option[:-1]}{option[-2:]}x", "3")
+    assert done.exit_code == 2
+    assert "No such option" in done.stderr
+    assert option in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_misspelt_verb_ends_with_2_and_a_suggestion(verb):
+    done = run(f"{verb[:-2]}x{verb[-2:]}")
+    assert done.exit_code == 2
+    assert f"Did you mean '{verb}'" in flat(done.stderr)
+
+
+def completed(*words):
+    """What a bash offers at the end of these words."""
+    line = " ".join(("sdsclip", *words))
+    env = {"_SDSCLIP_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
+    return run(**env).output.split()
+
+
+def test_the_shell_completes_verbs_options_and_values():
+    assert set(completed("")) == set(VERBS)
+    assert completed("dry") == ["dry-run"]
+    assert "--sds-weight" in completed("finetune", "--sds")
+    assert completed("finetune", "--arm", "sds-") == ["sds-only", "sds-text", "sds-margin"]
+    assert set(completed("sweep", "--executor", "")) == {"local", "ray", "slurm"}
+    for verb in VERBS:
+        assert "--help" in completed(verb, "--h")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", "--arm", "sdss"], "did you mean 'sds'?"),
+        (["finetune", "--steps", "x", "--lr", "-1"], "steps must be a whole number ≥ 1"),
+        (["finetune", "--clip_model", "ViT-B-23"], "did you mean 'ViT-B-32'?"),
+        (["dry-run", "--steps", "0"], "steps must be a whole number ≥ 1"),
+        (["verdicts", "--choice-draws", "0"], "choice_draws must be"),
+        (["runs", "show", "nothing"], "no run 'nothing'"),
+        (["compare", "nothing"], "no run 'nothing'"),
+        (["export", "nothing", "there"], "no run 'nothing'"),
+        (
+            ["sweep", "notebooks/02_finetun.ipynb", "--seeds", "1"],
+            "did you mean 'notebooks/02_finetune.ipynb'?",
+        ),
+    ],
+)
+def test_a_wrong_value_ends_with_2_and_says_what_is_right(words, said, capfd):
+    done = run(*words)
+    assert done.exit_code == 2
+    assert said in done.stderr + capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("no pairs"), 3),
+        (storage.StorageError("cut"), 3),
+        (TrainingError("the loss is not finite"), 4),
+        (KeyboardInterrupt("stopped after step 3; run again to go on"), 130),
+    ],
+)
+def test_what_ends_a_verb_is_said_and_has_its_own_status(error, code, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(experiment, "finetune", fail)
+    done = run("finetune")
+    assert done.exit_code == code
+    assert str(error) in done.stderr
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(experiment, "finetune", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("finetune")
+
+
+def test_every_error_of_the_table_is_there():
+    for _, errors in exits.EXITS.values():
+        for room, name in (error.split(":") for error in errors):
+            found = getattr(importlib.import_module(f"sdslib.{room}"), name)
+            assert exits.status(found.__new__(found)) in exits.EXITS
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    finish(root, "clip-only")
+    finish(root, weights=True, run="taught")
+    return root
+
+
+def test_a_run_is_compared_with_its_control_and_with_another(root):
+    alone = run("compare", "taught", "--runs", root)
+    assert alone.exit_code == 0
+    assert "sds against L_CLIP only" in alone.output
+    assert "over one seed the text score changed by" in alone.output
+    control = next(p.name for p in root.iterdir() if "clip-only" in p.name)
+    both = run("compare", "taught", control, "--runs", root)
+    assert f"taught against {control}" in both.output
+    tables = [runs.find_run(name, root).scores("mini-winoground") for name in (control, "taught")]
+    row = comparison.compare(*tables).iloc[0]
+    assert f"+{row['up']}/−{row['down']}" in both.output
+
+
+def test_exported_weights_are_loaded_by_open_clip_and_bring_their_card(root, tmp_path):
+    folder = tmp_path / "out" / "student"
+    assert run("export", "taught", folder, "--runs", root).exit_code == 0
+    assert "SDS-CLIP student taught" in (folder / "README.md").read_text()
+    assert load_student(f"local-dir:{folder}", None).width
+    again = run("export", "taught", folder, "--runs", root)
+    assert again.exit_code == 3
+    assert "is there already" in again.stderr
+    assert run("runs", "verify", "--runs", root).exit_code == 0
+
+
+def test_numbers_are_read_as_papermill_reads_them_and_text_stays_text():
+    given = {"lr": "1e-3", "steps": "3", "run": "100000", "resume": False, "seed": None}
+    assert cli._read("finetune", given) == {
+        "lr": 0.001, "steps": 3, "run": "100000", "resume": False,
+    }  # fmt: skip
+
+
+def test_the_module_and_the_console_script_are_one_program():
+    scripts = tomllib.loads((project_root() / "pyproject.toml").read_text())["project"]["scripts"]
+    room, _, name = scripts["sdsclip"].partition(":")
+    assert getattr(importlib.import_module(room), name) is cli.main
+    begun = time.monotonic()
+    words = [sys.executable, "-m", "sdslib", "runs", "lst"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=project_root())
+    assert done.returncode == 2, time.monotonic() - begun
+    assert "'list'" in done.stderr
