@@ -35,6 +35,10 @@ TOTALS = {
     "colorswap": 300,
     "cola": 210,
     "vismin": 2_084,
+    "sugarcrepe++": 4_757,
+    "whatsup": 4_958,
+    "valse": 7_702,
+    "negbench": 10_945,
 }
 HUB_CLASSES = {
     "cifar10": ("uoft-cs/cifar10", "test", "label"),
@@ -48,7 +52,8 @@ PHOTO = ("a photo of a {}.",)
 class Item:
     """One question: images, captions, which caption is true (None in a grid), and its tags.
 
-    In a grid, caption k belongs to image k. `box` is what was cut out of the image, if anything.
+    In a grid, caption k belongs to image k; in a triplet the first `n_true` captions are true and
+    the last is not. `box` is what was cut out of the image, if anything.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Item:
     answer: int | None = None
     box: Box | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    n_true: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Benchmark:
     """
 
     name: str
-    kind: Literal["grid", "choice", "classes", "retrieval"]
+    kind: Literal["grid", "choice", "triplet", "classes", "retrieval"]
     items: tuple[Item, ...]
     total: int
     source: str
@@ -107,6 +113,7 @@ class Benchmark:
         for item in self.items:
             images = [told(ref) for ref in item.images]
             row = [item.id, item.captions, item.answer, item.tags, images]
+            row += [item.n_true] if item.n_true > 1 else []
             digest.update(json.dumps(row, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -157,6 +164,8 @@ LOADERS: dict[str, tuple[str, str]] = {  # name -> its loader, and where it usua
     "coco-order": ("sets.aro:coco_order", "data/coco/coco_karpathy_test.json"),
     "flickr-order": ("sets.aro:flickr_order", "data/flickr30k/flickr30k_test.json"),
     "sugarcrepe": ("sets.sugarcrepe:sugarcrepe", "data/sugarcrepe"),
+    "sugarcrepe++": ("sets.sugarcrepe:sugarcrepe_pp", "data/sugarcrepe++"),
+    **{name: (f"sets.choices:{name}", f"data/{name}") for name in ("valse", "whatsup", "negbench")},
     **{name: (f"sets.grids:{name}", f"data/{name}")
        for name in ("mmvp", "bivlc", "colorswap", "cola", "vismin")},
     "zeroshot": ("sets.zero_shot:zero_shot", "data/zeroshot"),

@@ -27,7 +27,7 @@ from sdslib.io import pictures, shared
 from sdslib.io.images import LONGEST
 from sdslib.io.lazy import named
 from sdslib.student import caption_lengths
-from sdslib.tables import NOTES, Caution, TableError, cautions, cell_columns
+from sdslib.tables import NOTES, TEXTS, Caution, TableError, cautions, cell_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,8 +77,12 @@ class ClipScorer:
         for item in items:
             rows = list(islice(texts_left, len(item.captions)))
             image_emb = images[list(islice(images_left, len(item.images)))]
-            grid = (image_emb[:, None] * texts[rows][None]).sum(-1)
-            yield Scored({"": grid}, {"equal_captions": len(set(rows)) < len(rows)})
+            grids = {"": (image_emb[:, None] * texts[rows][None]).sum(-1)}
+            equal = len(set(rows)) < len(rows)
+            if item.n_true > 1:  # the captions with one another: true-true, and each with the false
+                grids[TEXTS] = (texts[rows][[0, 0, 1]] * texts[rows][[1, 2, 2]]).sum(-1)[None]
+                equal = rows[-1] in rows[:-1]
+            yield Scored(grids, {"equal_captions": equal})
 
     def embed_images(self, refs: Sequence[ImageRef]) -> tuple[np.ndarray, np.ndarray]:
         """Unit embeddings [R, D] in float64 of the distinct images, and the row [N] of each.
@@ -224,6 +228,7 @@ def _row(item: Item, scored: Scored) -> dict:
     if clash:
         raise TableError(f"tag {sorted(clash)[0]!r} of item {item.id!r} is a reserved column")
     shape = {"n_images": len(item.images), "n_captions": len(item.captions)}
+    shape |= {"n_true": item.n_true} if item.n_true > 1 else {}
     head = {"id": item.id, "answer": item.answer}
     return head | dict(item.tags) | shape | scored.notes | cell_columns(scored.grids)
 

@@ -14,6 +14,9 @@ import pandas as pd
 CHANCE_GRID = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 """Chance of independent continuous scores; `group` is 2! 2! / 4!, not 1/16."""
 
+CHANCE_TRIPLET = {"image-to-text": 1 / 3, "text-to-text": 1 / 3}
+"""The same: of three scores a given one is the least, or the greatest."""
+
 HUMAN_WINOGROUND = {"text": 0.895, "image": 0.885, "group": 0.855}
 """Human agreement on Winoground's 400 items (Thrush et al., CVPR 2022)."""
 
@@ -164,6 +167,34 @@ def choice_correct_argmax(
     """The same by argmax in the order the captions stand in: the first of the best wins."""
     _choices(scores, answer, ids)
     return np.ma.filled(np.ma.asarray(scores), -np.inf).argmax(axis=1) == np.asarray(answer)
+
+
+def both_above_false(scores: np.ndarray, ids: Sequence | None = None) -> np.ndarray:
+    """Whether both true captions beat the false one, [N] bool, of scores [N, 3], the false last.
+
+    SugarCrepe++'s image-to-text (Dumpala et al., NeurIPS 2024, section 4): strict. Its text-to-text
+    is `choice_correct` of the similarities true-true, first-false, second-false, the first right.
+    """
+    return np.asarray(both_margin(scores, ids) > 0)
+
+
+def both_margin(scores: np.ndarray, ids: Sequence | None = None) -> np.ndarray:
+    """Lead of the worse of two true captions over the false one, [N]."""
+    s = require_finite(scores, ids)
+    if s.ndim != 2 or s.shape[1] != 3:
+        raise ScoreError(f"two true captions and a false one are [N, 3], not {list(s.shape)}")
+    return np.asarray(np.minimum(s[:, 0], s[:, 1]) - s[:, 2])
+
+
+def all_right(correct: np.ndarray, groups: Sequence, size: int) -> dict[str, bool]:
+    """Group -> whether all of its items are right, for the groups of `size` items.
+
+    What'sUp's pair (2) and set (4) accuracy (Kamath et al., EMNLP 2023, section 3). Items without a
+    group and groups that lack an item, as in a sample, are left out.
+    """
+    correct, found = np.asarray(correct), groups_of(groups)
+    found.pop("untagged", None)
+    return {g: bool(correct[index].all()) for g, index in found.items() if len(index) == size}
 
 
 CHOICE_RULES: Mapping[str, Callable[..., np.ndarray]] = {

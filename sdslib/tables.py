@@ -23,7 +23,9 @@ NOTES = (
     *("rank", "n_true", "predicted", "margin", "rechecked"),
 )
 NO_SPREAD = 1e-6  # below this, scores of float32 embeddings differ by rounding alone
-MACRO_TAGS = ("relation", "attributes", "subset")
+MACRO_TAGS = ("relation", "attributes", "subset", "pattern", "category")
+GROUPS = {"pair": 2, "set": 4}  # tags that name items of which all have to be right, and how many
+TEXTS = "text"  # the rule of a triplet's captions with one another
 WINOGROUND_TAGS = ("collapsed_tag", "num_main_preds", "diwan_tags")
 _CELL = re.compile(r"^(?:(?P<rule>\w+)\.)?s_(?P<image>\d+)_(?P<caption>\d+)$")
 
@@ -82,7 +84,13 @@ def tags_of(table: pd.DataFrame) -> list[str]:
 
 def is_grid(table: pd.DataFrame) -> bool:
     """Whether the items are Winoground-like: every image with every caption, no single answer."""
-    return "rank" not in table.columns and bool(table["answer"].isna().all())
+    open_ = "rank" not in table.columns and bool(table["answer"].isna().all())
+    return open_ and not is_triplet(table)
+
+
+def is_triplet(table: pd.DataFrame) -> bool:
+    """Whether the items are SugarCrepe++-like: two true captions of an image and a false one."""
+    return "rank" not in table.columns and "n_true" in table.columns
 
 
 def cautions(table: pd.DataFrame) -> list[str]:
@@ -119,7 +127,8 @@ def outcomes(
 ) -> dict[str, np.ndarray]:
     """Right or wrong, [N] for each metric of the table's kind.
 
-    Grids: `text`, `image`, `group`; choices: `accuracy`; classes: `accuracy`, `top5`; retrieval:
+    Grids: `text`, `image`, `group`; choices: `accuracy`; triplets: `image-to-text`, and
+    `text-to-text` where the scorer compares captions; classes: `accuracy`, `top5`; retrieval:
     `recall@1`, `recall@5`, `recall@10`.
     `convention` is a key of `metrics.GRID_RULES` or `metrics.CHOICE_RULES`.
     """
@@ -131,8 +140,18 @@ def outcomes(
     ids = table["id"].to_list()
     if is_grid(table):
         return metrics.GRID_RULES[convention](grids_of(table, rule), ids)
+    if is_triplet(table):
+        return _triplets(table, rule, ids)
     answer = table["answer"].to_numpy(dtype=np.int64)
     return {"accuracy": metrics.CHOICE_RULES[convention](grids_of(table, rule)[:, 0], answer, ids)}
+
+
+def _triplets(table: pd.DataFrame, rule: str, ids: Sequence) -> dict[str, np.ndarray]:
+    found = {"image-to-text": metrics.both_above_false(grids_of(table, rule)[:, 0], ids)}
+    if f"{TEXTS}.s_0_0" in table.columns:
+        texts, first = grids_of(table, TEXTS)[:, 0], np.zeros(len(table), dtype=np.int64)
+        found["text-to-text"] = metrics.choice_correct(texts, first, ids)
+    return found
 
 
 def _cutoffs(table: pd.DataFrame) -> dict[str, int]:
@@ -148,6 +167,8 @@ def ties_of(table: pd.DataFrame, rule: str = "") -> np.ndarray:
         return np.zeros(len(table), dtype=bool)
     if is_grid(table):
         return metrics.ties(grids_of(table, rule))
+    if is_triplet(table):
+        return metrics.both_margin(grids_of(table, rule)[:, 0]) == 0
     return metrics.ties(grids_of(table, rule)[:, 0], table["answer"].to_numpy(dtype=np.int64))
 
 
@@ -163,25 +184,44 @@ def tabulate(
     Columns tag, label, metric, n, accuracy, low, high (95%: Wilson; macro rows bootstrap), ties,
     chance, partial. `MACRO_TAGS` add the average over their labels, `relation` also the figures
     without ARO's symmetric relations, `attributes` the one over labels with enough items. An item
-    with several labels, joined by "|", counts in each. Without a benchmark the table is taken to
-    be whole.
+    with several labels, joined by "|", counts in each. The tags of `GROUPS` add metrics of their
+    names, whose n are groups. Without a benchmark the table is taken to be whole.
     """
+    told = [tag for tag in (tags_of(scores) if by is None else by) if tag not in GROUPS]
     tied, rows = ties_of(scores, rule), []
     for metric, correct in outcomes(scores, rule, convention).items():
         groups = [("all", "all", np.arange(len(scores)))]
-        for tag in tags_of(scores) if by is None else by:
+        for tag in told:
             groups += [(tag, label, i) for label, i in metrics.groups_of(scores[tag]).items()]
         for tag, label, index in groups:
             share = metrics.wilson(correct[index])
             rows.append(_table_row(tag, label, metric, share, int(tied[index].sum())))
-        for tag in tags_of(scores) if by is None else by:
+        for tag in told:
             rows += _averages(tag, metric, correct, scores[tag], tied)
+        rows += _grouped(scores, correct, "subset" in told)
     table = pd.DataFrame(rows)
     table["chance"] = table["metric"].map(_chance(scores))
     table["partial"] = benchmark is not None and (
         benchmark.partial or len(scores) < len(benchmark.items)
     )
     return table
+
+
+def _grouped(scores: pd.DataFrame, correct: np.ndarray, by_subset: bool) -> list[dict]:
+    """Shares of the pairs and sets of which all items are right, in all and by subset."""
+    rows = []
+    for name, size in GROUPS.items():
+        if not {name, "subset"} <= {*scores} or not (
+            right := metrics.all_right(correct, scores[name], size)
+        ):
+            continue
+        known = pd.Series(right)
+        subset = scores.groupby(name)["subset"].first().reindex(known.index)
+        parts = [("all", "all", known)]
+        parts += [("subset", label, part) for label, part in known.groupby(subset)] * by_subset
+        rows += [_table_row(tag, label, name, metrics.wilson(part.to_numpy()), None)
+                 for tag, label, part in parts]  # fmt: skip
+    return rows
 
 
 def _averages(
@@ -221,4 +261,11 @@ def _chance(scores: pd.DataFrame) -> dict[str, float]:
         return {name: float(hypergeom.sf(0, total, true, k).mean()) for name, k in drawn.items()}
     if is_grid(scores):
         return dict(metrics.CHANCE_GRID)
-    return {"accuracy": float((1 / scores["n_captions"]).mean())}
+    if is_triplet(scores):
+        return dict(metrics.CHANCE_TRIPLET)
+    guess = 1 / scores["n_captions"]
+    found = {"accuracy": float(guess.mean())}
+    for name in GROUPS:
+        if name in scores and (whole := scores[name].fillna("") != "").any():
+            found[name] = float(guess[whole].groupby(scores[name][whole]).prod().mean())
+    return found

@@ -70,7 +70,7 @@ DOORS = {
     "pydantic": {
         *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
-        "sets.grids",
+        *("sets.grids", "sets.choices"),
     },
     "spacy": {"sets.shuffles"},
     "safetensors": {

@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import httpx2
 
 from sdslib.io.paths import project_path
-from sdslib.io.sources import REPO_ID, AccessError, DataError, cache_only, undecoded
+from sdslib.io.sources import (
+    REPO_ID,
+    AccessError,
+    DataError,
+    MissingFile,
+    cache_only,
+    undecoded,
+)
 from sdslib.io.storage import file_sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -241,14 +248,14 @@ def data_set_files(source: str, patterns: Sequence[str], local: str) -> Path:
     """The folder of a data set `owner/name` or `owner/name@REVISION` with those of its files that
     fit one of the patterns, each equal to its hash.
 
-    `local` says, in errors, what to give in its place. Raises `AccessError`, and `DataError` where
-    no file fits.
+    `local` says, in errors, what to give in its place. Raises `AccessError`, and `MissingFile`
+    where no file fits.
     """
     repo, _, revision = source.partition("@")
     found = look(repo, revision or None, local, DATA_SET)
     names = [name for name in found.files if any(fnmatch(name, p) for p in patterns)]
     if not names:
-        raise DataError(f"{source}: holds no {' or '.join(patterns)}; give {local}")
+        raise MissingFile(f"{source}: holds no {' or '.join(patterns)}; give {local}")
     return bring(found, names)
 
 

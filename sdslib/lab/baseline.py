@@ -1,8 +1,9 @@
 """Where student and teacher stand, untouched, on every benchmark at hand.
 
 Each set is scored once and kept in a run: `<set>.<model>` holds one row an item. The teacher scores
-a random part of a set, which is then labelled partial. Baselines that see no image stand beside the
-sets whose false captions are written, not found.
+a random part of a set, which is then labelled partial; of triplets none, where it would stop at the
+best caption, while both true ones have to be above the false. Baselines that see no image stand
+beside the sets whose false captions are written, not found.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STUDENT, TEACHER = "student", "teacher"
 BLIND = (text_only.LengthScorer.name, text_only.LikelihoodScorer.name)
 MODELS = (STUDENT, TEACHER, *BLIND)
 # The tags by which a set's authors tell its results.
-TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way")
+TOLD = (*tables.WINOGROUND_TAGS, *tables.MACRO_TAGS, "way", "type", "template")
 CORPUS = 50_000  # captions that the text-only baseline learns from, at most
 PROFILE_ITEMS = 24  # validation items that tell the teacher's mean error at each t
 ROUNDED = 16  # items that tell, without their labels, what half precision does to a lead
@@ -112,10 +113,10 @@ def measure(config: BaselineConfig, progress: Callable[[Sequence], Iterable] = i
             # `cautions` tells them of the kept scores
             with warnings.catch_warnings(action="ignore", category=tables.Caution):
                 found = {STUDENT: evaluate.score_grids(clip, benchmark)}
-                if judge is not None and benchmark.kind != "retrieval":
+                if judge is not None and benchmark.kind not in ("retrieval", "triplet"):
                     part = benchmark.sample(config.teacher_items, config.seed)
                     found[TEACHER] = teacher_scores(judge, part, config)
-                for reader in readers if benchmark.kind == "choice" else ():
+                for reader in readers if benchmark.kind in ("choice", "triplet") else ():
                     found[reader.name.replace(" ", "-")] = evaluate.score_grids(reader, benchmark)
             for name, table in found.items():
                 run.save_scores(f"{benchmark.name}.{name}", table)

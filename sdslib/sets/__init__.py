@@ -2,7 +2,8 @@
 
     winoground  two images, two captions of the same words
     aro         relations, attributes and order
-    sugarcrepe  false captions of seven kinds
+    sugarcrepe  false captions of seven kinds, and two true ones against a false
+    choices     other sets of one image and several captions, in parts: VALSE, What'sUp, NegBench
     grids       other sets of two images and two captions
     zero_shot   classes as captions
     retrieval   which caption belongs to which image of them all

@@ -182,7 +182,7 @@ def mmvp(source: str | Path, total: int | None = TOTALS["mmvp"]) -> Benchmark:
             )
     # a snapshot of the Hub's cache holds links to `blobs` above it
     store = home.parent.parent / "blobs" if is_repo(str(source)) else None
-    root = Root(image_home(home, MMVP_IMAGES), HUB_OF_MMVP, store)
+    root = Root(image_home(home, "mmvp", MMVP_IMAGES), HUB_OF_MMVP, store)
     refs = file_refs(root, [(f"{row.pattern}/{row.id}.jpg", f"Questions.csv, question {row.id}")
                             for row in rows])  # fmt: skip
     items = tuple(
@@ -210,7 +210,8 @@ def cola(source: str | Path, total: int | None = TOTALS["cola"]) -> Benchmark:
     name = "COLA_multiobjects_matching_benchmark.json"
     (path, *_) = located("cola", source, [name, f"data/{name}"])
     rows = [row.root for row in check_rows(read_json(path), ColaRow, path.name)]
-    root = Root(image_home(path.parent, ("images", "vg_gqa_images")), ORIGINS["cola"].images)
+    folder = image_home(path.parent, "cola", ("images", "vg_gqa_images"))
+    root = Root(folder, ORIGINS["cola"].images)
     named = [
         (row[column].rsplit("/", 1)[-1], f"{path.name}[{index}][{column}]")
         for index, row in enumerate(rows)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sdslib.io.hub import data_set_files, is_repo
 from sdslib.io.paths import project_path
-from sdslib.io.sources import DataError
+from sdslib.io.sources import MissingFile
 
 VAL2017 = "COCO's val2017, http://images.cocodataset.org/zips/val2017.zip"
 GENOME = "Visual Genome's, https://homes.cs.washington.edu/~ranjay/visualgenome"
@@ -64,6 +64,34 @@ ORIGINS = {
         "give vismin:mair-lab/vismin-bench to read it from the Hub, or a folder with its "
         "data/test/data-*.arrow",
     ),
+    "sugarcrepe++": Provenance(
+        "CC BY 4.0", "4,757 items, 1.4 MB without images",
+        "give sugarcrepe++:Aman-J/SugarCrepe_pp to read its captions from the Hub, or a folder "
+        "with the files of https://github.com/Sri-Harsha/scpp (its folder data)",
+        images=VAL2017,
+    ),
+    "whatsup": Provenance(
+        "MIT", "4,958 items of six parts",
+        "give a folder with controlled_images_dataset.json, controlled_clevr_dataset.json, "
+        "coco_qa_*_obj.json, vg_qa_*_obj.json and their folders of images; "
+        "https://github.com/amitakamath/whatsup_vlms has the address",
+        images="in controlled_images.tar.gz and controlled_clevr.tar.gz beside the files, COCO's "
+        "val2017, and Visual Genome's in vg_images.tar.gz",
+    ),
+    "valse": Provenance(
+        "MIT", "7,702 items of eleven pieces, by its votes, of 8,782; 6 MB without images",
+        "give a folder with existence.json ... foil-it.json of "
+        "https://github.com/Heidelberg-NLP/VALSE (its folder data)",
+        images="Visual7W's, COCO's val2017 and val2014, SWiG's and VisDial's",
+    ),
+    "negbench": Provenance(
+        "MIT", "10,945 questions of two parts",
+        "give a folder with COCO_val_mcq_llama3.1_rephrased.csv and "
+        "VOC2007_mcq_llama3.1_rephrased.csv, whose address is in "
+        "https://github.com/m1k2zoo/negbench",
+        images=f"{VAL2017}, and VOC2007's, "
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar",
+    ),
 }  # fmt: skip
 
 
@@ -82,11 +110,15 @@ def located(name: str, source: str | Path, patterns: Sequence[str]) -> list[Path
         return [home]
     found = next((f for p in patterns if (f := sorted(home.glob(p)))), [])
     if not found:
-        raise DataError(f"{home} holds no {' or '.join(patterns)}; {get}")
+        raise MissingFile(f"{home} holds no {' or '.join(patterns)}; {get}")
     return found
 
 
-def image_home(home: Path, names: Sequence[str]) -> Path:
-    """The first of these folders that is beside a set's file, or above it; else the first name."""
-    places = [folder / name for folder in (home, home.parent) for name in names]
-    return next((place for place in places if place.is_dir()), places[0])
+def image_home(home: Path, name: str, folders: Sequence[str]) -> Path:
+    """The first of these folders that is beside a set's file, above it, in data/NAME or data/coco;
+    else where one would put it."""
+    own = project_path(f"data/{name}")
+    homes = (home, home.parent, own, project_path("data/coco"))
+    places = [place / folder for place in homes for folder in folders]
+    cached = home.parent.name == "snapshots"  # what is in the Hub's cache stays as it is
+    return next((p for p in places if p.is_dir()), own / folders[0] if cached else places[0])
