@@ -263,8 +263,8 @@ class Run:
         return self.keep(name, table.to_parquet(index=False))
 
     def _scores_file(self, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError(f"scores name {name!r} must be letters, digits, '.', '-' and '_'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+            raise ValueError(f"scores name {name!r} must be letters, digits, '.', '+', '-' and '_'")
         return f"scores/{name}.parquet"
 
     def _read_table(self, name: str) -> pd.DataFrame:

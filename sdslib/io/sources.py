@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CAPTION_LIMIT = 10_000
 WORD_LIMIT = 1_000  # letters in a row: the time of CLIP's tokenizer grows with their square
 COCO_SPLIT = re.compile("(?:train|val|test)20(?:14|17)")
-COCO_NAME = re.compile(r"(?:^|[/_:])(\d{12})\.\w+$")
+COCO_NAME = re.compile(r"(?:^|[/:]|(?<!VisualDialog_val2018)_)(\d{12})\.\w+$")  # not VisDial's
 DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")  # at a revision
 UNREADABLE = re.compile("[\0\ud800-\udfff]")

@@ -24,6 +24,7 @@ from sdslib.config import preset as preset_named
 from sdslib.experiment import pick_device
 from sdslib.io.runs import Run, open_run
 from sdslib.io.sources import DataError
+from sdslib.io.wording import listed
 from sdslib.io.worlds import world_of
 from sdslib.lab import near_ties
 from sdslib.pairs import Pairs, load_pairs
@@ -47,8 +48,8 @@ ROUNDED = 16  # items that tell, without their labels, what half precision does 
 def at_hand(config: BaselineConfig) -> tuple[list[Benchmark], pd.DataFrame]:
     """The benchmarks of `benchmark`, and a table (set, why) of what is not here.
 
-    "all" is every set of the mini-world, or under another preset every benchmark by its usual name,
-    retrieval included.
+    `benchmark` is one name or several with commas between; "all" is every set of the mini-world, or
+    under another preset every benchmark by its usual name, retrieval included.
     """
     found, absent = load_sets(config)
     absent += [(text_only.LikelihoodScorer.name, why) for why in corpus(config)[1]]
@@ -59,7 +60,7 @@ def load_sets(config: BaselineConfig) -> tuple[list[Benchmark], list[tuple[str, 
     """The benchmarks of `at_hand`, and set and reason of those that are not here."""
     world, found, absent = world_of(config.preset), list[Benchmark](), list[tuple[str, str]]()
     known = [*world.SETS, world.PAIRS] if world else [*benchmarks.LOADERS, RETRIEVAL]
-    for name in known if config.benchmark == "all" else [config.benchmark]:
+    for name in known if config.benchmark == "all" else listed(config.benchmark):
         try:
             found.append(load_set(name))
         except DataError as reason:

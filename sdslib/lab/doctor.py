@@ -28,15 +28,12 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.lab import dry_run
+from sdslib.sets.origins import ORIGINS
 
 COCO = (
     "get http://images.cocodataset.org/zips/train2017.zip (18 GB) and "
     "http://images.cocodataset.org/annotations/annotations_trainval2017.zip (0.3 GB) and unpack "
     "both in data/coco; the captions are CC BY 4.0, the images under their Flickr terms"
-)
-WINOGROUND = (
-    ". It is gated: accept its terms at https://huggingface.co/datasets/facebook/winoground, then "
-    "`export HF_TOKEN=...` with a token of https://huggingface.co/settings/tokens"
 )
 CHECKPOINTS = 3  # the two that are kept, and the one that is being written
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -107,19 +104,19 @@ def pairs_problem(source: str) -> str | None:
 
 
 def _benchmark(what: str, source: str, use: str | None = None) -> Finding:
-    """Whether a set is here, and whether all of it is."""
+    """Whether a set is here, and whether all of it is; whose it is, and what one needs for it."""
     if world_of(source):
         return _finding(what, None, use or source)
+    origin = ORIGINS.get(source.partition(":")[0])
+    about = f" ({origin.told})" if origin else ""
     try:
         found = benchmarks.load_benchmark(source)
     except (DataError, OSError) as error:
-        told = str(error).rstrip(".")
-        gated = source == "winoground" and "HF_TOKEN" not in told
-        return _finding(what, told + (WINOGROUND if gated else ""), source)
+        return _finding(what, str(error).rstrip(".") + about, source)
     if not found.partial:
-        return _finding(what, None, use or source)
+        return _finding(what, None, (use or source) + about)
     told = f"{source}: {len(found.items)} of {found.total} items; no figure from it is the set's"
-    return Finding(what, "partial", told)
+    return Finding(what, "partial", told + about)
 
 
 def _costs(config: FinetuneConfig, absent: Sequence[str]) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from sdslib.io.sources import (
 from sdslib.sets.origins import GENOME, VAL2017, image_home, located
 
 
-class Question(NamedTuple):
+class Choice(NamedTuple):
     """One row: the name of its image and the place that names it, captions, which is true."""
 
     id: str
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     """A part of a set: its file, the folders that its images may lie in, and whose they are."""
 
     file: str
-    read: Callable[[Path, str], list[Question]]
+    read: Callable[[Path, str], list[Choice]]
     folders: tuple[str, ...]
     images: str
 
@@ -99,13 +99,13 @@ class ValseRow(BaseModel):
 VALID = 2  # votes of three, from which on a foil is valid (section 4.4)
 
 
-def _valse_rows(path: Path, piece: str, votes: int = VALID) -> list[Question]:
+def _valse_rows(path: Path, piece: str, votes: int = VALID) -> list[Choice]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise DataError(f"{path.name}: expected an object of samples by their names")
     rows = check_rows(list(found.values()), ValseRow, path.name, list(found))
     return [
-        Question(f"{piece}/{key}", row.image_file, f"{path.name}[{key}].image_file",
+        Choice(f"{piece}/{key}", row.image_file, f"{path.name}[{key}].image_file",
                  (row.caption, row.foil), 0, {})
         for key, row in zip(found, rows, strict=True) if row.mturk.caption >= votes
     ]  # fmt: skip
@@ -155,7 +155,7 @@ AXES = {"left": "sides", "right": "sides", "on": "height", "under": "height", "i
         "behind": "depth"}  # fmt: skip
 
 
-def _controlled(path: Path, subset: str) -> list[Question]:
+def _controlled(path: Path, subset: str) -> list[Choice]:
     """Photographs of two things in four relations: the name, thing_relation_thing, says which."""
     rows = check_rows(read_json(path), ControlledRow, path.name)
     found = []
@@ -169,15 +169,15 @@ def _controlled(path: Path, subset: str) -> list[Question]:
         group = f"{subset}/{first}_{last}"
         tags = {"preposition": relation, "set": group, "pair": f"{group}/{AXES[relation]}"}
         captions = tuple(row.caption_options)
-        found.append(Question(f"{subset}/{index}", name, where, captions, 0, tags))
+        found.append(Choice(f"{subset}/{index}", name, where, captions, 0, tags))
     return found
 
 
-def _spatial(path: Path, subset: str) -> list[Question]:
+def _spatial(path: Path, subset: str) -> list[Choice]:
     rows = check_rows(read_json(path), SpatialRow, path.name)
     coco = subset.startswith("coco")
     return [
-        Question(f"{subset}/{index}", f"{str(image).zfill(12) if coco else image}.jpg",
+        Choice(f"{subset}/{index}", f"{str(image).zfill(12) if coco else image}.jpg",
                  f"{path.name}[{index}][0]", (true, false), 0,
                  {"preposition": "", "set": "", "pair": ""})
         for index, (image, true, false) in enumerate(row.root for row in rows)
@@ -221,11 +221,11 @@ class NegBenchRow(BaseModel):
     correct_answer_template: str
 
 
-def _negbench_rows(path: Path, subset: str) -> list[Question]:
+def _negbench_rows(path: Path, subset: str) -> list[Choice]:
     """Of the paths, which are the authors' own, the last name counts."""
     found = read_csv(path, [*NegBenchRow.model_fields])
     return [
-        Question(f"{subset}/{index}", row.image_path.replace("\\", "/").rsplit("/", 1)[-1],
+        Choice(f"{subset}/{index}", row.image_path.replace("\\", "/").rsplit("/", 1)[-1],
                  f"{path.name}[{index}].image_path",
                  (row.caption_0, row.caption_1, row.caption_2, row.caption_3),
                  row.correct_answer, {"template": row.correct_answer_template})

@@ -23,7 +23,7 @@ class Provenance(NamedTuple):
 
     licence: str
     size: str
-    get: str
+    get: str = ""  # of those whose loader says it itself
     gate: str = "open"
     images: str = ""
 
@@ -31,10 +31,21 @@ class Provenance(NamedTuple):
     def told(self) -> str:
         """Licence, size, gate and images in a few words."""
         images = f"; its images are {self.images}" if self.images else ""
-        return f"licence: {self.licence}; {self.size}; {self.gate}{images}"
+        return f"licence {self.licence}; {self.size}; {self.gate}{images}"
 
 
+_ARO = "23,937 relations and 28,748 attributes, 10 MB without images"
 ORIGINS = {
+    "winoground": Provenance(
+        "non-commercial", "400 items, 0.4 GB",
+        gate="gated: accept its terms at https://huggingface.co/datasets/facebook/winoground, then "
+        "`export HF_TOKEN=...` with a token of https://huggingface.co/settings/tokens",
+    ),
+    "aro-relation": Provenance("MIT", _ARO, images=GENOME),
+    "aro-attribution": Provenance("MIT", _ARO, images=GENOME),
+    "coco-order": Provenance("CC BY 4.0", "25,010 captions", images="COCO's val2014"),
+    "flickr-order": Provenance("research only", "5,000 captions", images="Flickr30k's, on request"),
+    "sugarcrepe": Provenance("MIT", "7,511 items, 2 MB without images", images=VAL2017),
     "mmvp": Provenance(
         "MIT", "270 images",
         "give mmvp:MMVP/MMVP_VLM to read it from the Hub, or a folder with Questions.csv beside "
