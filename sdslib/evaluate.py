@@ -77,8 +77,8 @@ class ClipScorer:
         for item in items:
             rows = list(islice(texts_left, len(item.captions)))
             image_emb = images[list(islice(images_left, len(item.images)))]
-            grids = {"": (image_emb[:, None] * texts[rows][None]).sum(-1)}
-            equal = len(set(rows)) < len(rows)
+            grid = (image_emb[:, None] * texts[rows][None]).sum(-1)
+            grids, equal = {"": grid}, len(set(rows)) < len(rows)
             if item.n_true > 1:  # the captions with one another: true-true, and each with the false
                 grids[TEXTS] = (texts[rows][[0, 0, 1]] * texts[rows][[1, 2, 2]]).sum(-1)[None]
                 equal = rows[-1] in rows[:-1]

@@ -263,9 +263,8 @@ def _chance(scores: pd.DataFrame) -> dict[str, float]:
         return dict(metrics.CHANCE_GRID)
     if is_triplet(scores):
         return dict(metrics.CHANCE_TRIPLET)
-    guess = 1 / scores["n_captions"]
-    found = {"accuracy": float(guess.mean())}
+    found = {"accuracy": float((1 / scores["n_captions"]).mean())}
     for name in GROUPS:
-        if name in scores and (whole := scores[name].fillna("") != "").any():
-            found[name] = float(guess[whole].groupby(scores[name][whole]).prod().mean())
+        if name in scores and (whole := scores[scores[name].fillna("") != ""]).size:
+            found[name] = float((1 / whole["n_captions"]).groupby(whole[name]).prod().mean())
     return found

@@ -4,16 +4,19 @@ import tarfile
 
 import pyarrow as pa
 import pytest
+import test_choices
+import test_grids
+from hub import layouts
 from PIL import Image
 from tiny import write_json
 
 from sdslib import experiment
-from sdslib.benchmarks import Benchmark, Item
+from sdslib.benchmarks import Benchmark, Item, load_benchmark
 from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.images import ImageRef
 from sdslib.io.runs import open_run
-from sdslib.io.sources import DataError
+from sdslib.io.sources import DataError, coco_id
 from sdslib.pairs import Pairs, load_pairs
 from sdslib.results import finetuned
 from sdslib.sets import overlap
@@ -83,6 +86,44 @@ def test_coco_ids_come_from_file_names_and_for_visual_genome_from_its_own_table(
     for absent in (None, folder / "nothing.json"):
         with pytest.raises(DataError, match=r"which images are COCO's; fetch .*vg_image_data"):
             overlap.coco_ids(aro, absent)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("sugarcrepe++", {"0", "1"}),  # val2017's names
+        ("whatsup", {"7", "14"}),  # the COCO parts alone; of Visual Genome's nothing is told
+        ("valse", set()),
+    ],
+)
+def test_sets_whose_images_are_cocos_tell_their_ids(tmp_path, name, ids):
+    found = load_benchmark(f"{name}:{test_choices.MADE[name](tmp_path)}")
+    assert overlap.coco_ids(found) == ids
+
+
+def test_cola_is_of_visual_genome_as_aro_is(tmp_path):
+    found = load_benchmark(f"cola:{test_grids.cola(tmp_path)}")
+    with pytest.raises(DataError, match="cola: Visual Genome's image_data"):
+        overlap.coco_ids(found)
+    known = write_json(tmp_path / "image_data.json", [{"image_id": 3, "coco_id": 77}])
+    assert overlap.coco_ids(found, known) == {"77"}
+
+
+def test_bivlc_tells_the_ids_of_its_first_images(tmp_path):
+    found = load_benchmark(f"bivlc:{layouts.bivlc(tmp_path)}")
+    assert overlap.coco_ids(found) == {str(i) for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("COCO_val2014_000000165831.jpg", "165831"),
+        ("train2014/COCO_train2014_000000000009.jpg", "9"),
+        ("VisualDialog_val2018_000000284024.jpg", None),  # a number of VisDial's own
+    ],
+)
+def test_a_number_of_twelve_digits_is_cocos_where_the_name_says_so(name, own):
+    assert coco_id(name) == own
 
 
 def test_the_mini_worlds_images_have_no_ids_and_nothing_is_claimed_of_them(config):

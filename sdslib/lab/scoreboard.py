@@ -22,7 +22,7 @@ from sdslib.io.sources import DataError
 from sdslib.io.storage import write_bytes
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline, dry_run
-from sdslib.results.formatting import percent, share
+from sdslib.results import formatting
 
 # The average that papers quote of a set; of others the share of all items.
 AVERAGES = {
@@ -54,6 +54,8 @@ def table(run: Run) -> pd.DataFrame:
 
 
 def _is_quoted(name: str, metric: str, over: str) -> bool:
+    if metric.startswith("recall"):
+        return over != "all"  # papers tell both ways apart
     bare = name.removeprefix("mini-")
     average = "all" if metric in ("pair", "set") else AVERAGES.get(bare, "all")
     return over == average and metric == ALONE.get(bare, metric)
@@ -62,8 +64,8 @@ def _is_quoted(name: str, metric: str, over: str) -> bool:
 def shown(board: pd.DataFrame) -> str:
     """The table as text, a `*` at what papers quote."""
     told = board[["set", "metric", "over", "n"]].copy()
-    told["value"] = [share(*row) for row in board[["value", "low", "high"]].to_numpy()]
-    told[["chance", CAPTIONS]] = percent(board[["chance", CAPTIONS]])
+    told["value"] = [formatting.share(*row) for row in board[["value", "low", "high"]].to_numpy()]
+    told[["chance", CAPTIONS]] = formatting.percent(board[["chance", CAPTIONS]])
     told["quoted"] = board["quoted"].map({True: "*", False: ""})
     told["of"] = board["partial"].map({True: "a part", False: "all"})
     return told.to_string(index=False)

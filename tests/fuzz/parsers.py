@@ -28,6 +28,7 @@ from sdslib.pairs import load_pairs
 from sdslib.results import comparison
 from sdslib.sets.aro import aro_relation
 from sdslib.sets.pair_files import coco_pairs
+from sdslib.sets.sugarcrepe import PLUS_PLUS
 from sdslib.sets.winoground import winoground
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -89,7 +90,10 @@ def parquet(data: bytes, folder: Path) -> None:
 
 # Set -> the files that its reader takes
 READ = {"mmvp": ["Questions.csv"], "bivlc": ["test-0.parquet"], "vismin": ["data-0.arrow"],
-        "colorswap": ["test.json"],
+        "colorswap": ["test.json"], "sugarcrepe++": [f"{name}.json" for name in PLUS_PLUS],
+        "valse": ["existence.json"],
+        "whatsup": ["controlled_images_dataset.json", "coco_qa_two_obj.json"],
+        "negbench": ["COCO_val_mcq_llama3.1_rephrased.csv"],
         "cola": ["COLA_multiobjects_matching_benchmark.json"]}  # fmt: skip
 
 
@@ -97,9 +101,10 @@ def benchmark_files(data: bytes, folder: Path) -> None:
     """Each set's own file in turn, with an image that it may name."""
     for name, files in READ.items():
         home = folder / name
-        for images in ("images", "MLLM_VLM Images/P"):
+        for images in ("images", "MLLM_VLM Images/P", "val2017", "visual7w", "controlled_images"):
             (home / images).mkdir(parents=True, exist_ok=True)
-            (home / images / "1.jpg").write_bytes(_png())
+            for image in ("1.jpg", "000000000001.jpg", "a_on_b.jpg"):
+                (home / images / image).write_bytes(_png())
         for file in files:
             (home / file).write_bytes(data)
         with contextlib.suppress(sources.DataError, ImageError):
@@ -220,10 +225,20 @@ def _sets_seed() -> dict[str, bytes]:
         stream.write_table(table)
     colors = {"id": 0, "caption_1": "a", "caption_2": "b", "image_1": "images/1.jpg",
               "image_2": "images/1.jpg", "image_source": "m", "caption_source": "h"}  # fmt: skip
+    triplet = {"id": 0, "filename": "1.jpg", "caption": "a", "caption2": "b",
+               "negative_caption": "c"}  # fmt: skip
+    sample = {"image_file": "1.jpg", "caption": "a", "foil": "b", "mturk": {"caption": 3}}
+    controlled = {"image_path": "x/a_on_b.jpg", "caption_options": ["a", "b", "c", "d"]}
     return {
         "arrow": file.getvalue(),
-        "csv": b'Question ID,Type,Statement\r\n1,P,a\r\n2,P,"b, c"\r\n',
+        "csv": b'Question ID,Type,Statement\n1,P,a\n2,P,"b, c"\n',
         "colors": json.dumps([colors]).encode(),
+        "crepe": json.dumps([triplet]).encode(),
+        "valse": json.dumps({"k": sample}).encode(),
+        "controlled": json.dumps([controlled]).encode(),
+        "spatial": json.dumps([["1", "a", "b"], [1, "a", "b"]]).encode(),
+        "negation": b"image_path,correct_answer,caption_0,caption_1,caption_2,caption_3,"
+        b"correct_answer_template\nx/1.jpg,0,a,b,c,d,hybrid\n",
         "cola": json.dumps([["http://h/1.jpg", "a", "http://h/1.jpg", "b"]]).encode(),
     }
 
