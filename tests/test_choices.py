@@ -249,7 +249,7 @@ def test_triplets_are_scored_with_the_image_and_by_the_texts(student, tmp_path):
     right = tables.outcomes(table)
     for one, item in enumerate(found.items):
         image = student.encode_images(student.transform(item.images[0].load())[None]).double()[0]
-        p1, p2, n = student.encode_texts(student.token_rows(list(item.captions))).double()
+        p1, p2, n = student.encode_texts(student.tokenize(list(item.captions))).double()
         both = bool(p1 @ image > n @ image) and bool(p2 @ image > n @ image)
         assert right["image-to-text"][one] == both
         assert right["text-to-text"][one] == bool(p1 @ p2 > p1 @ n and p1 @ p2 > p2 @ n)
