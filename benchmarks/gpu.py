@@ -28,7 +28,7 @@ from sdslib.teacher import Teacher
 from sdslib.train import Models, TrainingError
 
 # What bf16 matrix products reach, in FLOP a second; a data sheet's figure (989e12) is out of reach.
-ROOFLINES = {"H100": 790e12}
+ROOFLINES = {"H100": 790e12, "H200": 790e12}
 KEPT, AGAIN, PARTS = "activations kept", "activations computed again", "8 pairs at once"
 
 

@@ -132,6 +132,12 @@ def test_the_published_studies_can_be_trained_again():
             assert given.get("arm", "sds") == run.params["arm"]
 
 
+def test_a_run_by_verdicts_is_trained_again_by_the_same_file(tmp_path):
+    told = {"verdicts": "data/mini/verdicts.parquet", "negatives_each": 3, "sds_weight": 1.0}
+    run = finish(tmp_path, "teacher-choice", **told)
+    assert publish.given(run) == {"arm": "teacher-choice"} | told
+
+
 def test_parameters_that_are_no_more_are_told(folder, monkeypatch):
     run = publish.published("small", folder)[0]
     monkeypatch.setattr(type(run), "params", property(lambda self: json.loads(

@@ -144,6 +144,8 @@ def given(run: Run) -> dict[str, Any]:
         if name not in NOT_IN_ID and value is not None and value != getattr(standard, name, None)
     }
     found |= {} if params["preset"] == "mini" else {"preset": params["preset"]}
+    if config_of(run).has_verdicts:  # their content is in the id, and they have to be named
+        found["verdicts"] = params["verdicts"]
     if validate(FinetuneConfig, found).identity() != config_of(run).identity():
         raise StudyError(f"{run.name}: today's parameters do not give this run any more")
     return found
