@@ -71,6 +71,17 @@ def evaluate(given: dict[str, Any]) -> None:
     print(answers.standing(baseline.by_set(found), baseline.agreement_table(found)))
 
 
+@verb("01_baseline", "baseline")
+def scoreboard(
+    given: dict[str, Any],
+    table: Annotated[Path | None, typer.Option(help="keep the table as CSV")] = None,
+) -> int:
+    """The student on every set at hand in one table, with what captions alone reach."""
+    from sdslib.lab import scoreboard
+
+    return scoreboard.main([*_as_papermill(given), *_words(table=table)])
+
+
 @verb("02_finetune", "finetune")
 def doctor(given: dict[str, Any]) -> int:
     """Which weights, data, disk and memory a run of these parameters is missing."""

@@ -40,7 +40,7 @@ def flat(text):
 def test_the_verbs_are_those_that_there_are():
     assert set(VERBS) == {
         *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
-        *("report", "demo", "publish", "export", "verdicts"),
+        *("report", "demo", "publish", "export", "verdicts", "scoreboard"),
     }
     text = flat(run("--help").output)
     assert all(name in text for name in VERBS)

@@ -67,7 +67,7 @@ def test_a_scorer_that_sees_no_image_has_nothing_right_of_a_grid(tmp_path, name)
 
 def test_a_command_without_any_set_says_which_it_looked_for(capsys):
     words = ["-p", "preset", "paper", "-p", "benchmark", "bivlc,cola"]
-    assert scoreboard.main(words) == 2
+    assert scoreboard.main(words) == 3
     told = capsys.readouterr().err
     assert "no benchmark is at hand" in told
     assert "give bivlc:imirandam/BiVLC" in told

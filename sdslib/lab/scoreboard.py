@@ -16,12 +16,13 @@ import pandas as pd
 
 from sdslib import metrics
 from sdslib.checks.guard import validate
-from sdslib.checks.notebooks import BaselineConfig
+from sdslib.checks.notebooks import BaselineConfig, from_shell
+from sdslib.io.exits import ended
 from sdslib.io.runs import Run
 from sdslib.io.sources import DataError
 from sdslib.io.storage import write_bytes
 from sdslib.io.wording import ParameterError
-from sdslib.lab import baseline, dry_run
+from sdslib.lab import baseline
 from sdslib.results import formatting
 
 # The average that papers quote of a set; of others the share of all items.
@@ -77,20 +78,18 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print)
         prog="python -m sdslib.lab.scoreboard", description=main.__doc__
     )
     parser.add_argument("--table", type=Path, help="keep the table as CSV under this name")
+    options, values = from_shell(parser, words, "01_baseline")
     try:
-        values = {"teacher_items": 0} | dry_run.asked(parser, words)
-        path = values.pop("table")
-        config = validate(BaselineConfig, values)
+        config = validate(BaselineConfig, {"teacher_items": 0} | values)
         _, absent = baseline.at_hand(config)
         for name, why in absent.itertuples(index=False):
             say(f"not here  {name}: {why}")
         board = table(baseline.measure(config))
     except (ParameterError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error)
     say(shown(board))
-    if path is not None:
-        write_bytes(path, board.to_csv(index=False).encode())
+    if options.table is not None:
+        write_bytes(options.table, board.to_csv(index=False).encode())
     return 0
 
 
