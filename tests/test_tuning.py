@@ -1,11 +1,12 @@
 """Arms are tuned with the same number of trials, on validation alone, and a search goes on."""
 
 from collections import Counter
-from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
+import realworld
+from golden import some_pairs
 from sweeping import diary, remembered
 
 from sdslib import experiment
@@ -123,6 +124,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(search_with):
     table, started = search_with(executor=Here(faults={3}))
     assert Counter(table["state"]) == {"finished": 11, "failed": 1}
     assert table.loc[table["state"] == "failed", "objective"].isna().all()
+    assert table["error"].dropna().tolist() == ["ValueError: no"]
     assert len(started) == 12
 
 
@@ -168,10 +170,7 @@ def test_an_arm_is_not_asked_for_what_it_does_not_read(search_with):
         ({"given": {"seed": 1}}, "seed stands in -p; use --seed"),
         ({"given": {"runs": "x"}}, "runs is the sweep's own; use --runs DIR"),
         ({"given": {"validation": "none"}}, "trials are chosen on validation; leave"),
-        (
-            {"given": {"keep": "mini:zero-shape"}},
-            "'mini:zero-shape' is reported, and not to choose",
-        ),
+        ({"given": {"keep": "mini:zero-shape"}}, "'mini:zero-shape' is reported, and not to"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_anything_runs(search_with, changes, message):
@@ -179,6 +178,15 @@ def test_a_search_that_cannot_be_is_refused_before_anything_runs(search_with, ch
     with pytest.raises(ParameterError) as error:
         search_with(executor=executor, **changes)
     assert message in str(error.value)
+    assert executor.started == []
+
+
+def test_a_search_with_nothing_to_choose_by_is_refused_before_anything_runs(search_with, tmp_path):
+    some_pairs(tmp_path)  # too few to hold some out
+    few = {"train_data": f"{tmp_path}/captions.json::{tmp_path}", "batch_size": 4}
+    executor = Here()
+    with pytest.raises(ParameterError, match="nothing is held out to choose by; name a set"):
+        search_with(executor=executor, given=few | {"benchmark": "mini:winoground:val"})
     assert executor.started == []
 
 
@@ -229,28 +237,29 @@ def test_what_kept_sets_lose_beyond_a_point_counts_and_the_benchmark_does_not(tm
     assert found["score"] == 0.6
     assert found["lost"] == pytest.approx(0.05 - 0.01)
     assert found["objective"] == pytest.approx(0.56)
-    bare = open_run(FinetuneConfig(seed=1), root=tmp_path)
-    bare.finish()
-    with pytest.raises(ParameterError, match="no validation scores to choose by; name a set"):
-        worth(bare)
 
 
 @pytest.mark.slow
-def test_the_command_tunes_two_arms_and_starts_nothing_the_second_time(tmp_path, capsys):
+@pytest.mark.parametrize("of", ["mini", "photographs"])
+def test_the_command_tunes_two_arms_and_starts_nothing_the_second_time(of, tmp_path, capsys):
     small = {"steps": 3, "batch_size": 8, "eval_items": 8, "eval_every": 0, "warmup": 1}
-    words = ["--arms", "clip-only,ce-clip", "--search", "lr=1e-4:1e-2:log", "--trials", "2",
-             "--runs", str(tmp_path), "--workers", "2",
-             "-p", "keep", "retrieval:mini:val"]  # fmt: skip
-    words += [word for name, value in small.items() for word in ("-p", name, str(value))]
+    given = {"keep": "retrieval:mini:val"}
+    if of == "photographs":
+        world = realworld.make(tmp_path / "world")
+        given = world.models | {"train_data": world.many_pairs, "benchmark": world.winoground}
+        given |= {"validation": "held-out", "keep": f"retrieval:{world.val_data}"}
+    words = ["--arms", "clip-only,ce-clip", "--search", "lr=1e-4:1e-2:log", "--trials", "2"]
+    words += ["--runs", str(tmp_path / "runs"), "--workers", "2"]
+    words += [word for pair in (small | given).items() for word in ("-p", *map(str, pair))]
     assert tuning.main(words) == 0
     told = capsys.readouterr().out
     assert told.count("papermill notebooks/02_finetune.ipynb") == 2
     assert "-r arm ce-clip" in told
-    runs = list_runs(tmp_path)
+    runs = list_runs(tmp_path / "runs")
     assert Counter(runs["arm"]) == {"clip-only": 2, "ce-clip": 2}  # and no control beside
-    (table,) = (storage.read_frame(path) for path in Path(tmp_path, "sweeps").glob("*.parquet"))
-    assert table["lost"].notna().all()
-    events = len(diary(tmp_path))
+    (kept,) = (tmp_path / "runs" / "sweeps").glob("*.parquet")
+    assert storage.read_frame(kept)["lost"].notna().all()
+    events = len(diary(tmp_path / "runs"))
     assert tuning.main(words) == 0
     assert capsys.readouterr().out == told
-    assert len(diary(tmp_path)) == events
+    assert len(diary(tmp_path / "runs")) == events

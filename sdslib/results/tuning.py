@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TextIO
 
 import optuna
 import pandas as pd
+from nbformat.v4 import new_code_cell
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from sdslib.checks.guard import validate
@@ -124,22 +125,17 @@ class Search:
         return "tuning-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
-def tune(
-    search: Search,
-    options: sweep.Options,
-    notebook: Path | None = None,
-    stream: TextIO | None = None,
-) -> pd.DataFrame:
+def tune(search: Search, options: sweep.Options, stream: TextIO | None = None) -> pd.DataFrame:
     """Run all trials, and give their table, which is kept beside the sweeps' summaries.
 
-    Columns: arm, trial, run, id, state, the parameters, score (the validation set's first metric),
-    lost (by the sets of `keep`, see `worth`), objective. A trial that failed has none.
-    ParameterError for a search that cannot be, before anything runs.
+    Columns: arm, trial, the parameters, run, id, state, score (the validation set's first metric),
+    lost (by the sets of `keep`, see `worth`), objective, and error of a trial that failed, which
+    the next search tries again. ParameterError for what cannot be, before anything runs.
     """
     root = runs_root(root=options.runs)
     where = root / "sweeps" / f"{search.checked().name}.parquet"
-    options = replace(options, summary=str(where))
-    notebook = notebook or _notebook(root)
+    sweep.require(options.executor, options.address)
+    options, notebook = replace(options, summary=str(where)), _notebook(root)
     spaces = {arm: search.space(arm) for arm in search.arms}
     studies, rows = {arm: _study(search) for arm in search.arms}, list[dict[str, Any]]()
     for start in range(0, search.trials, ROUND):
@@ -147,9 +143,9 @@ def tune(
         asked = [_ask(studies[arm], spaces[arm]) for arm in arms]
         given = [search.parameters(arm) | own for arm, (_, own) in zip(arms, asked, strict=True)]
         cells = _cells(notebook, given, options)
-        sweep.bring(list({cell.key: cell for cell in cells}.values()), options, stream)
+        done = sweep.bring(list({cell.key: cell for cell in cells}.values()), options, stream)
         for arm, (trial, own), cell in zip(arms, asked, cells, strict=True):
-            row = _row(cell, root)
+            row = _row(cell, done)
             studies[arm].tell(trial, row.get("objective"), _state(row))
             rows.append({"arm": arm, "trial": trial.number} | own | row)
         storage.write_frame(where, pd.DataFrame(rows))
@@ -170,8 +166,14 @@ def _ask(study: optuna.Study, space: Mapping[str, Range]) -> tuple[optuna.Trial,
 
 def _cells(notebook: Path, given: Sequence[dict[str, Any]], options: sweep.Options) -> list[Cell]:
     """A cell for each trial, which leaves its own run and no control."""
+    from sdslib import experiment
+
     cells = check(notebook, given, options.runs)
     ids = run_ids([cell.config for cell in cells])
+    first = cells[0].config
+    assert isinstance(first, FinetuneConfig)
+    if experiment.load_data(first).validation is None:
+        raise ParameterError(["nothing is held out to choose by; name a set: -p validation SET"])
     return [replace(cell, ids=(own[0],)) for cell, own in zip(cells, ids, strict=True)]
 
 
@@ -179,25 +181,18 @@ def _notebook(root: Path) -> Path:
     """02's parameters and guard, and then the run alone: a trial needs no control."""
     path = root / "sweeps" / "trial.ipynb"
     document = guarded_part(project_root() / FINETUNE)
-    document["cells"].append(
-        {
-            "cell_type": "code",
-            "execution_count": None,
-            "id": "run",
-            "metadata": {},
-            "outputs": [],
-            "source": "from sdslib import finetune\n\nfinetune(config)",
-        }
-    )
+    alone = new_code_cell("from sdslib import finetune\n\nfinetune(config)", id="run")
+    document["cells"].append(alone)
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_json(path, document)
     return path
 
 
-def _row(cell: Cell, root: Path) -> dict[str, Any]:
-    run = cell.runs(root)[0]
+def _row(cell: Cell, done: sweep.Sweep) -> dict[str, Any]:
+    run = cell.runs(done.root)[0]
     if run is None or not run.finished:
-        return {"run": run.name if run else None, "id": cell.key, "state": "failed"}
+        error = done.failed.get(cell.key, "not run")
+        return {"run": run.name if run else None, "id": cell.key, "state": "failed", "error": error}
     return {"run": run.name, "id": run.id, "state": "finished"} | worth(run)
 
 
@@ -210,11 +205,9 @@ def worth(run: Run) -> dict[str, float]:
     """What a finished run is chosen by: its validation score, less what sets of `keep` lost.
 
     Of each such set counts what its first metric fell by against the untouched student, beyond
-    `ALLOWED`. Scores of the benchmark are not looked at. ParameterError where nothing was held out.
+    `ALLOWED`. Scores of the benchmark are not looked at.
     """
     found, names = sweep.metrics_of(run), run.score_names()
-    if VALIDATION not in names:
-        raise ParameterError([f"{run.name} has no validation scores to choose by; name a set"])
     first = {name: next(v for k, v in found.items() if k.startswith(f"{name}.")) for name in names}
     apart = {VALIDATION, set_name(run.params["benchmark"])}
     kept = [n for n in names if f"{UNTOUCHED}-{n}" in first and n not in apart]
@@ -255,8 +248,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
+    failed = table[table["state"] != "finished"]
+    for row in failed.itertuples():
+        print(f"failed: {row.arm}, trial {row.trial}: {row.error}")
     print("\n".join(best_lines(search, table)))
-    return int((table["state"] != "finished").any())
+    return int(len(failed) > 0)
 
 
 def read_range(word: str) -> tuple[str, Range]:
@@ -283,7 +279,7 @@ def best_lines(search: Search, table: pd.DataFrame) -> Iterator[str]:
         space = search.space(arm).items()
         own = {name: type(found.low)(best[name]) for name, found in space}
         config = validate(FinetuneConfig, search.parameters(arm) | own | {"seed": 0})
-        told = f"trial {best['trial']} of {search.trials}, objective {best['objective']:.3f}"
+        told = f"trial {best['trial']}, objective {best['objective']:.3f}"
         yield f"{arm}: {told}\n{papermill_of(config)}"
 
 
