@@ -162,6 +162,30 @@ def sweep(  # noqa: PLR0913 - a verb's arguments are its options
 
 
 @verb()
+def tune(  # noqa: PLR0913 - a verb's arguments are its options
+    arms: Annotated[str, typer.Option(help="with commas; each gets the same number of trials")],
+    search: Annotated[
+        Words, typer.Option(metavar="NAME=LOW:HIGH[:log]", help="a range; may be repeated")
+    ] = None,
+    set_: Annotated[
+        Words, typer.Option("--set", metavar="NAME=A", help="one value for all trials")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="of each arm")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="of runs and search")] = 100,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time; one a core")] = None,
+    executor: Annotated[Where, typer.Option(help="where trials run")] = "local",
+    address: Annotated[str | None, typer.Option(help="of Ray, or what to ask SLURM for")] = None,
+) -> int:
+    """Tune arms with the same number of trials each, chosen on validation alone."""
+    from sdslib.results import tuning
+
+    given = _words(arms=arms, search=search, trials=trials, seed=seed, runs=runs, workers=workers)
+    given += _as_papermill({n: v for n, _, v in (one.partition("=") for one in set_ or ())})
+    return tuning.main([*given, *_words(executor=executor, address=address)])
+
+
+@verb()
 def runs(
     does: Annotated[
         Literal["list", "show", "verify"],

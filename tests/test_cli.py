@@ -40,7 +40,7 @@ def flat(text):
 def test_the_verbs_are_those_that_there_are():
     assert set(VERBS) == {
         *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
-        *("report", "demo", "publish", "export", "verdicts", "scoreboard"),
+        *("report", "demo", "publish", "export", "verdicts", "scoreboard", "tune"),
     }
     text = flat(run("--help").output)
     assert all(name in text for name in VERBS)
@@ -115,6 +115,11 @@ def test_the_shell_completes_verbs_options_and_values():
         (["dry-run", "--steps", "0"], "steps must be a whole number ≥ 1"),
         (["verdicts", "--choice-draws", "0"], "choice_draws must be"),
         (["runs", "show", "nothing"], "no run 'nothing'"),
+        (["tune", "--arms", "clip-onyl", "--search", "lr=1e-5:1"], "did you mean 'clip-only'?"),
+        (
+            ["tune", "--arms", "sds", "--search", "lr=1e-5:1", "--set", "stesp=3"],
+            "did you mean 'steps'?",
+        ),
         (["compare", "nothing"], "no run 'nothing'"),
         (["export", "nothing", "there"], "no run 'nothing'"),
         (

@@ -233,7 +233,6 @@ UNIMPORTED = {
     "ipykernel": "the kernel that notebooks run in",
     "jupyterlab": "`make lab`",
     "nbconvert": "JupyterLab's own, held above a known fault",
-    "nbformat": "papermill's own, which the tests write notebooks with",
     "torchvision": "open_clip's own, whose version goes with torch's",
 }
 

@@ -25,9 +25,10 @@ from nbformat.v4 import new_code_cell
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from sdslib.checks.guard import validate
-from sdslib.checks.notebooks import SweepConfig, literal
+from sdslib.checks.notebooks import SweepConfig, from_shell, literal
 from sdslib.config import UNTOUCHED, FinetuneConfig, derive_seed, is_mini, set_name
 from sdslib.io import storage
+from sdslib.io.exits import EXITS, ended
 from sdslib.io.paths import project_root
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
@@ -220,13 +221,10 @@ def worth(run: Run) -> dict[str, float]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Tune arms. Exit status: 0 all trials finished, 1 some failed, 2 nothing was run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdslib.results.tuning", description=main.__doc__
-    )
+    program = "python -m sdslib.results.tuning"
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     say = parser.add_argument
     say("--arms", required=True, help="with commas; each gets the same number of trials")
-    given = say("-p", nargs=2, action="append", default=[], dest="given")
-    given.metavar, given.help = ("NAME", "VALUE"), "a parameter of 02_finetune for all trials"
     say("--search", action="append", default=[], metavar="NAME=LOW:HIGH[:log]", help="a range")
     say("--trials", type=int, default=8, help="of each arm (default: 8)")
     say("--seed", type=int, default=RUN_SEED, help="of runs and search, apart from the report's")
@@ -234,19 +232,16 @@ def main(words: Sequence[str] | None = None) -> int:
     say("--workers", type=literal, help="trials at a time (default: one a core)")
     say("--executor", default="local", help="local, ray or slurm")
     say("--address", help="a Ray cluster's, HOST:6379 or auto; for SLURM partition=gpu")
-    asked = parser.parse_args(words)
+    asked, given = from_shell(parser, words)
     kept = {name: getattr(asked, name) for name in ("runs", "workers", "executor", "address")}
     try:
-        parameters = {name: literal(text) for name, text in asked.given}
-        ranges = dict(map(read_range, asked.search))
-        arms = tuple(dict.fromkeys(listed(asked.arms)))
-        search = Search(arms, parameters, ranges, asked.trials, asked.seed)
+        arms, ranges = dict.fromkeys(listed(asked.arms)), dict(map(read_range, asked.search))
+        search = Search(tuple(arms), given, ranges, asked.trials, asked.seed)
         table = tune(search, sweep.Options.of(validate(SweepConfig, kept)))
     except (ParameterError, ExecutorError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return ended(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print(EXITS[130][0], file=sys.stderr)
         return 130
     failed = table[table["state"] != "finished"]
     for row in failed.itertuples():
