@@ -1,5 +1,6 @@
 """From score files, runs or the untouched student to an atlas, its figures and its page."""
 
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -135,13 +136,75 @@ def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, 
 
 
 def test_a_control_that_finished_after_its_run_does_not_hide_it(tmp_path):
-    """As `02_finetune` leaves them; a control without a run of its setting stands alone."""
+    """As `02_finetune` leaves them; a control without a run of its setting is not shown."""
     for name, given in (("sds", {}), ("control", {"arm": "clip-only"})):
         finished_run(name, score_table(**TAGS), tmp_path / "runs", **given)
     ask = FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0)
     assert list(failure_study.collect(ask).atlas.tables) == ["untouched", "L_CLIP only", "sds"]
-    finished_run("lonely", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
-    assert list(failure_study.collect(ask).atlas.tables) == ["untouched", "L_CLIP only"]
+    lonely = finished_run("lonely", score_table(**TAGS), tmp_path / "runs", arm="clip-only", seed=5)
+    assert list(failure_study.collect(ask).atlas.tables) == ["untouched", "L_CLIP only", "sds"]
+    named = FailuresConfig(runs=lonely.name, teacher_items=0)
+    assert list(failure_study.chosen(named)) == ["L_CLIP only"]
+    both = FailuresConfig(runs=f"{lonely.name},sds", teacher_items=0)
+    assert list(failure_study.chosen(both)) == ["L_CLIP only, not their control", "sds"]
+
+
+def test_a_sweeps_runs_are_not_the_newest_and_that_is_said(two_runs, tmp_path):
+    made = finished_run("made", score_table(**TAGS), tmp_path / "runs", sds_weight=0.5)
+    ask = FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0)
+    assert failure_study.chosen(ask)["sds"].path == made.path
+    assert failure_study.left_out(ask) == ""
+    diary = tmp_path / "runs" / "sweeps" / "attempts.jsonl"
+    diary.parent.mkdir()
+    diary.write_text(json.dumps({"id": made.id, "event": "finished"}) + "\n{cut")
+    assert failure_study.chosen(ask)["sds"].path == two_runs[1].path
+    study = failure_study.collect(ask)
+    (said,) = study.atlas.remarks
+    assert said.startswith("1 finished run is a sweep's")
+    assert said in failure_study.models(study).data.replace("&#x27;", "'")
+    offered = failure_study.offered(ask)
+    assert [told.endswith("(a sweep's)") for told in offered] == [True, False, False]
+    assert list(failure_study.chosen(FailuresConfig(runs=made.name))) == ["sds"]
+
+
+def test_beside_every_model_stand_its_run_steps_seed_and_items(two_runs):
+    names = ", ".join(run.name for run in two_runs)
+    study = failure_study.collect(FailuresConfig(runs=names, teacher_items=0))
+    told = failure_study.models(study).data
+    for run in two_runs:
+        passport = f"run {run.name}: 150 steps, seed 0, 6 items"
+        assert passport in told
+        assert failure_study.html(study.atlas).count(passport) == 1 + 6  # above, and on every card
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [(6, ()), (9, ("9 items were asked for; 6 are there",))]
+)
+def test_fewer_items_than_asked_are_told(tmp_path, asked, said):
+    config = FailuresConfig(scores=csv(tmp_path), teacher_items=0, eval_items=asked)
+    remarks = failure_study.collect(config).atlas.remarks
+    assert [r.split(", and")[0] for r in remarks] == list(said)
+
+
+def test_other_runs_can_be_picked_where_the_notebook_is_live(two_runs, tmp_path):
+    other = finished_run("other", score_table(GRIDS, **TAGS), tmp_path / "runs", sds_weight=0.5)
+    few = finished_run("few", score_table(**TAGS).head(3), tmp_path / "runs", sds_weight=0.7)
+    study = failure_study.collect(FailuresConfig(runs=two_runs[1].name, teacher_items=0))
+    picker = failure_study.run_picker(study)
+    (told,) = picker.runs.value
+    assert two_runs[1].name in told
+    by_name = {run.name: told for told, run in picker.offered.items()}
+    picker.runs.value = (by_name[other.name], by_name[two_runs[0].name])
+    picker.button.click()
+    assert "2 runs shown" in picker.message.value
+    found = failure_study.of_runs(study, [other, two_runs[0]])
+    assert list(found.tables) == ["untouched", "sds", "L_CLIP only"]
+    (before,) = picker.below.children
+    picker.runs.value = (by_name[few.name],)
+    picker.button.click()
+    assert "has not scored all 6 items" in picker.message.value
+    assert picker.below.children == (before,)
+    assert list(failure_study.of_runs(study, []).tables) == ["untouched"]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,27 @@ def test_a_run_of_another_student_brings_its_own_untouched_one(build, tiny_model
     assert len(models.students) == 4
 
 
+def test_other_runs_are_asked_once_they_are_picked(build, tiny_models, tmp_path):
+    folder, model = tmp_path / "runs", tiny_models["clip_model"]
+    taught = load_student(f"local-dir:{tiny.save_student(tmp_path / 'taught', seed=3)}", None)
+    found = [finished_run(folder, taught, clip_model=model, seed=seed) for seed in (0, 1)]
+    models = build(runs=found[0].name)
+    first, told = models.first, failure_study.made_by(found[1])
+    assert models.table()["made by"].tolist()[:2] == ["no run", failure_study.made_by(found[0])]
+    assert first.passports == {"sds": failure_study.made_by(found[0])}
+    assert first.passports["sds"] in demo.html(first)
+    panel, there = demo.CaptionPanel(models, first), demo.run_picker(models)
+    assert len(there.offered) == 2
+    assert there.runs.value == (failure_study.made_by(found[0]),)
+    assert "1 more finished runs" in demo.pick(models).data
+    there.runs.value = [told]
+    there.button.click()
+    assert "1 run shown from the next question on" in there.message.value
+    assert models.first is not first
+    panel.score()  # the same question, but of another student
+    assert told in panel.result.value
+
+
 def test_a_name_that_is_no_run_is_refused(build):
     with pytest.raises(runs.RunError, match="no run 'nothing'"):
         build(runs="nothing")

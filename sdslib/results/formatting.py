@@ -6,7 +6,7 @@ The tables of `tables` are to compute with: fractions, one row a model. Here the
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -163,11 +163,15 @@ def varying(table: pd.DataFrame, *always: str) -> pd.DataFrame:
     return table[[c for c in table if c in always or differ[c]]]
 
 
-def listing(table: pd.DataFrame, empty: str = "none") -> Any:
-    """A table of words, whole where pandas would cut them; `empty` stands where it has no rows."""
+def listing(table: pd.DataFrame, empty: str = "none", more: Iterable[str] = ()) -> Any:
+    """A table of words, whole where pandas would cut them; `empty` stands where it has no rows.
+
+    Below it stand the sentences of `more`.
+    """
     from IPython.display import HTML
 
-    return HTML(f"<p>{html.escape(empty)}</p>" if table.empty else _listed(table))
+    below = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in more)
+    return HTML((f"<p>{html.escape(empty)}</p>" if table.empty else _listed(table)) + below)
 
 
 def _listed(table: pd.DataFrame) -> str:

@@ -283,6 +283,13 @@ def duration(config: FinetuneConfig) -> str:
     return f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
 
 
+def made_by(run: Run) -> str:
+    """What stands beside a model's name: its run, how long that trained, seed, and items."""
+    name = reported(run)
+    items = f", {len(run.scores(name))} items" if name in run.score_names() else ""
+    return f"run {run.name}: {duration(config_of(run))}, seed {run.params['seed']}{items}"
+
+
 def papermill_line(run: Run) -> str:
     """The line that makes this run: every parameter in which it differs from its preset."""
     return papermill_of(config_of(run))

@@ -143,6 +143,20 @@ def bring(cells: Sequence[Cell], options: Options, stream: TextIO | None = None)
 # --- which cell is next --------------------------------------------------------------------------
 
 
+def swept(root: Path) -> set[str]:
+    """Ids of the runs that sweeps of this folder have made, by their diary."""
+    return set(_outcomes(root / "sweeps"))
+
+
+def _outcomes(folder: Path) -> dict[str, str]:
+    """By cell the last event of the diary of all sweeps here."""
+    rows, path = list[Any](), folder / "attempts.jsonl"
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):  # cut by a kill
+            rows.append(json.loads(line))
+    return {str(row["id"]): str(row["event"]) for row in rows if isinstance(row, dict)}
+
+
 class Desk:
     """Which cells are to do, which run, and which failed."""
 
@@ -161,19 +175,11 @@ class Desk:
         self._told: set[str] = set()
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         # Trained, but its notebook has not come to its end: that is executed again.
-        cut = {key for key, event in self._outcomes().items() if event != "finished"}
+        cut = {key for key, event in _outcomes(self.folder).items() if event != "finished"}
         self._again = {cell.key for cell in self.cells} & cut
         pending = [c for c in self.cells if c.key in self._again or not c.known_done(self.root)]
         # Those that leave one run alone come first: they are the controls of the others.
         self.pending = sorted(pending, key=lambda cell: len(cell.ids))
-
-    def _outcomes(self) -> dict[str, str]:
-        """By cell the last event of the diary of all sweeps here."""
-        rows, path = list[Any](), self.folder / "attempts.jsonl"
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with suppress(ValueError):  # cut by a kill
-                rows.append(json.loads(line))
-        return {str(row["id"]): str(row["event"]) for row in rows if isinstance(row, dict)}
 
     def work(self, executor: Executor, board: Board) -> None:
         """Run what is pending; threads depend on the grid alone, so that no bit depends on luck."""

@@ -6,6 +6,7 @@
     ablation_figures  the figures of an ablation
     published      the published studies as tables and figures, and the command that makes them
     live_plot      training as it goes: curves that grow
+    run_picker     a live list of finished runs, to say which models are shown
     page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
     pdf            a page as a PDF, with real text, bookmarks and page numbers
     atlas          every item of a set with what each model does to it, as a page and as a widget

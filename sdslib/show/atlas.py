@@ -77,7 +77,8 @@ class Atlas:
     """One set's score tables by model, each taken apart; the first is what others are held against.
 
     A model may have scored some of the items only (the teacher does). `items` has captions and
-    images by id, where they are at hand; `absent` says why where they are not.
+    images by id, where they are at hand; `absent` says why where they are not. `passports` say of
+    which run a model is, `remarks` what a reader has to know of the choice.
     """
 
     title: str
@@ -85,6 +86,8 @@ class Atlas:
     tables: dict[str, pd.DataFrame]
     items: dict[str, Item] = field(default_factory=dict)
     absent: str = ""
+    passports: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def rules(self) -> dict[str, str]:
@@ -247,9 +250,11 @@ def card(atlas: Atlas, item: str) -> str:
 def _card(atlas: Atlas, item: str) -> dict[str, Any]:
     """What `card.html.j2` shows of an item."""
     verdicts = {name: found[item] for name, found in atlas.verdicts.items() if item in found}
+    own = {name: told for name, told in atlas.passports.items() if name in verdicts}
     images = atlas.items[item].images if item in atlas.items else ()
     pictures = [page.data_uri(ref.load()) for ref in images]
-    card = {"id": item, "labels": atlas.labels(item), "captions": atlas.captions(item)}
+    named = {"id": item, "labels": atlas.labels(item), "captions": atlas.captions(item)}
+    card = named | {"passports": own}
     first, *others = verdicts
     changes = []
     for other in others:

@@ -18,15 +18,18 @@ from sdslib.checks.notebooks import DemoConfig
 from sdslib.config import UNTOUCHED
 from sdslib.experiment import pick_device
 from sdslib.io.images import ENDINGS, ImageRef
+from sdslib.io.run import Run
 from sdslib.io.sources import DataError
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.miniworld import composing
 from sdslib.results import answers
+from sdslib.results.settings import made_by
 from sdslib.sets.roles import load_set
 from sdslib.show import atlas, failure_study, figures, page, questions
 from sdslib.show.explain import Remembering
 from sdslib.show.questions import OWN, Answer, Demo, Question, QuestionError
+from sdslib.show.run_picker import RunPicker
 from sdslib.show.style import Picture
 from sdslib.student import load_student
 
@@ -35,16 +38,48 @@ def load(config: DemoConfig) -> Demo:
     """The untouched student, the students of the runs that `runs` names or of the newest ones, and
     the benchmark if it is at hand; raises what the loaders raise, and ParameterError."""
     baseline.use_threads(config)
-    chosen, device = failure_study.chosen(config), pick_device(config.device)
+    chosen = failure_study.chosen(config)
+    told = {name: made_by(run) for name, run in chosen.items()}
+    students = students_of(config, chosen)
+    try:
+        return Demo(config, students, load_set(config.benchmark), passports=told)
+    except DataError as reason:
+        return Demo(config, students, None, str(reason), told)
+
+
+def students_of(config: DemoConfig, chosen: Mapping[str, Run]) -> dict[str, Remembering]:
+    """The students of these runs by what they are called, those that they began with before them.
+
+    Without a run it is the one that the parameters name.
+    """
+    device = pick_device(config.device)
     begun = [(run.params["clip_model"], run.params["clip_pretrained"]) for run in chosen.values()]
     starts = dict.fromkeys(begun or [(config.clip_model, config.clip_pretrained)])
     sources = {f"{UNTOUCHED} {n}".removesuffix(" 1"): s for n, s in enumerate(starts, 1)}
     sources |= {name: (f"local-dir:{run.weights}", None) for name, run in chosen.items()}
-    students = {name: Remembering(load_student(*s, device)) for name, s in sources.items()}
-    try:
-        return Demo(config, students, load_set(config.benchmark))
-    except DataError as reason:
-        return Demo(config, students, None, str(reason))
+    return {name: Remembering(load_student(*s, device)) for name, s in sources.items()}
+
+
+def pick(demo: Demo) -> Any:
+    """Which runs' students are asked: a list to mark them in, or what a saved notebook may say."""
+    rest = len(failure_study.offered(demo.config)) - len(demo.passports)
+    more = f"{rest} more finished runs of this student and set can be named with runs." * (rest > 0)
+    said = " ".join(filter(None, (failure_study.left_out(demo.config), more)))
+    static = page.render("message", role="status", said=said or "No other run is there.")
+    return page.live_or_saved(lambda: run_picker(demo).view, lambda: static)
+
+
+def run_picker(demo: Demo) -> RunPicker:
+    """The list of runs; those that are marked are asked from the next question on."""
+
+    def take(runs: list[Run]) -> None:
+        chosen = failure_study.called(runs)
+        told = {name: made_by(run) for name, run in chosen.items()}
+        demo.take(students_of(demo.config, chosen), told)
+
+    there = failure_study.offered(demo.config)
+    shown = [run for run in there.values() if made_by(run) in demo.passports.values()]
+    return RunPicker(there, shown, take)
 
 
 # --- the view ------------------------------------------------------------------------------------
@@ -257,7 +292,7 @@ class CaptionPanel(Panel):
         self.suggest = w.Button(description="suggest captions", tooltip="captions of this picture")
         self.button = w.Button(description="score", button_style="primary", tooltip="score them")
         self.result.value = html(answer)
-        self._asked = (asked.ref.key, asked.captions, config.ask_teacher)
+        self._asked = self._key(asked, config.ask_teacher)
         self.suggest.on_click(lambda _: self._suggest())
         self.button.on_click(lambda _: self.score())
         row = _row(self.button, self.suggest, self.teacher)
@@ -269,7 +304,7 @@ class CaptionPanel(Panel):
         try:
             found, teacher = self.picker.read(), self.teacher.value
             question = Question(found.ref, questions.lines(self.captions.value), found.about)
-            asked = (found.ref.key, question.captions, teacher)
+            asked = self._key(question, teacher)
             if asked == self._asked and self.result.value:
                 return
             self._asked, self.button.disabled = asked, True
@@ -282,6 +317,10 @@ class CaptionPanel(Panel):
             self.refuse(reason)
         finally:
             self.button.disabled = False
+
+    def _key(self, asked: Question, teacher: bool) -> tuple:
+        """What makes two questions the same: picture, captions, and who is asked."""
+        return asked.ref.key, asked.captions, teacher, tuple(self.demo.passports.values())
 
     def _suggest(self) -> None:
         try:

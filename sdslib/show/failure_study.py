@@ -7,10 +7,9 @@ folder `atlas` holds the page and the figures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,21 @@ from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
 from sdslib.io.paths import folder_at, project_path
-from sdslib.io.runs import Run, find_run, finished_runs, open_run
+from sdslib.io.runs import Run, find_run, finished_runs, open_run, runs_root
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError, listed
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
-from sdslib.results import failures
+from sdslib.results import failures, formatting
 from sdslib.results.comparison import read_scores
-from sdslib.results.settings import Controls
+from sdslib.results.settings import Controls, made_by
+from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, item_figures, page, style
 from sdslib.show.atlas import Atlas, Browser, build, document, html
+from sdslib.show.run_picker import RunPicker
 from sdslib.student import load_student
-from sdslib.tables import WINOGROUND_TAGS, tabulate, tags_of
+from sdslib.tables import WINOGROUND_TAGS, TableError, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
 RUNS = "reports/runs"
@@ -49,17 +50,19 @@ class Study:
     atlas: Atlas
     run: Run
     world: str
+    config: FailuresConfig
 
 
 def collect(config: FailuresConfig, progress: Follow = lambda items, total: items) -> Study:
     """The atlas that the parameters ask for: of score files, of runs, or of the untouched student.
 
     `runs` names runs, or one folder that holds runs. Without `scores` and named runs it takes the
-    newest finished run of the benchmark and its L_CLIP-only control. The teacher's verdict is
+    newest finished run of the benchmark (see `chosen`) and its control. The teacher's verdict is
     added on `teacher_items` items where there are images. What is computed is kept in the run.
     """
     benchmark, absent = _benchmark(config)
-    found = _of_runs(config)
+    models = {} if config.scores else chosen(config)
+    found = _of_runs(models)
     if config.scores:
         paths = [project_path(name.strip()) for name in config.scores.split(",")]
         found = {path.stem: read_scores(path) for path in paths}
@@ -79,7 +82,30 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
             found[TEACHER] = verdict
     world = config.label if config.in_mini_world and not config.scores else ""
     note = _counted(world, next(iter(found.values())))
-    return Study(build(found, benchmark, note=note, absent=absent), run, world)
+    atlas = build(found, benchmark, note=note, absent=absent)
+    told = {label: made_by(model) for label, model in models.items()}
+    atlas = replace(atlas, passports=told, remarks=tuple(_remarks(config, found)))
+    return Study(atlas, run, world, config)
+
+
+def _remarks(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Where fewer items are there than were asked for, and which runs were not taken."""
+    there = len(next(iter(found.values())))
+    if config.eval_items and config.eval_items > there:
+        yield f"{config.eval_items} items were asked for; {there} are there, and all are shown."
+    judged = len(found.get(TEACHER, ()))
+    if judged and config.teacher_items > judged:
+        yield f"The teacher was to judge {config.teacher_items} items; {judged} are there."
+    if not config.scores and (left := left_out(config)):
+        yield left
+
+
+def models(study: Study) -> Any:
+    """Beside every model's name its run, steps, seed and items; and what a reader has to know."""
+    atlas = study.atlas
+    rows = [(name, atlas.passports.get(name, "no run"), len(t)) for name, t in atlas.tables.items()]
+    table = pd.DataFrame(rows, columns=["model", "made by", "items shown"])
+    return formatting.listing(table, more=atlas.remarks)
 
 
 def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
@@ -112,10 +138,10 @@ def _is_of(found: Mapping[str, pd.DataFrame], benchmark: Benchmark) -> bool:
     return bool(len(shared)) and bool((own[shared] == table[shared].astype(str)).all(axis=None))
 
 
-def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
-    """Score tables of the runs named, or of the newest finished ones; the untouched first."""
+def _of_runs(models: Mapping[str, Run]) -> dict[str, pd.DataFrame]:
+    """Score tables of runs by what they are called; that of the untouched student first."""
     found: dict[str, pd.DataFrame] = {}
-    for label, run in chosen(config).items():
+    for label, run in models.items():
         name = set_name(run.params["benchmark"])
         found.setdefault(UNTOUCHED, run.scores(f"{UNTOUCHED}-{name}"))
         found[label] = run.scores(name)
@@ -123,17 +149,43 @@ def _of_runs(config: FailuresConfig) -> dict[str, pd.DataFrame]:
 
 
 def chosen(config: ModelsConfig) -> dict[str, Run]:
-    """The runs that `runs` names, by what to call them; else the newest finished ones.
+    """The runs that `runs` names, by what to call them; else the newest one and its control.
 
-    RunError for a name that is none. Empty where no run of the same student and benchmark is done.
+    A sweep's runs are never the newest, and a control is none by itself. RunError for a name that
+    is none. Empty where no such run of the same student and benchmark is done.
     """
     names = [] if _root(config) else listed(config.runs)
-    found: dict[str, Run] = {}
     # a relative folder is meant from the project root
-    for run in [find_run(_run_folder(name) or name, RUNS) for name in names] or _newest(config):
-        arm = CONTROL if run.params["arm"] == "clip-only" else run.params["arm"]
+    return called([find_run(_run_folder(name) or name, RUNS) for name in names] or _newest(config))
+
+
+def called(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by what to call them: their arm; a run with L_CLIP alone is the control of its run."""
+    controls, taught = Controls(runs), [r for r in runs if r.params["arm"] != "clip-only"]
+    own = {control.path for run in taught if (control := controls.of(run))}
+    found: dict[str, Run] = {}
+    for run in runs:
+        arm = run.params["arm"]
+        if arm == "clip-only":
+            arm = CONTROL if run.path in own or not taught else f"{CONTROL}, not their control"
         found[arm if arm not in found else f"{arm} {run.id}"] = run
     return found
+
+
+def offered(config: ModelsConfig) -> dict[str, Run]:
+    """The finished runs of this benchmark and student by their passports, the newest first."""
+    there = swept(runs_root(root=_root(config) or RUNS))
+    return {made_by(run) + " (a sweep's)" * (run.id in there): run for run in _finished(config)}
+
+
+def left_out(config: ModelsConfig) -> str:
+    """How many finished runs were not taken for the newest because they are a sweep's."""
+    if listed(config.runs) and not _root(config):
+        return ""
+    there = swept(runs_root(root=_root(config) or RUNS))
+    count = sum(run.id in there for run in _finished(config))
+    told = f"{count} finished run{'s are' if count != 1 else ' is'} a sweep's"
+    return f"{told}, which is never taken as the newest: name it with runs." if count else ""
 
 
 def _run_folder(name: str) -> Path | None:
@@ -148,19 +200,20 @@ def _root(config: ModelsConfig) -> Path | None:
 
 
 def _newest(config: ModelsConfig) -> list[Run]:
-    """The newest finished fine-tuning of this benchmark and student, its control before it."""
+    """The newest run of this benchmark and student that no sweep made, its control before it."""
+    runs = _finished(config)
+    there, controls = swept(runs_root(root=_root(config) or RUNS)), Controls(runs)
+    own = (r for r in runs if r.params["arm"] != "clip-only" and r.id not in there)
+    newest = next(own, None)
+    control = controls.of(newest) if newest else None
+    return [run for run in (control, newest) if run]
+
+
+def _finished(config: ModelsConfig) -> list[Run]:
+    """The finished fine-tunings of this benchmark and student, the newest first."""
     same = ("benchmark", "clip_model")
     runs = finished_runs(_root(config) or RUNS)
-    runs = [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
-    controls = Controls(runs)
-    control = controls.of(runs[0]) if runs else None
-    if control is None:
-        return runs[:1]
-    if control.path != runs[0].path:
-        return [control, runs[0]]
-    # a control finishes after the run it stands beside
-    arms = (r for r in runs[1:] if (c := controls.of(r)) and c.path == control.path)
-    return [control, *islice(arms, 1)]
+    return [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
 
 
 def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -274,9 +327,36 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
 
 
 def show(study: Study) -> Any:
-    """The live widget where somebody can use it, else the static page, for a saved notebook."""
+    """The live widget where somebody can use it, else the static page, for a saved notebook.
+
+    Above the widget stands a list of the finished runs, to see others.
+    """
     kept = page.render("kept", path=_page_of(study.run))
-    return page.live_or_saved(lambda: Browser(study.atlas).view, lambda: html(study.atlas), kept)
+    return page.live_or_saved(lambda: run_picker(study).view, lambda: html(study.atlas), kept)
+
+
+def run_picker(study: Study) -> RunPicker:
+    """The list of runs, with the atlas of those that are marked below it."""
+    there = {} if study.config.scores else offered(study.config)
+    shown = [run for run in there.values() if made_by(run) in study.atlas.passports.values()]
+
+    def browse(runs: list[Run]) -> Any:
+        return Browser(of_runs(study, runs)).view
+
+    return RunPicker(there, shown, browse, Browser(study.atlas).view)
+
+
+def of_runs(study: Study, runs: Sequence[Run]) -> Atlas:
+    """The study's atlas with the students of other runs; TableError where they have other items."""
+    old, models = study.atlas, called(runs)
+    found = _of_runs(models) or {UNTOUCHED: old.tables[UNTOUCHED]}
+    found = {name: t[t["id"].astype(str).isin(old.ids)] for name, t in found.items()}
+    if short := [name for name, table in found.items() if len(table) < len(old.ids)]:
+        raise TableError(f"{short[0]} has not scored all {len(old.ids)} items that are shown here")
+    found |= {name: table for name, table in old.tables.items() if name == TEACHER}
+    told = {label: made_by(run) for label, run in models.items()}
+    return replace(build(found), title=old.title, note=old.note, items=old.items,
+                   absent=old.absent, passports=told)  # fmt: skip
 
 
 def _page_of(run: Run) -> str:

@@ -52,7 +52,7 @@ class Answer:
     """What the models say of a question, as `explain` makes it.
 
     `words` and `harder` are by student; `errors` are the teacher's, if it was asked. `notes` are
-    sentences that a reader has to know.
+    sentences that a reader has to know, `passports` say which run a student is of.
     """
 
     question: Question
@@ -61,6 +61,7 @@ class Answer:
     harder: dict[str, pd.DataFrame] = field(default_factory=dict)
     errors: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
+    passports: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Demo:
     students: dict[str, Remembering]
     benchmark: Benchmark | None
     absent: str = ""
+    passports: dict[str, str] = field(default_factory=dict)
     turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @cached_property
@@ -94,11 +96,21 @@ class Demo:
         return {**self.students, **({TEACHER: self.teacher} if teacher else {})}
 
     def table(self) -> pd.DataFrame:
-        """One row a model: its name here, and where its weights are."""
+        """One row a model: its name here, where its weights are, and the run that made them."""
         names = {name: s.student.origin.name for name, s in self.students.items()}
         asked = "asked" if self.config.ask_teacher else "asked on request"
         names[f"{TEACHER} ({asked})"] = self.config.teacher
-        return pd.DataFrame(names.items(), columns=["model", "weights"])
+        rows = [(name, *told, self.passports.get(name, "no run")) for name, *told in names.items()]
+        return pd.DataFrame(rows, columns=["model", "weights", "made by"])
+
+    def take(self, students: dict[str, Remembering], passports: dict[str, str]) -> None:
+        """Ask these students from now on."""
+        with self.turn:
+            self.students.clear()
+            self.students.update(students)
+            self.passports.clear()
+            self.passports.update(passports)
+            vars(self).pop("first", None)
 
     def item(self, key: str) -> Item:
         """The benchmark's item of this id; QuestionError says which ids there are."""
@@ -122,7 +134,7 @@ class Demo:
             cut = explain.cut_off(first, question.captions)
         told = f"is longer than {first.origin.name} can read; its end counts for nothing"
         notes = tuple(f"“{caption}” {told}" for caption in cut)
-        return Answer(question, scores, errors=errors, notes=notes)
+        return Answer(question, scores, errors=errors, notes=notes, passports={**self.passports})
 
     def explained(self, answer: Answer) -> Answer:
         """The same answer with the words that decide and the hardest re-orderings, by student."""
@@ -138,7 +150,7 @@ class Demo:
         asked = item.images, item.captions, str(item.id)
         with self.turn:
             own, tables = explain.grid(self.scorers(teacher), *asked)
-        return atlas.build(tables, own)
+        return replace(atlas.build(tables, own), passports={**self.passports})
 
 
 # --- what may be asked ---------------------------------------------------------------------------
