@@ -252,6 +252,9 @@ def test_triplets_are_scored_with_the_image_and_by_the_texts(student, tmp_path):
         p1, p2, n = student.encode_texts(student.tokenize(list(item.captions))).double()
         both = bool(p1 @ image > n @ image) and bool(p2 @ image > n @ image)
         assert right["image-to-text"][one] == both
+        texts = table.loc[one, [f"text.s_0_{k}" for k in range(3)]]
+        told = [float(p1 @ p2), float(p1 @ n), float(p2 @ n)]
+        assert texts.tolist() == pytest.approx(told, abs=1e-5)
         assert right["text-to-text"][one] == bool(p1 @ p2 > p1 @ n and p1 @ p2 > p2 @ n)
     assert tables.is_triplet(table)
     assert not tables.is_grid(table)

@@ -71,6 +71,7 @@ def test_each_set_is_read_in_its_authors_layout(tmp_path, name, count, first, ca
     item = found.items[0]
     assert (item.id, item.captions[0], item.tags, item.answer) == (first, captions, tags, None)
     assert not found.duplicates()
+    assert len(item.captions[1].split()) == len(item.captions[0].split())
     pictures = [np.asarray(ref.load()) for item in found.items for ref in item.images]
     assert len({p.tobytes() for p in pictures}) == 2 * count
 

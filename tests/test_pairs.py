@@ -468,6 +468,20 @@ def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(
     assert repo in str(caught.value)
 
 
+def test_a_revision_behind_the_name_is_the_one_that_is_loaded(monkeypatch):
+    asked = []
+
+    def load(repo, config, **told):
+        asked.append((repo, told))
+        return datasets.Dataset.from_dict({"caption": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("sdslib.io.hub.hub_access", lambda repo, local: asked.append(repo))
+    for source, revision in (("who/what@v1.2", "v1.2"), ("who/what", None)):
+        hub_dataset(source, "test")
+        assert asked[-2:] == ["who/what", ("who/what", {"split": "test", "revision": revision})]
+
+
 def test_without_a_network_the_answer_comes_at_once(monkeypatch):
     from huggingface_hub import constants
 

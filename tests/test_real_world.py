@@ -7,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 import realworld
+from test_choices import MADE
 from test_notebooks_run import ROOT, papermill
 
 from sdslib.checks.guard import guard
@@ -112,6 +113,23 @@ def test_any_set_can_be_the_benchmark(shop, pairs, benchmark, more, items):
     for name in named:
         kept = found[found["table"] == "retention"]
         assert name.partition(":")[0] in " ".join(kept["set"].astype(str)), kept
+
+
+def test_triplets_are_reported_and_sets_in_parts_kept_from_suffering(shop, tmp_path):
+    own, made = "runs-triplets", {name: make(tmp_path / name) for name, make in MADE.items()}
+    data = {
+        "train_data": shop.world.train_data,
+        "benchmark": f"sugarcrepe++:{made['sugarcrepe++']}",
+    }
+    keep = f"whatsup:{made['whatsup']},negbench:{made['negbench']}"
+    given = data | TRAINING | {"validation": "none", "keep": keep}
+    shop.execute("02_finetune", own, **shop.world.models, **given)
+    found = results(shop.folder / own)
+    paired = found[found["table"] == "paired"]
+    assert set(paired["metric"]) == {"image-to-text", "text-to-text"}
+    kept = found[found["table"] == "retention"]
+    assert set(kept[kept["set"] == "whatsup"]["metric"]) == {"accuracy", "pair", "set"}
+    assert "negbench" in set(kept["set"])
 
 
 @pytest.mark.parametrize(

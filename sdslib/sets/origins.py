@@ -34,7 +34,7 @@ class Provenance(NamedTuple):
         return f"licence {self.licence}; {self.size}; {self.gate}{images}"
 
 
-_ARO = "23,937 relations and 28,748 attributes, 10 MB without images"
+_ARO = "23,937 relations and 28,748 attributes"
 ORIGINS = {
     "winoground": Provenance(
         "non-commercial", "400 items, 0.4 GB",
@@ -45,7 +45,7 @@ ORIGINS = {
     "aro-attribution": Provenance("MIT", _ARO, images=GENOME),
     "coco-order": Provenance("CC BY 4.0", "25,010 captions", images="COCO's val2014"),
     "flickr-order": Provenance("research only", "5,000 captions", images="Flickr30k's, on request"),
-    "sugarcrepe": Provenance("MIT", "7,511 items, 2 MB without images", images=VAL2017),
+    "sugarcrepe": Provenance("MIT", "7,511 items", images=VAL2017),
     "mmvp": Provenance(
         "MIT", "270 images",
         "give mmvp:MMVP/MMVP_VLM to read it from the Hub, or a folder with Questions.csv beside "
