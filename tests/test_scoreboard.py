@@ -8,7 +8,7 @@ import test_grids
 
 from sdslib import evaluate, tables
 from sdslib.benchmarks import load_benchmark
-from sdslib.lab import scoreboard
+from sdslib.lab import baseline, scoreboard
 from sdslib.sets.text_only import LengthScorer
 
 MADE = test_grids.MADE | test_choices.MADE
@@ -27,11 +27,12 @@ def board(photos, tmp_path_factory):
     words = [word for name, value in given.items() for word in ("-p", name, value)]
     file = root / "board.csv"
     assert scoreboard.main([*words, "--table", str(file)], said.append) == 0
-    return pd.read_csv(file), said
+    (results,) = (root / "runs").glob("*/results.parquet")
+    return pd.read_csv(file), said, pd.read_parquet(results)
 
 
 def test_every_set_has_its_figures_and_what_papers_quote_is_marked(board):
-    table, said = board
+    table, said, _ = board
     assert set(table["set"]) == {*MADE, "winoground", "sugarcrepe"}
     quoted = table[table["quoted"]].groupby("set")[["metric", "over"]].agg(list)
     assert quoted.loc["mmvp"].tolist() == [["image"], ["macro"]]
@@ -55,6 +56,11 @@ def test_what_captions_alone_reach_stands_beside_the_sets_that_captions_can_solv
     assert not np.isnan(table["sugarcrepe++", "image-to-text", "all"])
     assert np.isnan(table["sugarcrepe++", "text-to-text", "all"])
     assert table["bivlc"].eq(0).all()
+    found = board[2]
+    found = found[found["model"].isin(baseline.BLIND) & found["label"].eq("all")]
+    for name, part in found[found["metric"] == "accuracy"].groupby("set"):
+        assert table[name, "accuracy", "all"] == part["accuracy"].max().round(4)
+    assert found.groupby("set")["accuracy"].nunique().max() == 2
 
 
 @pytest.mark.parametrize("name", test_grids.MADE)
