@@ -45,7 +45,7 @@ def verb(notebook: str = "", model: str = "") -> Callable:
 
 
 @verb("02_finetune", "finetune")
-def finetune(given: dict[str, Any]) -> None:
+def finetune(given: dict[str, Any]) -> int | None:
     """Fine-tune CLIP with L_CLIP + sds_weight * L_SDS, and say what came of it."""
     from sdslib import experiment
     from sdslib.arms.negatives import check
@@ -54,9 +54,12 @@ def finetune(given: dict[str, Any]) -> None:
 
     config = _checked("finetune", given)
     check(config)
+    if config.dry_run:
+        return dry_run(given)
     run = experiment.finetune(config, track("fine-tuning"))
     (setting,) = settings.group([run])
     print(run.shown_path, answers.of_setting(setting), sep="\n")
+    return None
 
 
 @verb("01_baseline", "baseline")

@@ -153,6 +153,15 @@ def test_what_ends_a_verb_is_said_and_has_its_own_status(error, code, monkeypatc
     assert str(error) in done.stderr
 
 
+def test_a_dry_run_is_asked_for_in_two_ways_and_trains_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "finetune", lambda *_: asked.append("trained"))
+    monkeypatch.setattr("sdslib.lab.dry_run.main", lambda words: asked.append(words) or 1)
+    assert run("finetune", "--steps", "3", "--dry-run").exit_code == 1
+    assert run("dry-run", "--steps", "3").exit_code == 1
+    assert asked == [["-p", "steps", "3", "-p", "dry_run", "True"], ["-p", "steps", "3"]]
+
+
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(experiment, "finetune", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

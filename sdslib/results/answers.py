@@ -204,7 +204,8 @@ def standing(by_set: pd.DataFrame, agreement: pd.DataFrame) -> Sentence:
     Frames as of `lab.baseline`: `by_set`, and `agreement_table`.
     """
     first = by_set["set"].iloc[0]
-    both = by_set[by_set["model"].isin(("student", "teacher"))]
+    # rounded as the table of the sets is, so that both say the same figure
+    both = by_set[by_set["model"].isin(("student", "teacher"))].round(4)
     own = both[both["set"] == first].drop_duplicates("model")
     here = [f"the {row.model} is right in {of_chance(row)}" for row in own.itertuples()]
     above = both[both["low"] > both["chance"]].groupby("model")["set"].nunique()

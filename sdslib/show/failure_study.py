@@ -185,7 +185,7 @@ def left_out(config: ModelsConfig) -> str:
     there = swept(runs_root(root=_root(config) or RUNS))
     count = sum(run.id in there for run in _finished(config))
     told = f"{count} finished run{'s are' if count != 1 else ' is'} a sweep's"
-    return f"{told}, which is never taken as the newest: name it with runs." if count else ""
+    return f"{told}, and none of a sweep's is taken as the newest: name one." if count else ""
 
 
 def _run_folder(name: str) -> Path | None:
