@@ -60,7 +60,7 @@ def test_what_captions_alone_reach_stands_beside_the_sets_that_captions_can_solv
     found = found[found["model"].isin(baseline.BLIND) & found["label"].eq("all")]
     for name, part in found[found["metric"] == "accuracy"].groupby("set"):
         assert table[name, "accuracy", "all"] == part["accuracy"].max().round(4)
-    assert found.groupby("set")["accuracy"].nunique().max() == 2
+    assert found.groupby("set")["accuracy"].nunique().max() > 1  # else best and worst are one
 
 
 @pytest.mark.parametrize("name", test_grids.MADE)
