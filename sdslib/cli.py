@@ -262,16 +262,37 @@ def publish(
 @verb()
 def export(
     run: Annotated[str, typer.Argument(help=RUN)],
-    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it
+        typer.Argument(help="a new folder; RUN-open_clip or RUN-transformers here by default"),
+    ] = None,
+    to: Annotated[
+        Literal["open_clip", "transformers"], typer.Option(help="what will load it")
+    ] = "open_clip",
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
 ) -> None:
-    """A run's weights as a folder that open_clip loads, with their model card."""
+    """A run's weights as a folder that open_clip or transformers loads, with their model card."""
     from sdslib.io.runs import find_run
     from sdslib.results.settings import group
     from sdslib.show import modelcard
 
     (setting,) = group([find_run(run, runs)])
-    print(modelcard.export(setting.run, folder, setting.control))
+    write = modelcard.export if to == "open_clip" else modelcard.export_to_transformers
+    print(write(setting.run, folder or Path(f"{setting.run.name}-{to}"), setting.control))
+
+
+@verb()
+def convert(
+    file: Annotated[Path, typer.Argument(help="a checkpoint, as open_clip's epoch_N.pt")],
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    model: Annotated[
+        str, typer.Option(help="open_clip's name of the model that was trained, or its folder")
+    ],
+) -> None:
+    """A checkpoint of open_clip's training as a folder that a run takes as clip_model."""
+    from sdslib.lab import checkpoints
+
+    print(checkpoints.convert(file, model, folder))
 
 
 # --- from words to parameters --------------------------------------------------------------------

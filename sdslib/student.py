@@ -248,6 +248,10 @@ class Student(nn.Module):
             "device": model.logit_scale.device.type,
         }
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of every weight under open_clip's name, as `save` writes it: LoRA merged in."""
+        return _merged(self.model)
+
     def save(self, folder: str | Path) -> None:
         """Write an open_clip `local-dir:` folder in one rename: config, float32 weights, tokenizer.
 
@@ -260,7 +264,7 @@ class Student(nn.Module):
         }
         with staged_folder(Path(folder)) as stage:
             (stage / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
-            save_file(_merged(self.model), stage / WEIGHTS)
+            save_file(self.weights(), stage / WEIGHTS)
             if hasattr(self.tokenizer, "save_pretrained"):
                 self.tokenizer.save_pretrained(stage)
             passport = {"model": self.origin.name, "precision": "fp32"}

@@ -1,6 +1,7 @@
 """`sdsclip`: every verb has typed help and completion, and ends with a status that says why."""
 
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from sdslib.checks import notebooks
 from sdslib.io import exits, runs, storage
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
+from sdslib.lab import to_transformers
 from sdslib.results import comparison
 from sdslib.student import load_student
 from sdslib.train import TrainingError
@@ -40,7 +42,7 @@ def flat(text):
 def test_the_verbs_are_those_that_there_are():
     assert set(VERBS) == {
         *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
-        *("report", "demo", "publish", "export", "verdicts", "scoreboard", "tune"),
+        *("report", "demo", "publish", "export", "convert", "verdicts", "scoreboard", "tune"),
     }
     text = flat(run("--help").output)
     assert all(name in text for name in VERBS)
@@ -205,6 +207,34 @@ def test_exported_weights_are_loaded_by_open_clip_and_bring_their_card(root, tmp
     assert again.exit_code == 3
     assert "is there already" in again.stderr
     assert run("runs", "verify", "--runs", root).exit_code == 0
+
+
+def test_a_student_exported_to_transformers_brings_a_card_that_says_how_near_it_is(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "taught", "--to", "transformers", "--runs", root).exit_code == 0
+    folder = tmp_path / "taught-transformers"
+    card = (folder / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "differ from open_clip's by " in card
+    code = re.search(r"```python\n(.*?)```", card, re.S)[1]
+    names = {}
+    exec(code, names)
+    student = load_student(str(next(root.glob("taught*")) / "weights"), None)
+    tokens = names["processor"](text=["a red circle"], return_tensors="pt")
+    found = names["model"].get_text_features(**tokens).pooler_output
+    expected = student.encode_texts(student.tokenize(["a red circle"]))
+    assert (found / found.norm() - expected).abs().max() < 1e-5
+    assert storage.manifest_problem(folder) is None
+
+
+def test_a_student_that_transformers_cannot_hold_is_not_exported(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_transformers, "problems", lambda _: ["it is a CoCa"])
+    done = run("export", "taught", tmp_path / "new", "--to", "transformers", "--runs", root)
+    assert done.exit_code == 3
+    assert "stays in open_clip's form" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_are_read_as_papermill_reads_them_and_text_stays_text():

@@ -45,7 +45,10 @@ DOORS = {
     "open_clip": {"student", "lab.random_models", "checks.student_files", "miniworld.models"},
     "peft": {"student", "arms.trainable"},
     "diffusers": {"teacher", "lab.random_models", "miniworld.models"},
-    "transformers": {"teacher", "lab.random_models", "miniworld.models", "miniworld.drawing"},
+    "transformers": {
+        *("teacher", "lab.random_models", "lab.to_transformers", "miniworld.models"),
+        "miniworld.drawing",
+    },
     "tokenizers": {"miniworld.drawing"},
     "datasets": {"io.sources", "io.hub"},
     "huggingface_hub": {"io.hub", "show.modelcard"},

@@ -310,7 +310,7 @@ def test_a_student_with_a_pickle_alone_is_refused_before_it_is_fetched(served):
     (served.folder(CLIP) / student_files.WEIGHTS).unlink()
     said = refused(student.load_student, f"hf-hub:{CLIP}", None)
     assert f"{CLIP} has no {student_files.WEIGHTS}; there are open_clip_pytorch_model.bin" in said
-    assert "torch.load('open_clip_pytorch_model.bin'" in said
+    assert "convert open_clip_pytorch_model.bin open_clip_pytorch_model --model MODEL" in said
     assert not weights_fetched(served)
     return said
 

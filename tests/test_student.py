@@ -518,7 +518,7 @@ NAN = torch.full((32, 16), float("nan"))
     ("break_it", "message"),
     [
         (lambda f: (f / student_files.WEIGHTS).unlink(), "spoilt has no weights"),
-        (as_bin, r"open_clip_pytorch_model.bin is a pickle.*convert it: python -c .*weights_only"),
+        (as_bin, r"_model.bin is a pickle.*: python -m sdslib convert \S+spoilt/open_clip_pyt"),
         (cut, r"open_clip_model.safetensors is cut: 0\.\d+ of 0\.\d+ MB"),
         (lambda f: (f / student_files.WEIGHTS).write_bytes(POINTER), "is a Git-LFS pointer"),
         (lambda f: (f / student_files.WEIGHTS).write_bytes(b""), "is not a safetensors file"),

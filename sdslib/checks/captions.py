@@ -38,7 +38,8 @@ def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
         return
-    found = tokenizer(list(captions), add_special_tokens=False, return_offsets_mapping=True)
+    whole = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    found = tokenizer(list(captions), **whole)
     for caption, ids, spans in zip(
         captions, found["input_ids"], found["offset_mapping"], strict=True
     ):

@@ -13,9 +13,9 @@ from typing import Any
 
 from sdslib.io.model_files import (
     PICKLES,
-    conversion,
     files_below,
     layout_problem,
+    student_conversion,
     student_file_problem,
 )
 from sdslib.io.paths import project_path, split_source
@@ -48,7 +48,9 @@ def student_problem(source: str, pretrained: str | None) -> str | None:
     if any(folder.glob("*.safetensors")):
         return None
     pickle = next((p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
-    way = conversion(pickle) if pickle else "put open_clip_model.safetensors there"
+    way = "put open_clip_model.safetensors there"
+    if pickle:
+        way = student_conversion(f"{shown}/{pickle}", shown)
     return f"clip_model folder {shown!r} has no weights; {way}"
 
 
@@ -110,7 +112,7 @@ def _open_clip_problem(name: str, pretrained: str | None) -> str | None:
         if not project_path(pretrained).is_file():
             return f"clip_pretrained file {pretrained!r} does not exist"
         is_pickle = pretrained.endswith(PICKLES)
-        return f"clip_pretrained: {conversion(pretrained)}" if is_pickle else None
+        return f"clip_pretrained: {student_conversion(pretrained, name)}" if is_pickle else None
     close = did_you_mean(suggest(pretrained, tags))
     way = close or f"; there are {a_few(tags)}"
     return f"unknown clip_pretrained {pretrained!r} for {name!r}{way}"

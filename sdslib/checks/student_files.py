@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ def tokenizer_source(model: str, source: str, folder: Path | None) -> str:
 
 def check_folder(model: str, name: str | None = None) -> Path:
     """The folder, once its files are known to be whole and to fit each other; `name` is shown."""
+    folder, config = described(model)
+    there = sorted(file.name for file in folder.iterdir())
+    pickled = [file for file in there if file.endswith(model_files.PICKLES)]
+    if pickled and not any(file.endswith(".safetensors") for file in there):
+        given = model.removeprefix(LOCAL_DIR_PREFIX)
+        model_files.refuse_pickle(f"{given}/{pickled[0]}", given)
+    model_files.find_weights(folder, (WEIGHTS,))
+    model_files.check_passport(folder, config)
+    model_files.check_manifest(folder)
+    return folder
+
+
+def described(model: str) -> tuple[Path, Mapping[str, Any]]:
+    """A student's folder and its config, whatever weights there are."""
     folder = project_path(model.removeprefix(LOCAL_DIR_PREFIX))
     if folder.is_file():
         raise WeightsError(student_file_problem(model.removeprefix(LOCAL_DIR_PREFIX)))
@@ -103,10 +117,7 @@ def check_folder(model: str, name: str | None = None) -> Path:
     config = model_files.read_config(folder / CONFIG)
     if not isinstance(config.get("model_cfg"), dict):
         raise WeightsError(f"{shown(folder / CONFIG)} has no 'model_cfg'")
-    model_files.find_weights(folder, (WEIGHTS,))
-    model_files.check_passport(folder, config)
-    model_files.check_manifest(folder)
-    return folder
+    return folder, config
 
 
 def check_shapes(state: dict[str, Tensor], file: Path, name: str) -> None:
@@ -134,7 +145,7 @@ def check_tag(model: str, tag: str | None) -> tuple[str, dict[str, Any]]:
 
 def _from_url(name: str, cfg: dict[str, Any]) -> Path:
     """Weights that are not on the Hub, brought into open_clip's cache."""
-    model_files.refuse_pickle(Path(str(cfg.get("url", ""))))
+    model_files.refuse_pickle(Path(str(cfg.get("url", ""))).name, name.partition("/")[0])
     try:
         return Path(download_pretrained(cfg))
     except Exception as error:  # urllib raises a dozen unrelated types
@@ -192,7 +203,7 @@ def _incomplete(found: hub.Snapshot, names: Sequence[str]) -> str:
     told = f"; there are {', '.join(sorted(weights)[:6])}" if weights else ""
     pickle = next((n for n in sorted(weights) if n.endswith(model_files.PICKLES)), None)
     if names[-1] in absent and pickle:
-        told += f": {model_files.conversion(pickle, ' where you have it')}"
+        told += f": {model_files.student_conversion(pickle, where=' where you have it')}"
     return f"{found.repo} has no {', '.join(absent)}{told}"
 
 
@@ -208,7 +219,7 @@ def _known_tag(model: str, tag: str | None) -> dict[str, Any]:
         file = project_path(tag)
         if not file.is_file():
             raise WeightsError(f"unknown weights {tag!r} for {model}{nearest(tag, tags)}")
-        model_files.refuse_pickle(file)
+        model_files.refuse_pickle(tag, model)
         model_files.check_safetensors(file)
         return {}
     quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))

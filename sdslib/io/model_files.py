@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,18 +48,15 @@ def shown(path: str | Path) -> str:
 
 
 def find_weights(folder: Path, preferred: Sequence[str] = ()) -> Path:
-    """The safetensors file of a folder, whole by its own header; pickles are refused.
+    """The safetensors file of a folder, whole by its own header.
 
-    WeightsError for no weights, only pickled ones, a Git-LFS pointer, a file cut short.
+    WeightsError for no weights, a Git-LFS pointer, a file cut short.
     """
     files = sorted(folder.glob("*.safetensors"))
     files.sort(key=lambda file: file.name not in preferred)
     if files:
         check_safetensors(files[0])
         return files[0]
-    for file in sorted(folder.glob("*")):
-        if file.suffix in PICKLES:
-            refuse_pickle(file)
     raise WeightsError(f"{shown(folder)} has no weights; put a .safetensors file there")
 
 
@@ -77,10 +75,10 @@ def check_manifest(folder: Path) -> None:
         raise WeightsError(f"{shown(folder)}: {problem}; get it again")
 
 
-def refuse_pickle(file: Path) -> None:
-    """WeightsError with the command that converts the file once; it is never unpickled here."""
-    if file.suffix != ".safetensors":
-        raise WeightsError(conversion(shown(file)))
+def refuse_pickle(file: str, model: str) -> None:
+    """WeightsError with the command that converts a student's file; it is never unpickled here."""
+    if not file.endswith(".safetensors"):
+        raise WeightsError(student_conversion(file, model))
 
 
 def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
@@ -197,7 +195,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
 def student_file_problem(source: str) -> str:
     """What is said of a file where a model is asked for: weights alone tell no architecture."""
     if source.endswith(PICKLES):
-        return f"clip_model is a file: {conversion(source)}, then name the model and this file"
+        return f"clip_model is a file: {student_conversion(source)}"
     return (
         f"clip_model {source!r} is a file; name the model and the file, as -p clip_model ViT-B-32 "
         "-p clip_pretrained FILE, or give a folder with open_clip_config.json"
@@ -242,12 +240,21 @@ def layout_problem(names: Collection[str], where: str, variant: str | None = Non
     return said
 
 
-def conversion(file: str, where: str = "") -> str:
-    """What is said of a pickle: why it is not read, and the command that converts it once.
+def student_conversion(file: str, model: str = "MODEL", where: str = "") -> str:
+    """What is said of a student's pickle: why it is not read, and the command that converts it.
 
-    open_clip's own checkpoints keep the weights under `state_dict`, with `module.` before each name
-    where several GPUs trained; tensors that share memory are written apart.
+    `model` is what `lab.checkpoints.convert` takes: open_clip's name, or the folder of the config.
     """
+    new = shlex.quote(Path(file).stem)
+    return (
+        f"{file} is a pickle, which can run code when loaded; convert it{where}, which reads its "
+        f"tensors alone: python -m sdslib convert {shlex.quote(file)} {new} "
+        f"--model {shlex.quote(model)}, then give clip_model local-dir:{new}"
+    )
+
+
+def conversion(file: str, where: str = "") -> str:
+    """The same of a part of a teacher; tensors that share memory are written apart."""
     name, stem = Path(file).name, Path(file).stem
     new = f"{'model' if stem == 'pytorch_model' else stem}.safetensors"  # transformers' two names
     return (

@@ -9,6 +9,8 @@
     doctor         what a run needs, what of it is here, and how to get the rest
     dry_run        what a run would cost, by a few steps at full size with random weights
     random_models  models of a real architecture with random weights
+    checkpoints    those of open_clip's training, as folders that a run takes
+    to_transformers  a student as transformers' CLIPModel
 
 Imports `results` and what stands before it; `show` may import it.
 """

@@ -14,7 +14,7 @@ import transformers
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from torch import nn
 
-from sdslib.checks.student_files import check_folder
+from sdslib.checks.student_files import described
 from sdslib.checks.teacher_files import check_configs, shape_folder
 from sdslib.io.model_files import WeightsError, shown
 from sdslib.student import Origin, Student
@@ -29,7 +29,7 @@ def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0
     """
     source, name = model, model
     if model not in open_clip.list_models() and not model.startswith(HF_HUB_PREFIX):
-        source, name = f"{LOCAL_DIR_PREFIX}{check_folder(model)}", shown(model)
+        source, name = f"{LOCAL_DIR_PREFIX}{described(model)[0]}", shown(model)
     bare: Any = {"load_weights": False, "pretrained_text": False, "device": device}
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)

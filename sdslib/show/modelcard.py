@@ -49,14 +49,22 @@ def write(run: Run, control: Run | None = None) -> Path:
     return run.keep(NAME, str(card(run, control)).encode())
 
 
-def card(run: Run, control: Run | None = None, source: str | None = None) -> ModelCard:
-    """The card of a finished run; `source` is where a reader will load the weights from."""
+def card(
+    run: Run, control: Run | None = None, source: str | None = None, gap: float | None = None
+) -> ModelCard:
+    """The card of a finished run; `source` is where a reader will load the weights from.
+
+    With `gap` it is that of transformers' form, whose embeddings differ so much from open_clip's.
+    """
     config, scores = config_of(run), score_tables(run, control)
     whole = finetuned.before_after(scores).query("tag == 'all'")
     told = comparison.paired(scores).query("tag == 'all'")
     text = page.markdown(
         "modelcard",
-        data=_metadata(run, config, whole).to_yaml(),
+        data=_metadata(
+            run, config, whole, "open_clip" if gap is None else "transformers"
+        ).to_yaml(),
+        gap=gap,
         run=run.name,
         mini=is_mini(config.benchmark),
         drawn=drawn(config),
@@ -80,14 +88,31 @@ def export(run: Run, folder: Path, control: Run | None = None) -> Path:
 
     StorageError where the weights are not whole, or the folder is there.
     """
-    if folder.exists():
-        raise storage.StorageError(f"{folder} is there already; name a new folder")
-    if problem := storage.manifest_problem(run.weights):
-        raise storage.StorageError(f"{run.name}: weights are not whole ({problem})")
+    _check_exportable(run, folder)
     with storage.staged_folder(folder) as stage:
         shutil.copytree(run.weights, stage, dirs_exist_ok=True)
         (stage / NAME).write_text(str(card(run, control, f"local-dir:{folder}")), "utf-8")
     return folder
+
+
+def export_to_transformers(run: Run, folder: Path, control: Run | None = None) -> Path:
+    """`export` as a folder that transformers' `CLIPModel` loads; WeightsError where it cannot."""
+    from sdslib.lab import to_transformers
+    from sdslib.student import load_student
+
+    _check_exportable(run, folder)
+    student = load_student(f"local-dir:{run.weights}", None)
+    with storage.staged_folder(folder) as stage:
+        gap = to_transformers.write(student, stage)
+        (stage / NAME).write_text(str(card(run, control, str(folder), gap)), "utf-8")
+    return folder
+
+
+def _check_exportable(run: Run, folder: Path) -> None:
+    if folder.exists():
+        raise storage.StorageError(f"{folder} is there already; name a new folder")
+    if problem := storage.manifest_problem(run.weights):
+        raise storage.StorageError(f"{run.name}: weights are not whole ({problem})")
 
 
 def push(run: Run, repo: str, control: Run | None = None, api: HfApi | None = None) -> str:
@@ -129,12 +154,12 @@ def drawn(config: FinetuneConfig) -> str:
     return " and ".join(what for what, source in done if is_mini(source))
 
 
-def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame) -> ModelCardData:
+def _metadata(run: Run, config: FinetuneConfig, whole: pd.DataFrame, library: str) -> ModelCardData:
     hub, name = config.clip_model.removeprefix("hf-hub:"), without_places(config.benchmark)
     more: dict[str, Any] = {"license": "other", "license_name": "as-the-base-model"}
     more |= {"base_model": hub} if hub != config.clip_model else {}
     return ModelCardData(
-        library_name="open_clip",
+        library_name=library,
         pipeline_tag="zero-shot-image-classification",
         language="en",
         tags=["clip", "sds-clip", *(["mini-world"] if config.in_mini_world else [])],

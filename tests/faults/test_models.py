@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import shutil
 import time
 import warnings
@@ -13,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from saving import flip
 
 from faults.catalog import TESTS, each, fault, refused
+from sdslib import cli
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.student_files import CONFIG, WEIGHTS
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.storage import MANIFEST, seal
+from sdslib.lab import to_transformers
+from sdslib.lab.checkpoints import convert
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+CODE = b"cos\nsystem\n(S'touch ran'\ntR."
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -138,23 +143,60 @@ def test_a_bit_flipped_in_the_teachers_weights(copy):
 def test_pickled_weights_are_refused_and_the_command_given_converts_them(copy, monkeypatch):
     folder = copy("bare")
     before = load_file(folder / WEIGHTS)
-    torch.save(before, folder / "open_clip_pytorch_model.bin")
+    trained = {"epoch": 1, "name": "x", "state_dict": {f"module.{n}": v for n, v in before.items()}}
+    torch.save(trained | {"optimizer": {}}, folder / "open_clip_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
     said = of_student(folder)
     monkeypatch.chdir(folder)
-    program = str(said).split('python -c "')[1].removesuffix('"')
-    exec(compile(program, "the command", "exec"), {})
-    after = load_file(folder / "open_clip_pytorch_model.safetensors")
+    advice = str(said).split("python -m sdslib ")[1]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(shlex.split(advice.split(", then")[0]))
+    assert ended.value.code == 0
+    after = load_file(folder / "open_clip_pytorch_model" / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    load_student(str(folder), None)
+    assert "give clip_model local-dir:open_clip_pytorch_model" in advice
+    load_student(f"local-dir:{folder / 'open_clip_pytorch_model'}", None)
     return said
+
+
+@each(
+    {
+        "checkpoint that would run code": lambda f: f.write_bytes(
+            b"cos\nsystem\n(S'touch ran'\ntR."
+        ),
+        "checkpoint without weights": lambda f: torch.save({"epoch": 3}, f),
+        "checkpoint of another model": lambda f: torch.save(
+            {"state_dict": {"w": torch.ones(2)}}, f
+        ),
+    }
+)
+def test_a_checkpoint_that_cannot_be_converted(copy, given):
+    folder = copy("bare")
+    given(folder / "epoch_3.pt")
+    said = refused(WeightsError, convert, folder / "epoch_3.pt", str(folder), folder / "new")
+    assert not (folder / "new").exists()
+    assert not (folder / "ran").exists()
+    return said
+
+
+@each(
+    {
+        "student that CLIPModel cannot hold": {"vision_cfg": tiny.RESNET},
+        "student with a bias that CLIPModel lacks": {"init_logit_bias": -10.0},
+    }
+)
+def test_a_student_that_transformers_has_no_place_for(tmp_path, given):
+    student = load_student(
+        str(tiny.save_student(tmp_path / "s", tiny.student_config(**given))), None
+    )
+    return refused(WeightsError, to_transformers.write, student, tmp_path)
 
 
 @fault("pickle that would run code")
 def test_a_pickle_that_would_run_code(copy):
     folder = copy("bare")
     (folder / WEIGHTS).unlink()
-    (folder / "weights.pt").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    (folder / "weights.pt").write_bytes(CODE)
     said = of_student(folder)
     assert not (folder / "ran").exists()
     return said
