@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sdslib.io.model_files import WeightsError
 from sdslib.io.storage import StorageError
-from sdslib.lab.checkpoints import convert, read
+from sdslib.lab.checkpoints import convert, read_checkpoint
 from sdslib.student import load_student
 
 NAME = "2026_01_02-03_04_05-model_ViT-B-16-lr_0.0005-b_64-j_4-p_amp"
@@ -129,7 +129,7 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(tmp_path, monkeypatch, w
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=said):
-        read(tmp_path / "w.pt")
+        read_checkpoint(tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
 
 

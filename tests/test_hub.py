@@ -20,7 +20,7 @@ from sdslib.checks import fingerprints, student_files, teacher_files
 from sdslib.checks.guard import guard
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.config import FinetuneConfig
-from sdslib.io import hub
+from sdslib.io import hub, model_files
 from sdslib.io.model_files import WeightsError
 from sdslib.io.paths import without_places
 from sdslib.io.sources import AccessError
@@ -380,27 +380,27 @@ def test_what_is_handed_on_holds_no_place_of_this_machine():
     assert found == told | stays | {"f": "winoground:w/t.parquet"}
 
 
-def epoch(state):
-    return {"epoch": 3, "name": "x", "optimizer": {},
-            "state_dict": {f"module.{n}": v for n, v in state.items()}}  # fmt: skip
-
-
 def shared(state):
     return state | {"a": (one := torch.arange(4.0)), "b": one, "c": torch.ones(4, 4).t()}
 
 
-@pytest.mark.parametrize("form", [dict, epoch, shared])
-def test_the_command_that_converts_a_pickle_works_on_every_form(form, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", [dict, shared])
+def test_the_command_that_converts_a_teachers_pickle_works_on_every_form(
+    form, tmp_path, monkeypatch
+):
     state = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
-    torch.save(form(state), tmp_path / "epoch_3.pt")
-    with pytest.raises(ParameterError) as caught:
-        guard({"clip_model": "ViT-B-32", "clip_pretrained": str(tmp_path / "epoch_3.pt")})
-    (problem,) = caught.value.problems
-    program = problem.split('python -c "')[1].partition('"')[0]
+    torch.save(form(state), tmp_path / "unet.bin")
+    program = model_files.conversion("unet/unet.bin").split('python -c "')[1].partition('"')[0]
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "the command", "exec"), {})
-    found = load_file(tmp_path / "epoch_3.safetensors")
+    found = load_file(tmp_path / "unet.safetensors")
     assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_the_guard_names_the_command_and_the_model_for_a_checkpoint(tmp_path):
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "epoch_3.pt")
+    with pytest.raises(ParameterError, match=r"convert \S+epoch_3.pt epoch_3 --model ViT-B-32,"):
+        guard({"clip_model": "ViT-B-32", "clip_pretrained": str(tmp_path / "epoch_3.pt")})
 
 
 def test_a_file_in_place_of_a_students_folder_is_called_a_file(tmp_path):

@@ -260,7 +260,6 @@ def conversion(file: str, where: str = "") -> str:
     return (
         f"{file} is a pickle, which can run code when loaded; if you trust it, convert it{where}: "
         f"""python -c "import torch, safetensors.torch as s; w = torch.load('{name}', """
-        f"""map_location='cpu', weights_only=True); w = w.get('state_dict', w); """
-        f"""s.save_file({{k.removeprefix('module.'): v.clone().contiguous() for k, v in """
-        f"""w.items()}}, '{new}', {{'format': 'pt'}})" """.rstrip()
+        f"""map_location='cpu', weights_only=True); s.save_file({{k: v.clone().contiguous() """
+        f"""for k, v in w.items()}}, '{new}', {{'format': 'pt'}})" """.rstrip()
     )

@@ -29,7 +29,7 @@ def convert(file: Path, model: str, folder: Path) -> str:
     """
     if folder.exists():
         raise StorageError(f"{folder} is there already; name a new folder")
-    state, trained = read(file)
+    state, trained = read_checkpoint(file)
     student = random_student(model)
     student.origin = Origin(shown(file), student.origin.model_cfg)
     named = "" if trained in (None, model.replace("/", "-")) else f"; its run was named {trained}"
@@ -43,7 +43,7 @@ def convert(file: Path, model: str, folder: Path) -> str:
     )
 
 
-def read(file: Path) -> tuple[dict[str, Tensor], str | None]:
+def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], str | None]:
     """The weights of a checkpoint by open_clip's names, and the model that its run's name tells.
 
     WeightsError for a file that is none, is damaged, or would need its code run.
