@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ class Student(nn.Module):
             some = new[start : start + 1024]
             self._tokens |= zip(some, self._read(some), strict=True)
         found = torch.stack([self._tokens[text] for text in captions])
-        for text in list(self._tokens)[: max(0, len(self._tokens) - _MOST_TEXTS)]:
+        for text in [*islice(self._tokens, max(0, len(self._tokens) - _MOST_TEXTS))]:
             del self._tokens[text]
         return found
 
