@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluate import CAPTIONS, noise
@@ -12,6 +13,7 @@ from sdslib.checks.captions import VocabularyError
 from sdslib.scorers import diffusion
 from sdslib.show import explain
 from sdslib.show.explain import Remembering, reorderings
+from sdslib.student import load_student
 
 
 @pytest.fixture
@@ -105,15 +107,49 @@ def test_a_reordering_is_another_order_of_the_same_words(words):
     assert all(sorted(text.split()) == sorted(words) for text in found)
 
 
-def test_of_a_very_long_caption_the_beginning_is_reordered_and_taken_apart(scorer):
+def test_of_a_very_long_caption_the_beginning_is_reordered():
     words = [f"w{n}" for n in range(1000)]
     found = reorderings(" ".join(words))
-    assert len(set(found)) == explain.REORDERINGS
+    assert len(set(found)) == len(found) == 30
     for text in found:
         assert text.split()[explain.WORDS :] == words[explain.WORDS :]
         assert sorted(text.split()) == sorted(words)
-    long = " ".join(["red"] * 500)
-    assert len(explain.leave_one_out(scorer, noise(0), [long])) == explain.WORDS
+
+
+READ = tiny.CONTEXT - 2  # words beside the marks of beginning and end
+
+
+@pytest.mark.parametrize("count", [1, READ - 1, READ, READ + 1, 10 * READ])
+def test_a_caption_is_taken_apart_as_far_as_it_is_read(scorer, count):
+    words = [tiny.WORDS[n % len(tiny.WORDS)] for n in range(count)]
+    caption, read = " ".join(words), words[:READ]
+    assert scorer.reads(caption) == " ".join(read)
+    assert explain.leave_one_out(scorer, noise(0), [caption])["word"].tolist() == read
+    for text in explain.hardest(scorer, noise(0), [caption])["text"]:
+        assert sorted(text.split()) == sorted(read)
+    told = {caption: f"of its {count} words each student reads the first {READ}; the rest counts "
+            "for nothing"}  # fmt: skip
+    cut = explain.cut_off({"a": scorer, "b": scorer}, [caption])
+    assert cut == (told if count > READ else {})
+
+
+def test_of_a_long_caption_runs_of_words_are_left_out(scorer, monkeypatch):
+    monkeypatch.setattr(explain, "PARTS", 5)
+    words = list(tiny.WORDS[:READ])
+    table = explain.leave_one_out(scorer, noise(0), [" ".join(words), "a red circle"])
+    runs = [" ".join(words[n : n + 3]) for n in range(0, READ, 3)]
+    assert table["word"].tolist() == [*runs, "a", "red", "circle"]
+    whole, without = explain.score(scorer, noise(0), [" ".join(words), " ".join(words[3:])])
+    assert table["change"][0] == pytest.approx(whole - without, abs=1e-6)
+
+
+def test_students_that_read_less_or_more_of_a_caption_are_named(scorer, tmp_path):
+    config = tiny.student_config()
+    config["text_cfg"] |= {"context_length": 8}
+    folder = tiny.save_student(tmp_path / "short", config)
+    short, caption = Remembering(load_student(str(folder), None)), " ".join(["red"] * 20)
+    told = explain.cut_off({"long": scorer, "short": short}, [caption])[caption]
+    assert told.startswith(f"of its 20 words long reads the first {READ}, short reads the first 6;")
 
 
 def test_a_short_caption_has_every_order_and_one_word_has_none():
@@ -133,7 +169,8 @@ def test_too_many_reorderings_are_drawn_by_the_seed():
     long = " ".join(f"w{n}" for n in range(20))
     assert reorderings(long) == reorderings(long)
     assert reorderings(long) != reorderings(long, seed=1)
-    assert len(reorderings(long)) == explain.REORDERINGS
+    assert len(reorderings(long)) == 120
+    assert len(reorderings(" ".join(long.split()[:15]))) == explain.REORDERINGS
 
 
 def test_the_hardest_reorderings_come_first_and_none_is_harder(scorer):
@@ -145,11 +182,6 @@ def test_the_hardest_reorderings_come_first_and_none_is_harder(scorer):
         every = np.sort(explain.score(scorer, noise(0), reorderings(captions[k])))[::-1]
         np.testing.assert_allclose(part["score"], every[:4], atol=1e-6)
         np.testing.assert_allclose(part["lead"], whole[k] - part["score"], atol=1e-12)
-
-
-def test_captions_longer_than_the_context_are_told(student):
-    fits, long = " ".join(["red"] * 14), " ".join(["red"] * 15)
-    assert explain.cut_off(student, [fits, long, "a red circle"]) == [long]
 
 
 def test_the_teachers_draws_have_the_mean_that_is_its_score(teacher):

@@ -196,7 +196,7 @@ def public_names(module: ast.Module) -> Iterator[str]:
 
 # Said of two rooms, and imported by itself from one of them: its room tells which one is meant.
 TWICE = {
-    *("COLORS", "LONGEST", "MARGIN", "MODELS", "OWN", "Progress", "RELATIONS", "Row", "SHAPES"),
+    *("COLORS", "MARGIN", "MODELS", "OWN", "Progress", "RELATIONS", "Row", "SHAPES"),
     *("SMALL", "TRAINABLE", "VALIDATION", "Verdict", "WEIGHTS", "World", "batches", "build"),
     *("cautions", "changes", "check", "check_folder", "digest", "draw", "environment"),
     *("false_captions", "fingerprints", "html", "named", "opened", "outcomes", "paired", "plan"),

@@ -221,4 +221,5 @@ def test_two_threads_that_ask_at_once_get_what_each_gets_alone(build):
 
 def test_a_caption_that_does_not_fit_is_told(models):
     long = " ".join(["red"] * 20)
-    assert "its end counts for nothing" in demo.html(models.ask(question(long, TRUE)))
+    told = "of its 20 words each student reads the first 14"
+    assert told in demo.html(models.ask(question(long, TRUE)))

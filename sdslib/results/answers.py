@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from sdslib.checks.captions import shortened
 from sdslib.config import CONTROL, UNTOUCHED
 from sdslib.results.formatting import few, percent_of, points, share
 from sdslib.results.settings import Setting
@@ -263,13 +264,14 @@ def captions(scores: pd.DataFrame, words: dict[str, pd.DataFrame]) -> Sentence:
     for model, rows in scores.groupby("model", sort=False):
         rows = rows.reset_index(drop=True)
         first = rows.loc[rows["score"].idxmax()]
+        caption = shortened(first["caption"])
         if len(rows) == 1:
-            told.append(f"{model}: “{first['caption']}” stands alone, so nothing is decided.")
+            told.append(f"{model}: “{caption}” stands alone, so nothing is decided.")
             continue
         if not first["margin"] > 0:
             told.append(f"{model}: cannot tell, the best captions tie.")
             continue
-        lead = f"takes “{first['caption']}”, {few(first['margin'])} ahead"
+        lead = f"takes “{caption}”, {few(first['margin'])} ahead"
         told.append(f"{model}: {lead}{_decide(words.get(str(model)), int(first.name))}.")
     return Sentence("\n".join(told))
 

@@ -14,6 +14,7 @@ import ipywidgets as w
 import pandas as pd
 
 from sdslib.benchmarks import Item
+from sdslib.checks.captions import shortened
 from sdslib.checks.notebooks import DemoConfig
 from sdslib.config import UNTOUCHED
 from sdslib.experiment import pick_device
@@ -93,6 +94,7 @@ def html(answer: Answer) -> str:
     return page.render(
         "demo",
         answer=answer,
+        captions=[shortened(caption) for caption in answer.question.captions],
         picture=answer.question.ref.load(),
         scores={model: column.to_dict("records") for model, column in columns},
         orders=list(rows.itertuples()),

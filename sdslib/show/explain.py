@@ -7,10 +7,12 @@ same captions over and over. K captions, D embedding, W words.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
 from sdslib import metrics
 from sdslib.benchmarks import Benchmark, Item
@@ -20,8 +22,10 @@ from sdslib.io.images import ImageRef
 from sdslib.scorers.diffusion import DiffusionScorer, error_table
 from sdslib.student import Student
 
-WORDS = 80  # of a caption that are taken apart; CLIP reads 75 tokens
+WORDS = 80  # of a caption that change places; CLIP reads 75 tokens
 REORDERINGS = 160  # of one caption that are scored
+_MOST_READ = 2400  # words in all of them, so that a long caption costs no more than a short one
+PARTS = 24  # of a caption that are left out one by one; a longer one is left out in runs of words
 ALL_ORDERS = 5  # words up to which every order is scored
 _KEPT = 20_000  # caption embeddings kept in memory, 4 kB each
 
@@ -57,6 +61,15 @@ class Remembering(ClipScorer):
             self._texts |= dict(zip(new, emb[row], strict=True))
         return _rows(self._texts, keys)
 
+    def reads(self, caption: str) -> str:
+        """The caption as far as the student's tokens go: what follows changes nothing."""
+        words, whole = caption.split(), self.student.tokenize([caption])
+
+        def same(count: int) -> bool:
+            return torch.equal(self.student.tokenize([" ".join(words[:count])]), whole)
+
+        return " ".join(words[: bisect_left(range(len(words)), True, lo=1, key=same)])
+
 
 def _rows(known: Mapping, keys: Sequence) -> tuple[np.ndarray, np.ndarray]:
     distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
@@ -90,18 +103,18 @@ def score_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def leave_one_out(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
-    """What every word is worth: the caption's score less its score without that word.
+def leave_one_out(scorer: Remembering, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:
+    """What every word that is read is worth: the caption's score less its score without it.
 
-    The first 80 words are tried, more than CLIP reads.
+    Of a caption of over 24 words, what runs of two, three or more are worth.
     One row a word: `caption` (its number), `place`, `word`, `change`, and `decides`, whether the
     caption would win without the word where it loses, or lose where it wins.
     """
-    rows = [
-        {"caption": k, "place": n, "word": word, "without": " ".join([*words[:n], *words[n + 1 :]])}
-        for k, words in enumerate(caption.split() for caption in captions)
-        for n, word in enumerate(words[:WORDS])
-    ]
+    rows = []
+    for k, words in enumerate(scorer.reads(caption).split() for caption in captions):
+        for n in range(0, len(words), step := -(-len(words) // PARTS)):
+            word, rest = " ".join(words[n : n + step]), " ".join([*words[:n], *words[n + step :]])
+            rows.append({"caption": k, "place": n, "word": word, "without": rest})
     table = pd.DataFrame(rows)
     found = score(scorer, ref, [*captions, *table["without"]])
     whole, without = found[: len(captions)], found[len(captions) :]
@@ -116,13 +129,15 @@ def reorderings(caption: str, seed: int = 0) -> list[str]:
 
     Up to five words in every order; of longer captions, two runs of one to three words exchanged,
     which swaps words and names and keeps most of the grammar. At most `REORDERINGS`, drawn by the
-    seed, and none beyond the first 80 words, which every order keeps after them.
+    seed and fewer of a long caption, and none beyond the first 80 words, which every order keeps
+    after them.
     """
     words, rest = caption.split()[:WORDS], caption.split()[WORDS:]
     rng = np.random.default_rng(derive_seed(seed, "re-orderings"))
     orders = itertools.permutations(words) if len(words) <= ALL_ORDERS else _exchanged(words)
     found = [o for o in dict.fromkeys(map(tuple, orders)) if o != tuple(words)]
-    drawn = sorted(rng.permutation(len(found))[:REORDERINGS])
+    most = min(REORDERINGS, _MOST_READ // max(1, len(words)))
+    drawn = sorted(rng.permutation(len(found))[:most])
     return [" ".join([*found[n], *rest]) for n in drawn]
 
 
@@ -136,13 +151,13 @@ def _exchanged(words: Sequence[str]) -> Iterator[list[str]]:
 
 
 def hardest(
-    scorer: Scorer, ref: ImageRef, captions: Sequence[str], count: int = 3, seed: int = 0
+    scorer: Remembering, ref: ImageRef, captions: Sequence[str], count: int = 3, seed: int = 0
 ) -> pd.DataFrame:
-    """The `count` re-orderings of each caption that score highest, highest first.
+    """The `count` re-orderings of what is read of each caption that score highest, highest first.
 
     One row each: `caption` (its number), `text`, `score`, `lead` (the caption's score less its).
     """
-    orders = [reorderings(caption, seed=seed) for caption in captions]
+    orders = [reorderings(scorer.reads(caption), seed=seed) for caption in captions]
     found = score(scorer, ref, [*captions, *itertools.chain(*orders)])
     number = np.repeat(np.arange(len(captions)), [len(texts) for texts in orders])
     table = pd.DataFrame({"caption": number, "text": list(itertools.chain(*orders))})
@@ -152,11 +167,18 @@ def hardest(
     return table.groupby("caption").head(count).reset_index(drop=True)
 
 
-def cut_off(student: Student, captions: Sequence[str]) -> list[str]:
-    """The captions that do not fit into the student's context: their last word changes nothing."""
-    shorter = [" ".join(caption.split()[:-1]) for caption in captions]
-    same = (student.tokenize(list(captions)) == student.tokenize(shorter)).all(dim=1)
-    return [caption for caption, cut in zip(captions, same.tolist(), strict=True) if cut]
+def cut_off(scorers: Mapping[str, Remembering], captions: Sequence[str]) -> dict[str, str]:
+    """The captions that are longer than a student reads, and how many words each of them reads."""
+    found = {}
+    for caption in captions:
+        total = len(caption.split())
+        read = {name: len(scorer.reads(caption).split()) for name, scorer in scorers.items()}
+        if min(read.values()) < total:
+            alike = len(set(read.values())) == 1
+            by = {"each student": next(iter(read.values()))} if alike else read
+            told = ", ".join(f"{name} reads the first {count}" for name, count in by.items())
+            found[caption] = f"of its {total:,} words {told}; the rest counts for nothing"
+    return found
 
 
 def draw_errors(scorer: DiffusionScorer, ref: ImageRef, captions: Sequence[str]) -> pd.DataFrame:

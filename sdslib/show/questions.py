@@ -30,7 +30,6 @@ from sdslib.show.explain import Remembering
 
 PROFILE_ITEMS = 4  # that tell the teacher's mean errors: nobody should wait for all of them
 MOST = 12  # captions a question
-LONGEST = 1000  # characters of a caption: some 170 words, of which CLIP reads 75 tokens
 OWN = "of your own"
 
 
@@ -130,10 +129,8 @@ class Demo:
         with self.turn:
             scores = explain.score_table(self.scorers(teacher), *asked)
             errors = explain.draw_errors(self.teacher, *asked) if teacher else None
-            first = next(iter(self.students.values())).student
-            cut = explain.cut_off(first, question.captions)
-        told = f"is longer than {first.origin.name} can read; its end counts for nothing"
-        notes = tuple(f"“{caption}” {told}" for caption in cut)
+            cut = explain.cut_off(self.students, question.captions)
+        notes = tuple(f"“{shortened(caption, 40)}”: {told}" for caption, told in cut.items())
         return Answer(question, scores, errors=errors, notes=notes, passports={**self.passports})
 
     def explained(self, answer: Answer) -> Answer:
@@ -174,11 +171,6 @@ def lines(text: str) -> tuple[str, ...]:
 
 def checked(caption: str) -> str:
     """The caption, if models can take it; QuestionError."""
-    if len(caption) > LONGEST:
-        raise QuestionError(
-            f"caption “{shortened(caption, 40)}” has {len(caption):,} characters, more than "
-            f"{LONGEST:,}: shorten it, the models read no more than some 75 words"
-        )
     try:
         return check_caption(caption)
     except ValueError as reason:
