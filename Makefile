@@ -9,7 +9,9 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 READY  := .venv/.ready
-EXTRAS := dev,ray,slurm,browser,trackers,fuzz
+EXTRAS := dev,ray,slurm,trackers
+TOOLS  := .venv/.tools
+HEAVY  := browser,fuzz
 JOBS   ?= 2
 ROUNDS ?= 5
 MINUTES ?= 0
@@ -23,7 +25,7 @@ QUICK  := floors environment notebook_form config losses metrics images progress
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with everything in it (a second call does nothing)
+setup: $(READY) ## create .venv with all that work needs (a second call does nothing)
 
 finetune: $(READY) ## fine-tune the mini student with L_SDS; tables and figures end up in out.ipynb
 	papermill notebooks/02_finetune.ipynb out.ipynb -p sds_weight 0.001
@@ -46,7 +48,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 test: $(READY) ## fast tests; at least 90% of the library must be covered
 	pytest -n $(JOBS) -m "$(FAST)" --cov --cov-report=term --cov-fail-under=90
 
-test-slow: $(READY) ## notebooks executed on a reduced setting, kill tests, browser, Ray
+test-slow: $(TOOLS) ## notebooks executed on a reduced setting, kill tests, browser, Ray
 	pytest -n $(JOBS) --dist loadgroup -m "$(SLOW)" --timeout=1200 || \
 	  { code=$$?; [ $$code -eq 5 ] && echo "test-slow: no test is marked slow, browser or ray"; }
 
@@ -56,7 +58,7 @@ faults: $(READY) ## everything that can go wrong (docs/faults.md), one test each
 soak: $(READY) ## kill a training run ROUNDS times and compare; MINUTES= trains on and watches memory
 	PYTHONPATH=tests python -m soak --rounds $(ROUNDS) --minutes $(MINUTES) $(TABLE:%=--table %)
 
-fuzz: $(READY) ## feed a PARSER with damaged files for SECONDS of CPU (PARSER=all: each of them)
+fuzz: $(TOOLS) ## feed a PARSER with damaged files for SECONDS of CPU (PARSER=all: each of them)
 	PYTHONPATH=tests python -m fuzz $(PARSER) --seconds $(SECONDS)
 
 bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
@@ -71,7 +73,7 @@ check: $(READY) ## lint, format, types and the tests that take no models, in und
 	mypy
 	pytest -q -n $(JOBS) -m "$(FAST)" $(QUICK:%=tests/test_%.py)
 
-lock: $(READY) ## write the versions installed in .venv to constraints.txt
+lock: $(TOOLS) ## write the versions installed in .venv to constraints.txt
 	pip list --format=freeze --exclude-editable --exclude pip > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
@@ -89,4 +91,8 @@ $(READY): pyproject.toml constraints.txt
 	  echo "make setup: no Python 3.11 or later found; install one, e.g. python3.11 and its venv module" >&2; \
 	  exit 1; }
 	python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(TOOLS): $(READY) # what the slow tests alone need
+	python -m pip install -q -c constraints.txt -e '.[$(HEAVY)]'
 	@touch $@
