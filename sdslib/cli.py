@@ -120,7 +120,7 @@ def demo(given: dict[str, Any]) -> None:
     from sdslib.show import demo
 
     models = demo.load(_checked("demo", given))
-    print(models.first.scores.to_string(index=False))
+    print(models.first.scores.drop(columns="far").to_string(index=False))
     print(demo.told(models))
 
 

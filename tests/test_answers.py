@@ -163,7 +163,8 @@ def test_a_caption_that_is_alone_or_ties_decides_nothing():
     none = WORDS.assign(decides=False)
     assert answers.captions(SCORED, {"sds": none}).endswith("; it would without any one word.")
     assert "stands alone" in answers.captions(SCORED.head(1), {})
-    assert "cannot tell" in answers.captions(SCORED.assign(score=0.1, margin=0.0), {})
+    for told in ({"score": 0.1, "margin": 0.0}, {"noise": 1.0}):
+        assert "cannot tell" in answers.captions(SCORED.assign(**told), {})
 
 
 def test_an_answer_is_shown_as_text_whatever_it_holds():

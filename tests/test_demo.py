@@ -2,12 +2,13 @@
 
 import html
 import re
+import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pages
+import pandas as pd
 import psutil
 import pytest
 import tiny
@@ -42,8 +43,8 @@ def test_the_page_says_in_text_what_the_answer_holds(models):
     for value in answer.scores["score"]:
         assert f'<b class="score">{page.number(value)}</b>' in text
     lead = answer.scores["margin"].max()
-    assert f"✓ best by {page.number(lead)}" in text
-    assert f"✗ behind by {page.number(lead)}" in text
+    assert f"✓ best by {page.number(lead)}<" in text
+    assert f"✗ behind by {page.number(lead)}<" in text
     assert text.count('class="word ') == len(answer.words["untouched"]) == 16
     assert text.count("◆ ") == answer.words["untouched"]["decides"].sum()
     for row in answer.harder["untouched"].itertuples():
@@ -58,17 +59,37 @@ def test_a_tie_and_a_lone_caption_are_told(models):
     assert "has none" in alone
 
 
-@pytest.mark.parametrize("values", [[0.5, 0.25], [-1.0, -2.0], [0.5, -0.5], [0.0, 0.0]])
-def test_a_bar_begins_at_zero_and_stays_in_its_box(models, values):
-    scores = explain.score_table(models.scorers(), noise(0), (TRUE, FALSE))
-    table = scores.assign(score=values, margin=explain.margins(np.array(values)))
-    text = demo.html(questions.Answer(question(), table))
-    bars = re.findall(r'style="left:([\d.]+)%;width:([\d.]+)%"', text)
-    ends = [(float(left), float(left) + float(width)) for left, width in bars]
-    zero = -100 * min(0, *values) / ((max(0, *values) - min(0, *values)) or 1)
-    for value, (left, right) in zip(values, ends, strict=True):
-        assert (right if value < 0 else left) == pytest.approx(zero, abs=0.11)
-        assert 0 <= left <= right <= 100.1
+@pytest.mark.parametrize(
+    ("values", "noise_of", "signs"),
+    [
+        ([0.5, 0.25], 0.1, "✓✗"),
+        ([-2.0, -1.0], 0.1, "✗✓"),
+        ([0.5, 0.4], 0.2, "≈≈"),
+        ([0.0, 0.0], 0.0, "=="),
+        ([0.5, 0.5, 0.1], 1e-3, "==✗"),
+        ([0.5, 0.49, 0.1], 0.1, "≈≈✗"),
+        ([0.5, 0.2], np.inf, "≈≈"),
+    ],
+)
+def test_a_margins_bar_begins_in_the_middle_and_nothing_wins_within_the_noise(
+    models, values, noise_of, signs
+):
+    asked = question(*(TRUE, FALSE, "a circle")[: len(values)])
+    table = pd.DataFrame(
+        {"model": "untouched", "caption": asked.captions, "score": values, "far": 0.1}
+    )
+    margin = explain.margins(np.array(values))
+    text = demo.html(questions.Answer(asked, table.assign(margin=margin, noise=noise_of)))
+    cells = pages.read(text).select("table.answers td:nth-of-type(2)")
+    assert "".join(cell.select(".bar ~ span")[0].text.strip()[0] for cell in cells) == signs
+    assert ("best by" in text) == ("✓" in signs)
+    for cell, lead in zip(cells, margin, strict=True):
+        drawn = [bar["style"] for bar in cell.select(".bar > *")]
+        (left, across), (start, length) = (map(float, re.findall(r":([\d.]+)%", s)) for s in drawn)
+        assert left + across / 2 == pytest.approx(50)
+        assert (start + length if lead < 0 else start) == pytest.approx(50, abs=0.11)
+        assert (length <= across / 2 + 0.11) == (abs(lead) <= noise_of)
+        assert -0.1 <= start <= start + length <= 100.1
 
 
 @fault("script in a caption or a tag")
@@ -129,14 +150,18 @@ def test_the_pictures_to_begin_with_have_their_captions(models):
 # --- the live panels -----------------------------------------------------------------------------
 
 
+def at_once(job):
+    job()
+
+
 @pytest.fixture
 def panel(models):
-    return CaptionPanel(models, whole(models))
+    return CaptionPanel(models, whole(models), at_once)
 
 
 @pytest.fixture
 def pair(models):
-    return PairPanel(models, questions.start_pair(models))
+    return PairPanel(models, questions.start_pair(models), at_once)
 
 
 @pytest.fixture
@@ -208,7 +233,7 @@ def test_a_caption_that_is_none_is_refused_before_anything_is_computed(
     panel, pair, asked, caption, told
 ):
     score(panel, caption, TRUE)
-    assert told in panel.message.value
+    assert told in panel.message.value + panel.result.value
     assert len(asked) == (told == "a mark of")
     pair.captions[0].value = caption
     assert told in pair.message.value
@@ -250,12 +275,24 @@ def test_five_thousand_characters_cost_what_is_read_of_them(panel, asked):
     assert len(panel.result.value) < 40_000
 
 
-def upload(panel, name, data):
-    panel.picker.source.value = "file"
-    panel.picker.upload.value = (
-        {"name": name, "type": "image/png", "size": len(data), "content": memoryview(data),
-         "last_modified": datetime.now(UTC)},
-    )  # fmt: skip
+def upload(panel, name, data, piece=1 << 19):
+    """As the browser does: a piece, and the next one from where the answer says."""
+    panel.picker.source.value, control, have = "file", panel.picker.upload, [0]
+    control.send = lambda told: have.append(told["have"])
+    while True:
+        start = have[-1]
+        told = {"name": name, "size": len(data), "start": start}
+        control.take(control, told, [memoryview(data[start : start + piece])])
+        if have[-1] >= len(data):
+            return have
+
+
+def test_an_upload_comes_in_pieces_and_says_how_much_is_here(panel):
+    data = tiny.png(noise(0).load())
+    assert upload(panel, "good.png", data, 100) == [0, *range(100, len(data), 100), len(data)]
+    assert panel.picker.read().ref.data() == data
+    upload(panel, "other.png", tiny.png("blue"), 50)
+    assert panel.picker.read().ref.data() == tiny.png("blue")
 
 
 @each(
@@ -281,7 +318,7 @@ def test_a_wrong_upload_gets_a_message_and_leaves_no_old_picture(panel, given):
 
 
 def test_the_upload_offers_what_is_read_and_nothing_else(panel):
-    assert set(panel.picker.upload.accept.split(",")) == images.ENDINGS
+    assert set(panel.picker.upload.kinds.split(",")) == images.ENDINGS
 
 
 def test_the_picture_follows_the_controls(panel):
@@ -318,7 +355,7 @@ def test_a_file_brings_no_captions(panel):
 def test_a_picture_of_the_parameters_is_a_source_of_its_own(build, tmp_path):
     (tmp_path / "mine.png").write_bytes(tiny.png("blue"))
     models = build(image=str(tmp_path / "mine.png"))
-    panel = CaptionPanel(models, models.ask(questions.start(models)))
+    panel = CaptionPanel(models, models.ask(questions.start(models)), at_once)
     assert panel.picker.source.value == "given"
     assert panel.picker.read().ref.name == "mine.png"
 
@@ -333,7 +370,7 @@ def controls(widget):
 def test_every_control_has_a_label_of_its_own(panel, pair):
     for shown in (panel, pair):
         labels = [c.description for c in controls(shown.view) if hasattr(c, "keys")
-                  and type(c).__name__ not in ("HTML", "Box")]  # fmt: skip
+                  and type(c).__name__ not in ("HTML", "Box", "Keys")]  # fmt: skip
         assert all(labels)
         assert len(set(labels)) == len(labels)
 
@@ -353,6 +390,119 @@ def test_a_pair_is_compared_anew_with_every_change(pair):
     assert "green circle left of a blue square" in pair.pickers[0].preview.value
 
 
+def test_an_answer_to_another_question_is_greyed_and_says_so(panel, build):
+    def changes():
+        panel.captions.value = FALSE
+        yield
+        panel.captions.value = ""
+        yield
+        panel.captions.value = f"{TRUE}\n{FALSE}"
+        panel.teacher.value = True
+        yield
+        panel.teacher.value = False
+        panel.picker.scene["first color"].value = "green"
+        yield
+        panel.picker.scene["first color"].value = "red"
+        panel.demo.take(panel.demo.students | {}, {"untouched": "another run"})
+        yield
+
+    panel.picker.source.value = "scene"
+    score(panel, TRUE, FALSE)
+    assert (panel.result.value != "", panel.stale.value) == (True, "")
+    for _ in changes():
+        assert "earlier question" in panel.stale.value
+        assert "stale" in panel.result._dom_classes
+    score(panel, TRUE, FALSE)
+    assert panel.stale.value == ""
+    assert "stale" not in panel.result._dom_classes
+
+
+def aside(job):
+    aside.thread = threading.Thread(target=job)
+    aside.thread.start()
+
+
+@pytest.mark.parametrize("ended_by", ["cancel", "another question"])
+def test_scoring_ends_at_the_next_layer_once_nobody_waits(models, monkeypatch, ended_by):
+    panel, began, go_on = PairPanel(models, questions.start_pair(models), aside), [], []
+    aside.thread.join()
+    real = Demo.grids
+
+    def slow(self, *asked):
+        began.append(asked)
+        while len(began) == 1 and not go_on:
+            time.sleep(0.001)
+        return real(self, *asked)
+
+    monkeypatch.setattr(Demo, "grids", slow)
+    panel.captions[0].value = "a green circle"
+    first = aside.thread
+    if ended_by == "cancel":
+        panel.cancel.click()
+    else:
+        panel.captions[0].value = "a yellow circle"
+        aside.thread.join()
+        said = panel.result.value
+    go_on.append(True)
+    first.join()
+    if ended_by == "cancel":
+        assert "cancelled" in panel.message.value
+        assert panel.result.value == ""
+    else:
+        assert "a yellow circle" in said == panel.result.value
+        assert panel.message.value == ""
+    assert panel.cancel.disabled
+
+
+def test_one_caption_of_unknown_words_is_left_out_and_the_rest_is_answered(panel):
+    score(panel, "a redd circle", TRUE, FALSE)
+    said = pages.read(panel.result.value)
+    (told,) = (note.text for note in said.select(".message"))
+    assert "left out: caption 'a redd circle'" in told
+    assert "'redd' (known are 'red'" in told
+    assert len(said.select("table.answers b.score")) == 2
+
+
+def test_the_square_that_the_student_sees_is_framed(panel):
+    upload(panel, "wide.png", tiny.png("red", (60, 30)))
+    assert "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in panel.picker.preview.value
+    score(panel, TRUE)
+    assert "the student sees what is framed" in panel.result.value
+    upload(panel, "square.png", tiny.png("red", (30, 30)))
+    assert "<i style" not in panel.picker.preview.value
+
+
+def test_a_model_of_the_mini_world_carries_a_caution_beside_any_other_picture(panel, monkeypatch):
+    told = "untouched know drawn scenes of the mini-world alone"
+    score(panel, TRUE)
+    assert told not in panel.result.value
+    monkeypatch.setattr(questions.drawing, "vocabulary", lambda: tiny.WORDS)
+    for source, expected in (("scene", False), ("file", True)):
+        upload(panel, "good.png", tiny.png("red"))
+        panel.picker.source.value = source
+        score(panel, FALSE)
+        assert (told in panel.result.value) == expected
+
+
+def test_a_saved_notebook_keeps_the_last_answer(models, monkeypatch):
+    published = []
+    monkeypatch.setattr(page, "is_live", lambda: True)
+    monkeypatch.setattr(
+        "IPython.display.publish_display_data", lambda data, **rest: published.append((data, rest))
+    )
+    panel = CaptionPanel(models, whole(models), at_once)
+    shown = page.Live(panel, "first")
+    shown._ipython_display_()
+    (_, _), (twin, first) = published
+    score(panel, "a green triangle")
+    last, later = published[-1]
+    assert later["transient"] == first["transient"]
+    assert later["update"]
+    assert "first" in twin["text/html"]
+    assert "a green triangle" in last["text/html"]
+    assert shown.bundles()[1] == last
+
+
 def test_a_whole_item_is_taken_by_its_id(models, pair):
     pair.item.value = "4"
     item = models.benchmark.items[4]
@@ -360,5 +510,5 @@ def test_a_whole_item_is_taken_by_its_id(models, pair):
     assert tuple(p.read().ref for p in pair.pickers) == item.images
     pair.item.value = "nope"
     assert "no item &#39;nope&#39;" in pair.message.value
-    begun = PairPanel(models, item)
+    begun = PairPanel(models, item, at_once)
     assert tuple(c.value for c in begun.captions) == item.captions

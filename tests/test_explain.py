@@ -1,11 +1,16 @@
 """Probes of one image and any captions: each checked against the definition, word by word."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluate import CAPTIONS, noise
+from torch.nn import functional
 
 from sdslib import evaluate
 from sdslib.benchmarks import Item
@@ -190,6 +195,54 @@ def test_the_teachers_draws_have_the_mean_that_is_its_score(teacher):
     assert len(errors) == 4
     found = explain.score(scorer, noise(0), CAPTIONS[:2])
     np.testing.assert_allclose(-errors[[0, 1]].mean().to_numpy(), found, atol=1e-9)
+
+
+@pytest.mark.parametrize("draws", [2, 16])
+def test_the_noise_of_a_margin_is_two_standard_errors_of_the_draws(teacher, draws):
+    known = pd.DataFrame({"t": [20, 980], "error": [0.5, 2.0]})
+    for profile in (None, known):
+        scorer = diffusion.diffusion_scorer(teacher, draws, profile=profile, empty=False)
+        errors = explain.draw_errors(scorer, noise(0), CAPTIONS[:3])[[0, 1, 2]].to_numpy()
+        errors = errors if profile is None else errors * scorer.weights[:, None]
+        pairs = (errors[::2] + errors[1::2]) / 2  # eps and -eps are one draw
+        order = errors.mean(0).argsort()
+        found = explain.noise(scorer, noise(0), CAPTIONS[:3])
+        for k in range(3):
+            rival = order[1] if k == order[0] else order[0]
+            own = pairs[:, k] - pairs[:, rival]
+            expected = 2 * own.std(ddof=1) / len(own) ** 0.5 if draws > 2 else np.inf
+            assert found[k] == pytest.approx(expected)
+    assert explain.noise(scorer, noise(0), CAPTIONS[:1]) == (0 if draws > 2 else np.inf)
+
+
+def test_the_noise_of_a_cosine_holds_what_rounding_does_and_little_more(student, scorer):
+    refs = [noise(n) for n in range(8)]
+    (found,) = scorer([Item("0", tuple(refs), CAPTIONS)])
+    exact = copy.deepcopy(student).double()
+    pixels = torch.stack([student.transform(ref.load()) for ref in refs]).double()
+    with torch.no_grad():
+        image = functional.normalize(exact.model.encode_image(pixels), dim=-1)
+        text = functional.normalize(exact.model.encode_text(student.tokenize(CAPTIONS)), dim=-1)
+    off = found.grids[""] - (image @ text.T).numpy()
+    worst = np.abs(off[:, :, None] - off[:, None]).max()
+    assert worst < explain.rounding(student) < 100 * worst
+    assert explain.rounding(copy.deepcopy(student).bfloat16()) > 1000 * explain.rounding(student)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "part"),
+    [
+        ("shortest", (60, 30), (0.25, 0, 0.5, 1)),
+        ("shortest", (30, 120), (0, 0.375, 1, 0.25)),
+        ("shortest", (30, 30), (0, 0, 1, 1)),
+        ("longest", (60, 30), (0, 0, 1, 1)),
+        ("squash", (60, 30), (0, 0, 1, 1)),
+    ],
+)
+def test_a_student_sees_the_central_square_or_all(student, monkeypatch, mode, size, part):
+    told = student.model.visual.preprocess_cfg | {"resize_mode": mode}
+    monkeypatch.setattr(student.model.visual, "preprocess_cfg", told)
+    assert explain.seen(student, size) == pytest.approx(part)
 
 
 def test_a_pair_of_images_and_captions_is_scored_as_a_set_of_one_item(student, scorer):

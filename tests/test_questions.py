@@ -99,7 +99,7 @@ def test_other_runs_are_asked_once_they_are_picked(build, tiny_models, tmp_path)
     assert models.table()["made by"].tolist()[:2] == ["no run", failure_study.made_by(found[0])]
     assert first.passports == {"sds": failure_study.made_by(found[0])}
     assert first.passports["sds"] in demo.html(first)
-    panel, there = demo.CaptionPanel(models, first), demo.run_picker(models)
+    panel, there = demo.CaptionPanel(models, first, lambda job: job()), demo.run_picker(models)
     assert len(there.offered) == 2
     assert there.runs.value == (failure_study.made_by(found[0]),)
     assert "1 more finished runs" in demo.pick(models).data

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_TOLD = 6  # unknown words that an error names
 
 
 class VocabularyError(ValueError):
@@ -46,7 +49,17 @@ def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
         pairs = zip(ids, spans, strict=True)
         words = dict.fromkeys(caption[start:end] for i, (start, end) in pairs if i == unknown)
         if words:
+            known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+            told = [f"{word!r}{_nearest(word, known)}" for word in [*words][:_TOLD]]
+            more = f" and {len(words) - _TOLD} more" if len(words) > _TOLD else ""
             raise VocabularyError(
                 f"caption {shortened(caption)!r} has words outside {owner}'s vocabulary: "
-                + ", ".join(repr(word) for word in words)
+                + ", ".join(told)
+                + more
             )
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """The known words that are spelt most like it."""
+    close = difflib.get_close_matches(word.lower(), sorted(known), 3, 0.4)
+    return f" (known are {', '.join(map(repr, close))})" if close else ""

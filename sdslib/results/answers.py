@@ -268,8 +268,9 @@ def captions(scores: pd.DataFrame, words: dict[str, pd.DataFrame]) -> Sentence:
         if len(rows) == 1:
             told.append(f"{model}: “{caption}” stands alone, so nothing is decided.")
             continue
-        if not first["margin"] > 0:
-            told.append(f"{model}: cannot tell, the best captions tie.")
+        if not first["margin"] > first.get("noise", 0.0):
+            how = "are too close to call" if first["margin"] else "tie"
+            told.append(f"{model}: cannot tell, the best captions {how}.")
             continue
         lead = f"takes “{caption}”, {few(first['margin'])} ahead"
         told.append(f"{model}: {lead}{_decide(words.get(str(model)), int(first.name))}.")

@@ -12,6 +12,7 @@
     atlas          every item of a set with what each model does to it, as a page and as a widget
     failure_study  from score files or runs to the atlas of their failures
     explain        one image and any captions: margins, words that decide, hardest re-orderings
+    controls       keys that press a button, an upload that shows how far it is
     questions      any picture against any captions: what may be asked, what models answer
     demo           questions and their answers as a page and as a widget
     report         from finished runs to the page and the PDF that are handed on

@@ -26,7 +26,9 @@ WORDS = 80  # of a caption that change places; CLIP reads 75 tokens
 REORDERINGS = 160  # of one caption that are scored
 _MOST_READ = 2400  # words in all of them, so that a long caption costs no more than a short one
 PARTS = 24  # of a caption that are left out one by one; a longer one is left out in runs of words
+ROUNDINGS = 4  # that a cosine's margin may be off; measured 1.5 at most
 ALL_ORDERS = 5  # words up to which every order is scored
+Part = tuple[float, float, float, float]  # of a picture: left, top, width, height as shares of it
 _KEPT = 20_000  # caption embeddings kept in memory, 4 kB each
 
 
@@ -92,14 +94,43 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return metrics.choice_margin(np.tile(scores, (len(scores), 1)), np.arange(len(scores)))
 
 
+def rounding(student: Student) -> float:
+    """By how much a margin of cosines may be off for the precision of the student's numbers."""
+    return ROUNDINGS * torch.finfo(student.scale.dtype).eps
+
+
+def noise(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> np.ndarray:
+    """Within ± how much a caption's margin [K] decides nothing.
+
+    Of cosines it is `rounding`; of the teacher's errors two standard errors of their difference
+    over independent draws, which is infinite where there is one.
+    """
+    if not isinstance(scorer, DiffusionScorer):
+        return np.full(len(captions), rounding(scorer.student))  # type: ignore[attr-defined]
+    errors = draw_errors(scorer, ref, captions).drop(columns="t").to_numpy()
+    errors = errors if scorer.weights is None else errors * scorer.weights[:, None]
+    drawn = errors.reshape(-1, scorer.bank.draws.group, len(captions)).mean(1)
+    if len(drawn) < 2:
+        return np.full(len(captions), np.inf)
+    best, *second = np.argsort(drawn.mean(0), kind="stable")[:2]
+    rival = np.full(len(captions), best)
+    rival[best] = second[0] if second else best
+    return 2 * (drawn - drawn[:, rival]).std(0, ddof=1) / np.sqrt(len(drawn))
+
+
 def score_table(
     scorers: Mapping[str, Scorer], ref: ImageRef, captions: Sequence[str]
 ) -> pd.DataFrame:
-    """One row a model and caption: model, caption, score, margin (to the best other caption)."""
-    found = {name: score(scorer, ref, captions) for name, scorer in scorers.items()}
-    rows = {name: {"caption": [*captions], "score": values, "margin": margins(values)}
-            for name, values in found.items()}  # fmt: skip
-    parts = [pd.DataFrame({"model": name} | columns) for name, columns in rows.items()]
+    """One row a model and caption: model, caption, score, margin (to the best other caption),
+    `noise`, within which it decides nothing, and `far`, from which on it leaves no doubt: odds of
+    20 to 1 by CLIP's temperature, five times the noise of the teacher."""
+    parts = []
+    for name, scorer in scorers.items():
+        found = score(scorer, ref, captions)
+        near, known = noise(scorer, ref, captions), getattr(scorer, "student", None)
+        far = np.log(20) / float(known.scale) if known else 5 * near
+        told = {"score": found, "margin": margins(found), "noise": near, "far": far}
+        parts.append(pd.DataFrame({"model": name, "caption": [*captions]} | told))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -120,7 +151,8 @@ def leave_one_out(scorer: Remembering, ref: ImageRef, captions: Sequence[str]) -
     whole, without = found[: len(captions)], found[len(captions) :]
     number = table["caption"].to_numpy()
     margin, change = margins(whole)[number], whole[number] - without
-    decides = (len(captions) > 1) & ((margin > 0) != (margin - change > 0))
+    near = rounding(scorer.student)
+    decides = (len(captions) > 1) & ((margin > near) != (margin - change > near))
     return table.drop(columns="without").assign(change=change, decides=decides)
 
 
@@ -165,6 +197,16 @@ def hardest(
     table["lead"] = found[number] - table["score"]
     table = table.sort_values(["caption", "score"], ascending=[True, False], kind="stable")
     return table.groupby("caption").head(count).reset_index(drop=True)
+
+
+def seen(student: Student, size: tuple[int, int]) -> Part:
+    """What the student sees of a picture (width, height): all of it where it distorts or pads."""
+    if student.preprocessing["resize_mode"] != "shortest":
+        return 0.0, 0.0, 1.0, 1.0
+    height, width = student.image_size
+    scale = min(size[0] / width, size[1] / height)
+    across, down = width * scale / size[0], height * scale / size[1]
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def cut_off(scorers: Mapping[str, Remembering], captions: Sequence[str]) -> dict[str, str]:

@@ -92,32 +92,52 @@ class Live:
 
     The twin hides beside the living widget. Where that has no kernel to live in (a saved notebook
     opened again, nbconvert, a viewer without widgets) it shows, and hides JupyterLab's "model not
-    found", which would stand in the widget's place.
+    found", which would stand in the widget's place. The twin of a panel, a `view` with a `result`,
+    is the last result that it showed.
     """
 
     def __init__(self, widget: Any, markup: str) -> None:
-        self.widget, self.markup = widget, markup
+        self.widget, self.markup = getattr(widget, "view", widget), markup
+        if (result := getattr(widget, "result", None)) is not None:
+            result.observe(lambda change: self._keep(change["new"]), "value")
 
     def bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The MIME bundles of the widget, and of the twin."""
-        name = f"live-{self.widget.model_id}"
         # what `atlas.css` shows the focus by, and what the twin hides beside
-        self.widget.add_class("live-view").add_class(name)
-        twin = str(render("live", name=name, view=Markup(self.markup)))
+        self.widget.add_class("live-view").add_class(self._name)
         live = self.widget._repr_mimebundle_() | {"text/html": "", "text/plain": "live controls"}
-        return live, {"text/html": twin, "text/plain": "the live controls as a page"}
+        return live, self._twin()
+
+    @property
+    def _name(self) -> str:
+        return f"live-{self.widget.model_id}"
+
+    def _twin(self) -> dict[str, Any]:
+        twin = str(render("live", name=self._name, view=Markup(self.markup)))
+        return {"text/html": twin, "text/plain": "the live controls as a page"}
+
+    def _keep(self, markup: str) -> None:
+        """Have the twin show another result."""
+        from IPython.display import publish_display_data
+
+        if markup:
+            self.markup = markup
+            publish_display_data(self._twin(), transient={"display_id": self._name}, update=True)
 
     def _ipython_display_(self) -> None:
         from IPython.display import publish_display_data
 
-        for bundle in self.bundles():
-            publish_display_data(bundle)
+        live, twin = self.bundles()
+        publish_display_data(live)
+        publish_display_data(twin, transient={"display_id": self._name})
 
 
 def live_or_saved(
     widget: Callable[[], Any], markup: Callable[[], str], saved: str | None = None
 ) -> Any:
     """What a cell shows: a live widget where somebody sits at the notebook, else its static twin.
+
+    `widget` may make a panel instead, see `Live`.
 
     `saved` stands beside the live widget instead of the twin where that is large.
     """

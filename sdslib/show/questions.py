@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import pandas as pd
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sdslib.benchmarks import Benchmark, Item
-from sdslib.checks.captions import shortened
+from sdslib.checks.captions import VocabularyError, check_words, shortened
 from sdslib.checks.notebooks import DemoConfig
+from sdslib.config import is_mini
 from sdslib.evaluate import Scorer
 from sdslib.io.images import ImageError, ImageRef, open_image
 from sdslib.io.paths import project_path
@@ -22,7 +26,7 @@ from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
-from sdslib.miniworld import composing
+from sdslib.miniworld import composing, drawing
 from sdslib.scorers.diffusion import DiffusionScorer, diffusion_scorer
 from sdslib.show import atlas, explain
 from sdslib.show.atlas import Atlas
@@ -37,25 +41,51 @@ class QuestionError(ValueError):
     """A question that cannot be asked: says what is missing and what to do."""
 
 
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@contextmanager
+def cancelled_by(event: threading.Event) -> Iterator[None]:
+    """Raises Cancelled in this thread at the next layer of any model once the event is set."""
+    thread = threading.get_ident()
+
+    def look(*_: object) -> None:
+        if event.is_set() and threading.get_ident() == thread:
+            raise Cancelled("cancelled: nothing was scored")
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @dataclass(frozen=True)
 class Question:
-    """A picture (named `about` for who cannot see it) and the captions it is held against."""
+    """A picture (named `about` for who cannot see it) and the captions it is held against.
+
+    `drawn` says whether it is of the mini-world.
+    """
 
     ref: ImageRef
     captions: tuple[str, ...]
     about: str
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
     """What the models say of a question, as `explain` makes it.
 
-    `words` and `harder` are by student; `errors` are the teacher's, if it was asked. `notes` are
+    `seen` is the part of the picture that the first student sees (see `explain.seen`); `words` and
+    `harder` are by student; `errors` are the teacher's, if it was asked. `notes` are
     sentences that a reader has to know, `passports` say which run a student is of.
     """
 
     question: Question
     scores: pd.DataFrame
+    seen: explain.Part = (0.0, 0.0, 1.0, 1.0)
     words: dict[str, pd.DataFrame] = field(default_factory=dict)
     harder: dict[str, pd.DataFrame] = field(default_factory=dict)
     errors: pd.DataFrame | None = None
@@ -67,6 +97,7 @@ class Answer:
 class Demo:
     """The models by name, what they start from, and where pictures come from.
 
+    What is in `watchers` is called when other students are asked from now on.
     One question at a time: a live notebook runs its cells and its widgets' events in two threads,
     and a model is changed for a moment while it embeds a caption.
     """
@@ -76,6 +107,7 @@ class Demo:
     benchmark: Benchmark | None
     absent: str = ""
     passports: dict[str, str] = field(default_factory=dict)
+    watchers: list[Callable[[], object]] = field(default_factory=list, repr=False, compare=False)
     turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @cached_property
@@ -110,6 +142,8 @@ class Demo:
             self.passports.clear()
             self.passports.update(passports)
             vars(self).pop("first", None)
+        for watcher in self.watchers:
+            watcher()
 
     def item(self, key: str) -> Item:
         """The benchmark's item of this id; QuestionError says which ids there are."""
@@ -124,14 +158,50 @@ class Demo:
         return items[key]
 
     def ask(self, question: Question, teacher: bool = False) -> Answer:
-        """Scores and margins, and per-draw errors where the teacher is asked too."""
-        asked = question.ref, question.captions
+        """Scores and margins, and per-draw errors where the teacher is asked too.
+
+        A caption that some model cannot write is left out, and a note says why.
+        """
         with self.turn:
+            refused = self.refused(question.captions, teacher)
+            question = replace(question, captions=_without(question.captions, refused))
+            asked = question.ref, question.captions
             scores = explain.score_table(self.scorers(teacher), *asked)
             errors = explain.draw_errors(self.teacher, *asked) if teacher else None
-            cut = explain.cut_off(self.students, question.captions)
-        notes = tuple(f"“{shortened(caption, 40)}”: {told}" for caption, told in cut.items())
-        return Answer(question, scores, errors=errors, notes=notes, passports={**self.passports})
+            cut, seen = explain.cut_off(self.students, question.captions), self.seen(question)
+        notes = [f"left out: {reason}" for reason in refused.values()]
+        notes += [f"“{shortened(caption, 40)}”: {told}" for caption, told in cut.items()]
+        notes += self.cautions(question)
+        told = Answer(question, scores, seen, errors=errors, notes=tuple(notes))
+        return replace(told, passports={**self.passports})
+
+    def seen(self, question: Question) -> explain.Part:
+        """The part of the picture that the first student sees."""
+        first = next(iter(self.students.values())).student
+        return explain.seen(first, question.ref.load().size)
+
+    def refused(self, captions: Sequence[str], teacher: bool) -> dict[str, str]:
+        """The captions that a model cannot write, and why."""
+        readers: list[Callable] = [known.student.tokenize for known in self.students.values()]
+        if teacher:
+            asked = self.teacher.bank.teacher
+            readers.append(partial(check_words, asked.tokenizer, owner=asked.name))
+        found = {}
+        for caption in captions:
+            try:
+                for read in readers:
+                    read(captions=[caption])
+            except VocabularyError as reason:
+                found[caption] = str(reason)
+        return found
+
+    def cautions(self, *asked: Question) -> list[str]:
+        """What has to be known of students that were never shown pictures as these."""
+        if all(question.drawn for question in asked):
+            return []
+        names = [name for name, known in self.students.items() if is_of_world(known)]
+        told = "know drawn scenes of the mini-world alone; what they say of another picture"
+        return [f"{' and '.join(names)} {told} means nothing"] if names else []
 
     def explained(self, answer: Answer) -> Answer:
         """The same answer with the words that decide and the hardest re-orderings, by student."""
@@ -150,7 +220,21 @@ class Demo:
         return replace(atlas.build(tables, own), passports={**self.passports})
 
 
+def is_of_world(scorer: Remembering) -> bool:
+    """Whether the mini-world's words are all that a student can read."""
+    inner = getattr(scorer.student.tokenizer, "tokenizer", None)
+    words = set(inner.get_vocab()) - set(inner.all_special_tokens) if inner else set()
+    return words == set(drawing.vocabulary())
+
+
 # --- what may be asked ---------------------------------------------------------------------------
+
+
+def _without(captions: Sequence[str], refused: dict[str, str]) -> tuple[str, ...]:
+    left = tuple(caption for caption in captions if caption not in refused)
+    if not left:
+        raise QuestionError("\n".join(refused.values()))
+    return left
 
 
 def upload_ref(name: str, data: bytes) -> ImageRef:
@@ -181,15 +265,15 @@ def scene(said: composing.Words) -> Question:
     """A composed scene against a true and a false caption of the same words."""
     drawn = composing.compose(said)
     own = composing.captions(drawn)
-    return Question(composing.picture(drawn), own, f"a drawn {composing.SCENE}: {own[0]}")
+    return Question(composing.picture(drawn), own, f"a drawn {composing.SCENE}: {own[0]}", True)
 
 
-def image_of(item: Item, number: int = 0) -> Question:
-    """One of an item's images against its captions."""
+def image_of(item: Item, number: int = 0, drawn: bool = False) -> Question:
+    """One of an item's images against its captions; `drawn` says whether the set is."""
     if number >= len(item.images):
         raise QuestionError(f"item {item.id} has one image only: pick image 0")
     about = f"image {number} of item {item.id}"
-    return Question(item.images[number], item.captions[:MOST], about)
+    return Question(item.images[number], item.captions[:MOST], about, drawn)
 
 
 def beginning(demo: Demo) -> Item | None:
@@ -206,11 +290,11 @@ def start(demo: Demo) -> Question:
     config = demo.config
     try:
         item = beginning(demo)
-        asked = image_of(item) if item else scene(composing.START)
+        asked = image_of(item, 0, is_mini(config.benchmark)) if item else scene(composing.START)
         if config.image is not None:
             path = project_path(config.image)
             ref = upload_ref(path.name, ImageRef(path.name, path.read_bytes).data())
-            asked = replace(asked, ref=ref, about=path.name)
+            asked = replace(asked, ref=ref, about=path.name, drawn=False)
         if config.captions is not None:
             asked = replace(asked, captions=lines(config.captions.replace("|", "\n")))
     except ImageError as reason:
