@@ -161,6 +161,23 @@ def _cutoffs(table: pd.DataFrame) -> dict[str, int]:
     return {"accuracy": 1, "top5": 5}
 
 
+def margins_of(table: pd.DataFrame, rule: str = "") -> dict[str, np.ndarray]:
+    """By how much each metric of `outcomes` is right, [N]: positive exactly there, 0 at a tie.
+
+    Ranks have none.
+    """
+    if is_grid(table):
+        return metrics.winoground_margins(grids_of(table, rule), table["id"].to_list())
+    if not is_triplet(table):
+        answer = table["answer"].to_numpy(dtype=np.int64)
+        return {"accuracy": metrics.choice_margin(grids_of(table, rule)[:, 0], answer)}
+    found = {"image-to-text": metrics.both_margin(grids_of(table, rule)[:, 0])}
+    if f"{TEXTS}.s_0_0" in table.columns:
+        first = np.zeros(len(table), dtype=np.int64)
+        found["text-to-text"] = metrics.choice_margin(grids_of(table, TEXTS)[:, 0], first)
+    return found
+
+
 def ties_of(table: pd.DataFrame, rule: str = "") -> np.ndarray:
     """Items with an exactly equal comparison that decides, [N] bool; see `metrics.ties`."""
     if "rank" in table.columns:

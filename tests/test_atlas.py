@@ -1,12 +1,12 @@
 """The atlas: one page and one widget that say the same, whatever the captions hold."""
 
 import itertools
-import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pages
+import pandas as pd
 import pytest
 import tiny
 from PIL import Image
@@ -54,7 +54,7 @@ def whole():
 
 def test_the_page_has_a_card_an_item_with_both_pictures_described(whole):
     found = pages.read(atlas.document(whole))
-    assert [card["data-id"] for card in found.select("article")] == list("012345")
+    assert [card["data-id"] for card in found.select("noscript article")] == list("012345")
     images = found.select("img")
     assert len(images) == 12
     assert "a blue square left of item 3" in images[7]["alt"]
@@ -63,7 +63,7 @@ def test_the_page_has_a_card_an_item_with_both_pictures_described(whole):
 
 def test_the_page_can_be_read_without_its_script(whole):
     text = atlas.document(whole)
-    assert not pages.read(text).select("article[hidden], form:not([hidden])")
+    assert not pages.read(text).select("article[hidden], noscript[hidden], form:not([hidden])")
     for words in ("caption 0: a red circle above item 4", "untouched : image wrong", "6 items"):
         assert words in pages.words(text)
 
@@ -164,17 +164,6 @@ def test_large_pictures_become_thumbnails():
     assert len(small) < 40_000
 
 
-def test_the_pages_data_are_the_library_s(whole):
-    inside = pages.read(atlas.html(whole)).select_one("script.data").string
-    data = {item["id"]: item for item in json.loads(inside)["items"]}
-    parts = whole.parts["sds"].set_index("id")
-    for name, found in data.items():
-        assert found["models"]["sds"]["mode"] == parts.loc[name, "mode"]
-        assert found["models"]["sds"]["margins"][0] == parts.loc[name, "margin_text"]
-    assert "teacher" not in data["1"]["models"]
-    assert data["0"]["tags"]["finer"] == ["a", "b"]
-
-
 def test_items_of_another_set_are_refused():
     with pytest.raises(TableError, match=r"sds is of other items: 1 do not fit, e\.g\. '7'"):
         atlas.build({"a": score_table(), "sds": score_table().replace({"id": {"5": "7"}})})
@@ -198,142 +187,222 @@ def luminance(color):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+# --- items with one image ------------------------------------------------------------------------
+
+
+def choices(n_true=0):
+    """Three items of one image and three captions, the second with two; item 2 is a tie."""
+    cells = np.array([[1, 3, 2], [2, 1, 0], [2, 2, 1]], float)
+    table = pd.DataFrame(cells, columns=["s_0_0", "s_0_1", "s_0_2"])
+    table = table.assign(id=list("abc"), n_images=1, n_captions=3, subset=list("xyx"))
+    if n_true:
+        return table.assign(n_true=n_true, answer=pd.array([0, 0, 0], "Int64"))
+    return table.assign(answer=pd.array([1, 1, 0], "Int64"), n_captions=[3, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("n_true", "metric", "right", "cells"),
+    [(0, "accuracy", "a", [3, 2, 3]), (2, "image-to-text", "bc", [3, 3, 3])],
+)
+def test_items_with_one_image_list_their_captions_with_every_models_score(
+    n_true, metric, right, cells
+):
+    items = [Item(i, (ImageRef(i, lambda: tiny.png((9, 9, 9))),), ("red", "blue", "gray")[:n], 1)
+             for i, n in zip("abc", cells, strict=True)]  # fmt: skip
+    known = Benchmark("sugarcrepe", "choice", tuple(items), 3, "made by the test")
+    found = atlas.build({"untouched": choices(n_true), "sds": choices(n_true)}, known)
+    assert found.metrics == (metric,)
+    assert "".join(atlas.select(found, atlas.Query(outcome="right"))) == right
+    for item, count in zip("abc", cells, strict=True):
+        card = pages.read(atlas.card(found, item))
+        assert len(card.select("td.cell")) == 2 * count
+        assert len(card.select("td.own")) == 2 * (n_true or 1)
+        assert len(card.select("img")) == 1
+    assert "tie" in pages.words(atlas.card(found, "c")) or n_true
+    text = atlas.document(found)
+    assert f"gains 0 items by {metric}" in text
+    assert "one caption for both" not in text
+
+
 # --- selecting -----------------------------------------------------------------------------------
 
+FLIPS = {"model": "sds", "against": "untouched"}
 BY_HAND = {
-    "the metric decides": (atlas.Query(outcome="right", metric="image"), "024"),
-    "a mode": (atlas.Query(outcome="text wrong"), "24"),
-    "ties": (atlas.Query(ties=True), "4"),
-    "a label of a joined tag": (atlas.Query(tag=("finer", "b")), "015"),
-    "an empty tag": (atlas.Query(tag=("finer", "untagged")), "2"),
-    "words in any order": (atlas.Query(words="3 RED item"), "3"),
-    "margins": (atlas.Query(low=-1.0, high=0.0), "345"),
-    "what was lost": (atlas.Query("sds", against="untouched", change="lost"), "01"),
-    "what flips": (atlas.Query("sds", against="untouched", change="flips"), "0145"),
-    "the teacher's items alone": (atlas.Query("teacher"), "0235"),
-    "smallest margin first": (atlas.Query(sort="smallest margin first"), "235401"),
-    "closest first": (atlas.Query(sort="closest first", metric="group"), "403125"),
+    "the metric decides": ({"outcome": "right", "metric": "image"}, "024"),
+    "a mode": ({"outcome": "text wrong"}, "24"),
+    "ties": ({"ties": "ties only"}, "4"),
+    "a label of a joined tag": ({"tag": "finer: b"}, "015"),
+    "an empty tag": ({"tag": "finer: untagged"}, "2"),
+    "what was lost": (FLIPS | {"change": "lost"}, "01"),
+    "what flips": (FLIPS | {"change": "flips"}, "0145"),
+    "the teacher's items alone": ({"model": "teacher"}, "0235"),
+    "items that both have judged": ({"against": "teacher"}, "0235"),
+    "smallest margin first": ({"sort": "smallest margin first"}, "235401"),
+    "largest margin first": ({"sort": "largest margin first"}, "014352"),
+    "closest first": ({"sort": "closest first", "metric": "group"}, "403125"),
 }
+TYPED = {  # what only the page has
+    "words in any order": ({"words": "3 RED item"}, "3"),
+    "an id": ({"words": "5"}, "5"),
+    "margins": ({"low": "-1", "high": "0"}, "345"),
+    "margins and an outcome": ({"low": "-1", "high": "0", "outcome": "text wrong"}, "4"),
+}
+CANNOT = [
+    ({"change": "flips"}, "change"),
+    ({"change": "lost", "against": "untouched"}, "change"),
+    ({"sort": "largest change first"}, "sort"),
+]
 
 
 @pytest.mark.parametrize("case", BY_HAND)
 def test_a_query_keeps_what_it_says(case, whole):
-    query, expected = BY_HAND[case]
-    assert "".join(atlas.select(whole, query)) == expected
+    asked, expected = BY_HAND[case]
+    assert "".join(atlas.select(whole, atlas.Query(**asked))) == expected
 
 
-# --- the widget ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("asked", "control"), CANNOT)
+def test_a_filter_that_cannot_apply_says_what_it_needs(whole, asked, control):
+    with pytest.raises(TableError, match=f"{control} .* needs another model in 'against'"):
+        atlas.select(whole, atlas.Query(**asked))
 
 
-def test_the_widget_says_the_same_as_select(whole):
-    browser = atlas.Browser(whole)
-    assert browser.shown == whole.ids
-    for query, _ in BY_HAND.values():
-        browser = atlas.Browser(whole)
-        set_controls(browser, query)
-        assert browser.shown == atlas.select(whole, query)
+# --- the page in a real browser ------------------------------------------------------------------
 
 
-def set_controls(browser, query):
-    browser.controls["model"].value = query.model or "untouched"
-    browser.controls["metric"].value = query.metric
-    for name in ("outcome", "against", "change", "ties", "words", "sort"):
-        browser.controls[name].value = getattr(query, name)
-    browser.controls["tag"].value = "\t".join(query.tag or ())
-    slider = browser.controls["margin"]
-    low, high = query.low, query.high
-    slider.value = (slider.min if low is None else low, slider.max if high is None else high)
+@pytest.fixture
+def visit(chromium, tmp_path):
+    """Opens an atlas, and fails at the end where the page complained, or asked for anything."""
+    troubles = []
 
+    def go(shown, fragment="", **context):
+        path = tmp_path / "atlas.html"
+        path.write_text(atlas.document(shown), "utf-8")
+        tab = chromium.new_page(**context)
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("console", lambda message: troubles.append(message.text))
+        tab.on("dialog", lambda dialog: troubles.append(dialog.message) or dialog.dismiss())
+        tab.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or
+               troubles.append(r.url))  # fmt: skip
+        tab.goto(f"{path.as_uri()}#{fragment}")
+        return tab
 
-def test_steps_go_through_the_items_left_and_stop_at_the_ends(whole):
-    browser = atlas.Browser(whole)
-    browser.controls["outcome"].value = "text wrong"
-    seen = []
-    for _ in range(4):
-        seen.append(pages.read(browser.card.value).article["data-id"])
-        browser.next.click()
-    assert seen == ["2", "4", "4", "4"]
-    browser.previous.click()
-    browser.previous.click()
-    assert pages.read(browser.card.value).article["data-id"] == "2"
-    assert "item 1 among 2 of 6 items" in browser.count.value
-
-
-def test_filters_that_leave_nothing_say_so(whole):
-    browser = atlas.Browser(whole)
-    browser.controls["words"].value = "no such word"
-    assert browser.card.value == "no item fits these filters"
-    browser.next.click()
-    browser.controls["words"].value = ""
-    assert browser.shown == whole.ids
-
-
-def test_the_margin_slider_takes_each_models_own_reach(whole):
-    browser = atlas.Browser(whole)
-    browser.controls["model"].value = "teacher"
-    slider = browser.controls["margin"]
-    assert slider.max > 6
-    assert browser.query.low is browser.query.high is None
-    browser.controls["model"].value = "untouched"
-    assert 3 > slider.max > 2
-
-
-# --- page and library agree, in a real browser ---------------------------------------------------
-
-
-def set_form(tab, query):
-    tab.evaluate("document.querySelector('.controls').reset()")
-    values = {
-        name: str(getattr(query, name)) for name in ("metric", "outcome", "against", "change")
-    }
-    values |= {"model": query.model or "untouched", "sort": query.sort, "words": query.words}
-    values["tag"] = "\t".join(query.tag or ())
-    values |= {
-        k: "" if getattr(query, k) is None else str(getattr(query, k)) for k in ("low", "high")
-    }
-    code = """([values, ties]) => { const f = document.querySelector('.controls');
-      for (const [k, v] of Object.entries(values)) f.elements[k].value = v;
-      f.elements.ties.checked = ties; f.dispatchEvent(new Event('input', {bubbles: true})); }"""
-    tab.evaluate(code, [values, query.ties])
-
-
-@pytest.mark.browser
-def test_the_page_filters_and_sorts_as_the_library_does(whole, chromium, tmp_path):
-    path = tmp_path / "atlas.html"
-    path.write_text(atlas.document(whole), "utf-8")
-    tab, troubles = chromium.new_page(), []
-    tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("console", lambda message: troubles.append(message.text))
-    tab.on("request", lambda r: r.url.startswith(("file:", "data:")) or troubles.append(r.url))
-    tab.goto(path.as_uri())
-    queries = [query for query, _ in BY_HAND.values()]
-    for metric, change, sort in itertools.product(failures.METRICS, atlas.CHANGES, atlas.SORTS):
-        queries.append(atlas.Query("sds", metric, against="untouched", change=change, sort=sort))
-    for query in queries:
-        set_form(tab, query)
-        shown = tab.eval_on_selector_all("article:not([hidden])", "l => l.map(a => a.dataset.id)")
-        assert shown == atlas.select(whole, query), query
+    yield go
     assert not troubles
 
 
+def ask(tab, **asked):
+    tab.evaluate("""asked => {
+      const form = document.querySelector('.controls');
+      for (const c of form.elements) { if (c.options) c.value = c.options[0].value;
+        else { c.checked = false; if (c.type !== 'checkbox') c.value = ''; } }
+      for (const [name, text] of Object.entries(asked)) {
+        const c = form.elements[name]; c.value = text; c.checked = true; }
+      form.dispatchEvent(new Event('input', { bubbles: true })); }""", asked)  # fmt: skip
+
+
+def shown(tab):
+    return tab.eval_on_selector_all(".items > *", "found => found.map(a => a.dataset.id)")
+
+
 @pytest.mark.browser
-def test_keys_and_buttons_step_and_markup_in_captions_does_nothing(chromium, tmp_path):
-    path = tmp_path / "atlas.html"
+def test_the_page_filters_and_sorts_as_the_library_does(whole, visit):
+    tab = visit(whole, "view=cards")
+    for asked, expected in (BY_HAND | TYPED).values():
+        ask(tab, **asked)
+        assert "".join(shown(tab)) == expected, asked
+    metrics, changes = failures.metrics_of(whole.parts["sds"]), atlas.CHANGES
+    for metric, change, sort in itertools.product(metrics, changes, atlas.SORTS):
+        asked = FLIPS | {"metric": metric, "change": change, "sort": sort}
+        ask(tab, **asked)
+        assert shown(tab) == atlas.select(whole, atlas.Query(**asked)), asked
+    for asked, control in CANNOT:
+        ask(tab, **asked)
+        assert not shown(tab)
+        told = tab.get_by_role("alert").inner_text()
+        assert told == f"“{control}: {asked[control]}” needs another model in “before”"
+    ask(tab)
+    assert len(shown(tab)) == 6
+    assert not tab.get_by_role("alert").is_visible()
+
+
+@pytest.mark.browser
+def test_keys_buttons_and_clicks_step_and_markup_in_captions_does_nothing(visit):
     known = benchmark(captions=(ATTACK, "harmless"))
-    path.write_text(atlas.document(atlas.build({"a": score_table(**TAGS)}, known)), "utf-8")
-    tab, dialogs = chromium.new_page(), []
-    tab.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())
-    tab.goto(path.as_uri())
-    current = "document.querySelector('[aria-current]')?.dataset.id"
+    tab = visit(atlas.build({"a": score_table(**TAGS)}, known))
+    assert shown(tab) == list("012345")
+    tab.locator(".tile").nth(2).click()
+    assert shown(tab) == ["2"]
     tab.focus(".atlas")
-    for key, expected in (("ArrowRight", "0"), ("j", "1"), ("ArrowLeft", "0"), ("k", "0")):
+    for key, expected in (("ArrowRight", "3"), ("j", "4"), ("ArrowLeft", "3"), ("k", "2")):
         tab.keyboard.press(key)
-        assert tab.evaluate(current) == expected
-    tab.click(".next")
-    assert tab.evaluate(current) == "1"
-    assert tab.inner_text(".count") == "6 of 6 items, at 2"
-    tab.keyboard.press("/")
+        assert shown(tab) == [expected]
+    tab.get_by_role("button", name="next").click()
+    assert tab.inner_text(".count") == "6 of 6 items, at 4"
+    tab.locator("article img").first.press("Enter")
+    assert tab.locator(".zoom img").bounding_box()["width"] > 500
+    tab.keyboard.press("Escape")
+    assert not tab.locator(".zoom").is_visible()
+    tab.locator(".atlas").press("/")
     assert tab.evaluate("document.activeElement.name") == "words"
     tab.keyboard.type("harm")
     assert tab.inner_text(".count").startswith("6 of 6")
-    assert not dialogs
+    tab.locator(".atlas").press("Escape")
+    assert len(shown(tab)) == 6
+    ask(tab, words="no such word")
+    assert tab.inner_text(".count") == "0 of 6 items"
+    assert tab.get_by_role("button", name="next").is_disabled()
+
+
+@pytest.mark.browser
+def test_a_link_opens_the_item_with_its_filter_and_the_rows_can_be_taken_away(whole, visit):
+    tab = visit(whole)
+    ask(tab, **FLIPS, change="flips", tag="finer: b")
+    tab.locator(".tile[data-id='5']").click()
+    sent = tab.url.partition("#")[2]
+    with tab.expect_download() as saved:
+        tab.get_by_role("button", name="CSV").click()
+    rows = pd.read_csv(saved.value.path(), dtype={"id": str})
+    assert rows["id"].tolist() == list("015")
+    assert rows["sds text"].tolist() == [False, False, True]
+    assert rows["untouched s_0_1"].tolist() == [1, 0, 4]
+    assert rows["caption 1"][2] == "a blue square left of item 5"
+    again = visit(whole, sent)
+    assert shown(again) == ["5"]
+    assert again.inner_text(".count") == "3 of 6 items, at 3"
+    assert again.get_by_label("before").input_value() == "untouched"
+    assert shown(visit(whole, "model=nobody&view=cards&odd=1")) == list("012345")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_at_800_pixels_and_no_slab_is_of_the_other_theme(whole, visit, scheme):
+    named = replace(whole, passports=dict.fromkeys(whole.tables, f"run {'x' * 40}: 150 steps"))
+    tab = visit(named, color_scheme=scheme, viewport={"width": 800, "height": 900})
+    for view in ("wall", "cards", "one"):
+        ask(tab, view=view)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 800
+        assert not tab.evaluate("""() => [...document.querySelectorAll('.atlas *')].filter(e =>
+          e.getBoundingClientRect().right > 801).map(e => e.outerHTML.slice(0, 80))""")
+        backs = tab.evaluate("""() => [document.documentElement, ...document.querySelectorAll(
+          '.atlas, .atlas *:not(.cell)')].map(e => getComputedStyle(e).backgroundColor)
+          .filter(color => !color.endsWith(', 0)'))""")
+        light = [sum(map(int, re.findall(r"\d+", back)[:3])) > 384 for back in backs]
+        assert len(light) > 5
+        assert set(light) == {scheme == "light"}
+
+
+@pytest.mark.browser
+def test_at_1200_items_the_page_is_as_tall_and_as_deep_as_at_100(visit):
+    sizes = []
+    for count in (100, 1200):
+        known = benchmark(6)
+        items = tuple(replace(known.items[n % 6], id=str(n)) for n in range(count))
+        table = score_table([GRIDS[n % 6] for n in range(count)])
+        tab = visit(atlas.build({"a": table}, replace(known, items=items, total=count)))
+        sizes.append(tab.evaluate("""() => [document.documentElement.scrollHeight,
+          document.querySelectorAll('*').length]"""))  # fmt: skip
+        assert len(shown(tab)) == 48
+    assert sizes[0] == sizes[1]
+    tab.get_by_role("button", name="next").click()
+    assert shown(tab)[0] == "48"
+    assert tab.inner_text(".count") == "1200 of 1200 items, at 49 to 96"

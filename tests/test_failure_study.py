@@ -14,6 +14,7 @@ from sdslib.io import runs
 from sdslib.io.sources import AccessError
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
+from sdslib.sets.roles import load_set
 from sdslib.show import failure_study
 from sdslib.show.style import Picture
 from sdslib.tables import TableError
@@ -190,20 +191,19 @@ def test_other_runs_can_be_picked_where_the_notebook_is_live(two_runs, tmp_path)
     other = finished_run("other", score_table(GRIDS, **TAGS), tmp_path / "runs", sds_weight=0.5)
     few = finished_run("few", score_table(**TAGS).head(3), tmp_path / "runs", sds_weight=0.7)
     study = failure_study.collect(FailuresConfig(runs=two_runs[1].name, teacher_items=0))
-    picker = failure_study.run_picker(study)
+    put = []
+    picker = failure_study.run_picker(study, lambda atlas: put.append(atlas) or True)
     (told,) = picker.runs.value
     assert two_runs[1].name in told
     by_name = {run.name: told for told, run in picker.offered.items()}
     picker.runs.value = (by_name[other.name], by_name[two_runs[0].name])
     picker.button.click()
     assert "2 runs shown" in picker.message.value
-    found = failure_study.of_runs(study, [other, two_runs[0]])
-    assert list(found.tables) == ["untouched", "sds", "L_CLIP only"]
-    (before,) = picker.below.children
+    assert [list(found.tables) for found in put] == [["untouched", "sds", "L_CLIP only"]]
     picker.runs.value = (by_name[few.name],)
     picker.button.click()
     assert "has not scored all 6 items" in picker.message.value
-    assert picker.below.children == (before,)
+    assert len(put) == 1
     assert list(failure_study.of_runs(study, []).tables) == ["untouched"]
 
 
@@ -289,19 +289,38 @@ def test_a_finished_study_is_read_and_not_computed_again(models, monkeypatch):
     assert failure_study.save(second, {}).endswith("atlas/atlas.html")
 
 
-def test_a_saved_notebook_holds_the_page_and_somebody_at_it_gets_the_widget(tmp_path, monkeypatch):
+def test_the_notebook_holds_the_page_and_somebody_at_it_can_pick_other_runs(tmp_path, monkeypatch):
     study = failure_study.collect(FailuresConfig(scores=csv(tmp_path)))
-    shown = failure_study.show(study).data
-    assert shown.startswith(failure_study.html(study.atlas))
-    assert "JupyterLab" in shown
+    assert failure_study.show(study).data == failure_study.html(study.atlas)
+    shown = []
     monkeypatch.setattr(failure_study.page, "is_live", lambda: True)
-    live, twin = failure_study.show(study).bundles()
+    monkeypatch.setattr(failure_study, "display", lambda view, **_: shown.append(view))
+    assert failure_study.show(study) is None
+    picker, page = shown
+    live, twin = picker.bundles()
     assert "application/vnd.jupyter.widget-view+json" in live
     assert f"{study.run.shown_path}/atlas/atlas.html" in twin["text/html"]
+    assert page.data == failure_study.html(study.atlas)
 
 
-def test_a_set_without_grids_is_refused_by_name(monkeypatch):
-    choices = replace(benchmark(), name="aro-relation", kind="choice")
-    monkeypatch.setattr(failure_study, "load_set", lambda source: choices)
-    with pytest.raises(ParameterError, match="'aro-relation' has no grids of two images and two"):
-        failure_study.collect(FailuresConfig(benchmark="aro-relation"))
+@pytest.mark.parametrize("name", ["sugarcrepe", "aro_relation", "coco_order"])
+def test_a_set_whose_items_have_one_image_has_its_atlas_too(photos, monkeypatch, name):
+    """The photographs' own sets, with the tags and captions that theirs have."""
+    monkeypatch.setattr(failure_study, "load_set", load_set)
+    source = getattr(photos, name)
+    config = FailuresConfig(benchmark=source, teacher_items=0, **photos.models)
+    study = failure_study.collect(config)
+    drawn = failure_study.draw(study)
+    made = [name for name, figure in drawn.items() if isinstance(figure, Picture)]
+    assert made == ["scores", "modes", "calibration"]
+    page = failure_study.html(study.atlas)
+    assert page.count("<article") == page.count("<img ") == len(load_set(source).items)
+    assert study.atlas.title == f"{name.replace('_', '-')} failures"
+    assert "accuracy" in set(failure_study.scores(study)["metric"])
+
+
+def test_a_set_without_captions_to_choose_from_is_refused_by_name(monkeypatch):
+    classes = replace(benchmark(), name="cifar10", kind="classes")
+    monkeypatch.setattr(failure_study, "load_set", lambda source: classes)
+    with pytest.raises(ParameterError, match="'cifar10' has no captions to choose from"):
+        failure_study.collect(FailuresConfig(benchmark="cifar10"))

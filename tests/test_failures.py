@@ -87,10 +87,21 @@ def test_exchanging_images_and_captions_exchanges_text_and_image():
     assert parts["image"].tolist() == other["text"].tolist()
 
 
-def test_tables_that_are_no_grids_of_two_by_two_are_refused():
-    choice = score_table().assign(answer=0)
+def test_choices_are_right_or_wrong_by_their_margin_and_have_no_inequalities():
+    choice = score_table().drop(columns=["s_1_0", "s_1_1"])
+    choice = choice.assign(answer=pd.array([0] * 6, "Int64"), n_images=1)
     with pytest.raises(tables.TableError, match="two images and two captions"):
-        failures.anatomy(choice)
+        failures.leads_of(choice)
+    parts = failures.anatomy(choice)
+    assert parts["margin_accuracy"].tolist() == [1, 1, -2, -1, 0, -1]
+    assert parts["mode"].tolist() == ["right"] * 2 + ["wrong"] * 4
+    kinds = failures.kinds(parts).set_index("kind")["items"]
+    assert kinds.to_dict() == {"takes a false caption": 3, "ties exactly": 1}
+    shares = failures.mode_shares(choice, parts, []).set_index("mode")["share"]
+    assert shares.to_dict() == {"right": 2 / 6, "wrong": 4 / 6}
+    assert failures.calibration({"a": choice}, bins=1)[["accuracy", "chance"]].iloc[0].tolist() == [
+        2 / 6, 0.5,
+    ]  # fmt: skip
 
 
 def test_a_score_that_is_not_finite_names_its_item():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sdslib.io.wording import ParameterError
 
@@ -59,10 +62,27 @@ def folder_at(text: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def shown_path(path: Path) -> str:
+class Shown(str):
+    """A path as a reader should see it, which a notebook's output shows as a link.
+
+    The link starts where the kernel does, in the notebook's folder; JupyterLab opens what lies
+    below the folder that it serves.
+    """
+
+    def _repr_html_(self) -> str:
+        if not (full := project_path(self)).exists():
+            return html.escape(self)
+        href = quote(os.path.relpath(full.resolve()).replace(os.sep, "/"))
+        return f'<a href="{href}">{html.escape(self)}</a>'
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown_path(path: Path) -> Shown:
     """A file's path as a reader should see it: from the project root where it lies below."""
     root, full = project_root().resolve(), path.resolve()
-    return (full.relative_to(root) if full.is_relative_to(root) else path).as_posix()
+    return Shown((full.relative_to(root) if full.is_relative_to(root) else path).as_posix())
 
 
 _PLACE = re.compile(r"(?:^|(?<=[:,=]))(?:~|/(?!/)|[A-Za-z]:[\\/])[^:,]*")

@@ -13,7 +13,7 @@ import pandas as pd
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from sdslib import metrics
-from sdslib.tables import TableError, grids_of, is_grid, outcomes, ties_of
+from sdslib.tables import TableError, grids_of, is_grid, margins_of, outcomes, ties_of
 
 # What has to hold: the score in the first cell (image, caption) above that in the second.
 INEQUALITIES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
@@ -26,12 +26,16 @@ MODES = ("right", "image wrong", "text wrong", "both wrong")
 TEXT_CHOICES = ("right", "one caption for both", "reversed", "tie")
 IMAGE_CHOICES = ("right", "one image for both", "reversed", "tie")
 FLIPS = ("gained", "lost", "stays right", "stays wrong")
-METRICS = ("text", "image", "group")
+
+
+def is_square(table: pd.DataFrame) -> bool:
+    """Whether its items are two images and two captions, which have `INEQUALITIES`."""
+    return is_grid(table) and grids_of(table).shape[1:] == (2, 2)
 
 
 def leads_of(table: pd.DataFrame, rule: str = "") -> np.ndarray:
     """By how much each of `INEQUALITIES` holds, [N, 4]; negative where it fails, 0 at a tie."""
-    if not is_grid(table) or grids_of(table, rule).shape[1:] != (2, 2):
+    if not is_square(table):
         raise TableError("only grids of two images and two captions have these four inequalities")
     s = metrics.require_finite(grids_of(table, rule), table["id"].to_list())
     return np.stack([s[:, a, b] - s[:, c, d] for (a, b), (c, d) in INEQUALITIES.values()], axis=1)
@@ -43,19 +47,22 @@ def anatomy(table: pd.DataFrame, rule: str = "") -> pd.DataFrame:
     Columns id; text, image, group (right or wrong); mode (of `MODES`); text_choice, image_choice
     (what is done with the two images, with the two captions); tie; margin_text, margin_image,
     margin_group (smallest lead, positive exactly where right); failed (names of the inequalities
-    that do not hold, joined by "|").
+    that do not hold, joined by "|"). Items with one image have id, their metrics, mode (right or
+    wrong by the first of them), tie and a margin for each metric.
     """
-    leads, right = leads_of(table, rule), outcomes(table, rule)
-    text, image = right["text"].astype(int), right["image"].astype(int)
-    names = np.array(list(INEQUALITIES))
-    found = pd.DataFrame({"id": table["id"].astype(str).to_numpy()}).assign(**right)
-    margins = metrics.winoground_margins(grids_of(table, rule))
-    return found.assign(
-        mode=np.array(MODES)[3 - 2 * text - image],
-        text_choice=_choices(leads[:, :2], TEXT_CHOICES),
-        image_choice=_choices(leads[:, 2:], IMAGE_CHOICES),
+    right, margins = outcomes(table, rule), margins_of(table, rule)
+    found = pd.DataFrame({"id": table["id"].astype(str).to_numpy()}).assign(
+        **right,
         tie=ties_of(table, rule),
         **{f"margin_{name}": values for name, values in margins.items()},
+    )
+    if not is_square(table):
+        return found.assign(mode=np.where(next(iter(right.values())), "right", "wrong"))
+    leads, names = leads_of(table, rule), np.array(list(INEQUALITIES))
+    return found.assign(
+        mode=np.array(MODES)[3 - 2 * right["text"].astype(int) - right["image"].astype(int)],
+        text_choice=_choices(leads[:, :2], TEXT_CHOICES),
+        image_choice=_choices(leads[:, 2:], IMAGE_CHOICES),
         failed=["|".join(names[row <= 0]) for row in leads],
     )
 
@@ -65,6 +72,16 @@ def _choices(leads: np.ndarray, names: Sequence[str]) -> np.ndarray:
     positive = (leads > 0).sum(axis=1)
     found = np.array([names[2], names[1], names[0]])[positive]
     return np.where((leads == 0).any(axis=1), names[3], found)
+
+
+def modes_of(parts: pd.DataFrame) -> tuple[str, ...]:
+    """The modes that the items of `anatomy` can have."""
+    return MODES if "text_choice" in parts else ("right", "wrong")
+
+
+def metrics_of(parts: pd.DataFrame) -> tuple[str, ...]:
+    """The metrics by which `anatomy` tells right from wrong."""
+    return tuple(c.removeprefix("margin_") for c in parts if c.startswith("margin_"))
 
 
 def flips(before: np.ndarray | Sequence[bool], after: np.ndarray | Sequence[bool]) -> np.ndarray:
@@ -81,7 +98,7 @@ def mode_shares(table: pd.DataFrame, parts: pd.DataFrame, by: Sequence[str]) -> 
         for label, index in metrics.groups_of(cells).items():
             modes = parts["mode"].to_numpy()[index]
             head = {"tag": tag, "label": label, "n": len(index)}
-            shares = {mode: float(np.mean(modes == mode)) for mode in MODES}
+            shares = {mode: float(np.mean(modes == mode)) for mode in modes_of(parts)}
             rows += [head | {"mode": mode, "share": share} for mode, share in shares.items()]
     return pd.DataFrame(rows)
 
@@ -91,6 +108,9 @@ def kinds(parts: pd.DataFrame) -> pd.DataFrame:
 
     An item may fail for its images' choices and for its captions' ones, and is then in both.
     """
+    if "text_choice" not in parts:  # items with one image
+        return _counted({"takes a false caption": parts["mode"].eq("wrong") & ~parts["tie"],
+                         "ties exactly": parts["tie"]})  # fmt: skip
     told = {
         "takes one caption for both images": parts["text_choice"] == TEXT_CHOICES[1],
         "takes one image for both captions": parts["image_choice"] == IMAGE_CHOICES[1],
@@ -98,6 +118,10 @@ def kinds(parts: pd.DataFrame) -> pd.DataFrame:
         "exchanges the images": parts["image_choice"] == IMAGE_CHOICES[2],
         "ties exactly": parts["tie"],
     }
+    return _counted(told)
+
+
+def _counted(told: Mapping[str, pd.Series]) -> pd.DataFrame:
     rows = [(kind, int(hits.sum()), float(hits.mean())) for kind, hits in told.items()]
     found = pd.DataFrame(rows, columns=["kind", "items", "share"])
     return found.sort_values("items", ascending=False, kind="stable", ignore_index=True)
@@ -154,15 +178,20 @@ def calibration(tables: Mapping[str, pd.DataFrame], rule: str = "", bins: int = 
 
     Each item gives two choices, cut into bins of equal count. Columns model, margin (mean size in
     the bin), accuracy, low, high (Wilson), n, chance. The two choices of an item are not
-    independent, so the intervals are a little too narrow. A tie counts as wrong.
+    independent, so the intervals are a little too narrow. A tie counts as wrong. An item with one
+    image gives one choice, by its first metric.
     """
     rows = []
     for model, table in tables.items():
-        lead = leads_of(table, rule)[:, :2].ravel()
+        if is_square(table):
+            lead, chance = leads_of(table, rule)[:, :2].ravel(), 0.5
+        else:
+            lead = next(iter(margins_of(table, rule).values()))
+            chance = float((1 / table["n_captions"]).mean())
         order = np.argsort(np.abs(lead), kind="stable")
         for part in np.array_split(order, min(bins, len(lead))):
             share = metrics.wilson(lead[part] > 0)
             rows.append({"model": model, "margin": float(np.abs(lead[part]).mean()),
                          "accuracy": share.mean, "low": share.low, "high": share.high,
-                         "n": share.n, "chance": 0.5})  # fmt: skip
+                         "n": share.n, "chance": chance})  # fmt: skip
     return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ import pandas as pd
 from sdslib.checks.guard import from_preset
 from sdslib.checks.notebooks import SELDOM
 from sdslib.config import Config
+from sdslib.io.paths import Shown
 
 _LEFT = ".listing th, .listing td { text-align: left !important; vertical-align: top; }"
 
@@ -175,9 +176,16 @@ def listing(table: pd.DataFrame, empty: str = "none", more: Iterable[str] = ()) 
 
 
 def _listed(table: pd.DataFrame) -> str:
+    told = table.map(_escaped).rename(columns=_escaped)
     with pd.option_context("display.max_colwidth", None):
-        text = f"<style>{_LEFT}</style>{table.to_html(index=False, border=0)}"
+        text = f"<style>{_LEFT}</style>{told.to_html(index=False, border=0, escape=False)}"
     return f'<div class="listing">{text}</div>'
+
+
+def _escaped(cell: Any) -> Any:
+    if isinstance(cell, Shown):
+        return cell._repr_html_()
+    return html.escape(cell, quote=False) if isinstance(cell, str) else cell
 
 
 def in_force(config: Config, namespace: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@
     run_picker     a live list of finished runs, to say which models are shown
     page           the door to jinja2: `render` fills templates/NAME.html.j2, `parts` has the macros
     pdf            a page as a PDF, with real text, bookmarks and page numbers
-    atlas          every item of a set with what each model does to it, as a page and as a widget
+    atlas          every item of a set with what each model does to it, and the page of them
     failure_study  from score files or runs to the atlas of their failures
     explain        one image and any captions: margins, words that decide, hardest re-orderings
     controls       keys that press a button, an upload that shows how far it is

@@ -1,18 +1,21 @@
 """The failure atlas: every item of a set with what each model does to it, to read, filter and step.
 
-One view in two forms: a self-contained HTML page that needs no kernel and no script to be read,
-and a live widget with the same controls. A verdict is one model's word on one item.
+One self-contained HTML page, which needs no kernel and, but for its controls, no script. What a
+filter keeps is decided here, once: a control asks for a named set of items (`ASKS`) that `Atlas`
+has, and the page's script only looks it up. A verdict is one model's word on one item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import permutations
 from typing import Any
 
-import ipywidgets as w
 import numpy as np
 import pandas as pd
 
@@ -20,48 +23,56 @@ from sdslib.benchmarks import Benchmark, Item
 from sdslib.lab.baseline import TEACHER, rule_of
 from sdslib.metrics import labels_of
 from sdslib.results import answers, failures, formatting
-from sdslib.results.failures import METRICS
 from sdslib.show import page
-from sdslib.tables import TableError, grids_of, tabulate, tags_of
+from sdslib.show.page import THUMBNAIL
+from sdslib.tables import TableError, grids_of, is_triplet, tabulate, tags_of
 
-OUTCOMES = ("right", "wrong", *failures.MODES[1:])
-CHANGES = ("flips", *failures.FLIPS)
-# The order of items by their margin and by how far it moved from the model before.
-SORTS: dict[str, Callable[[float, float], float]] = {
-    "in order": lambda margin, moved: 0.0,
-    "smallest margin first": lambda margin, moved: margin,
-    "largest margin first": lambda margin, moved: -margin,
-    "closest first": lambda margin, moved: abs(margin),
-    "largest change first": lambda margin, moved: -abs(moved),
+CHANGES = {"flips": ("gained", "lost"), **{flip: (flip,) for flip in failures.FLIPS}}
+# Which set of items a control asks for: that of these controls' values, under the control's name.
+ASKS = {
+    "model": ("model",),
+    "outcome": ("model", "metric", "outcome"),
+    "against": ("against",),
+    "change": ("against", "model", "metric", "change"),
+    "tag": ("tag",),
+    "ties": ("model", "ties"),
 }
+# The same of an order of items.
+SORTS = {
+    "in order": (),
+    "smallest margin first": ("model", "metric"),
+    "largest margin first": ("model", "metric"),
+    "closest first": ("model", "metric"),
+    "largest change first": ("against", "model", "metric"),
+}
+MANY, LARGE = 400, 320  # with more items than that the page's pictures are small ones
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to show of an atlas; the controls of the page and of the widget are these fields.
+    """What to show of an atlas: the page's controls that ask for a set of items or an order.
 
-    `outcome`, margins and ties are those of `model` under `metric`; `change` compares it with
-    `against` (the model before). Every word of `words` has to occur in the captions.
+    Outcome and ties are those of `model` (else the first) under `metric` (else the first);
+    `change` compares it with `against`, the model before. A tag is given as "column: label".
     """
 
     model: str = ""
-    metric: str = "text"
+    metric: str = ""
     outcome: str = ""
     against: str = ""
     change: str = ""
-    tag: tuple[str, str] | None = None
-    ties: bool = False
-    low: float | None = None
-    high: float | None = None
-    words: str = ""
+    tag: str = ""
+    ties: str = ""
     sort: str = "in order"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model's grid [2, 2] of one item, taken apart as `failures.anatomy` says.
+    """One model's grid [I, K] of one item, taken apart as `failures.anatomy` says.
 
-    `leads` are by `failures.INEQUALITIES`; `right` and `margins` are in the order of METRICS.
+    `leads` are by `failures.INEQUALITIES`, where the item has them; `right` and `margins` are in
+    the order of the atlas's metrics.
     """
 
     scores: np.ndarray
@@ -104,6 +115,12 @@ class Atlas:
         """The table whose items are those of the atlas."""
         return next(iter(self.tables.values()))
 
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """What tells right from wrong: text, image and group of grids, accuracy of choices."""
+        first, *others = self.parts.values()
+        return tuple(m for m in failures.metrics_of(first) if all(m in part for part in others))
+
     @property
     def students(self) -> list[str]:
         """The models beside the teacher; alone it is one of them."""
@@ -113,11 +130,14 @@ class Atlas:
     def answer(self) -> answers.Sentence:
         """How the last student fails, and what it changed against the first."""
         first, last = self.students[0], self.students[-1]
-        parts, change = self.parts[last], ""
+        parts, change, metric = self.parts[last], "", self.metrics[0]
         if first != last:
-            both = self.parts[first].merge(parts, on="id")
-            counts = pd.Series(failures.flips(both["text_x"], both["text_y"])).value_counts()
-            change = f" Against {first} it gains {counts.get('gained', 0)} items by the text score "
+            pairs = failures.margin_pairs(self.parts[first], parts, metric)
+            counts, by = (
+                pairs["flip"].value_counts(),
+                f"the {metric} score" if self.modes else metric,
+            )
+            change = f" Against {first} it gains {counts.get('gained', 0)} items by {by} "
             change += f"and loses {counts.get('lost', 0)}."
         note = "" if f"{len(parts)} items" in self.note else self.note
         told = answers.failing(failures.kinds(parts), last, len(parts), note)
@@ -141,23 +161,100 @@ class Atlas:
         found: dict[str, dict[str, Verdict]] = {}
         for name, table in self.tables.items():
             scored, parts = (table, self.rules[name]), self.parts[name].to_dict("records")
-            both = zip(parts, grids_of(*scored), failures.leads_of(*scored).tolist(), strict=True)
-            for part, grid, leads in both:
-                named = dict(zip(failures.INEQUALITIES, leads, strict=True))
-                right, margins = ([part[f"{of}{m}"] for m in METRICS] for of in ("", "margin_"))
-                verdict = Verdict(
-                    grid, named, tuple(right), tuple(margins), part["mode"], part["tie"]
+            square, grids = failures.is_square(table), [*grids_of(*scored)]
+            if not square:  # one image, and not all items have as many captions
+                grids = [np.ma.masked_array(grid).compressed()[None] for grid in grids]
+            leads = failures.leads_of(*scored).tolist() if square else [()] * len(parts)
+            for part, grid, leading in zip(parts, grids, leads, strict=True):
+                named = dict(zip(failures.INEQUALITIES, leading, strict=False))
+                right, margins = (
+                    [part[f"{of}{m}"] for m in self.metrics] for of in ("", "margin_")
                 )
-                found.setdefault(name, {})[part["id"]] = verdict
+                decided = tuple(right), tuple(margins), part["mode"], part["tie"]
+                found.setdefault(name, {})[part["id"]] = Verdict(grid, named, *decided)
         return found
+
+    @cached_property
+    def placed(self) -> dict[str, pd.DataFrame]:
+        """`parts` with a row for each item of the atlas, empty where a model has not scored it."""
+        return {name: part.set_index("id").reindex(self.ids) for name, part in self.parts.items()}
+
+    @cached_property
+    def sets(self) -> dict[Key, np.ndarray]:
+        """The items, [N] bool, of everything that can be asked for, see `ASKS`."""
+        found: dict[Key, np.ndarray] = {}
+        for model, part in self.placed.items():
+            there = part["mode"].notna().to_numpy()
+            found |= {("model", model): there, ("against", model): there}
+            found["ties", model, "ties only"] = part["tie"].eq(True).to_numpy()
+            for metric in self.metrics:
+                right = part[metric].eq(True).to_numpy()
+                own = {mode: part["mode"].eq(mode).to_numpy() for mode in self.modes}
+                own |= {"right": right, "wrong": there & ~right}
+                found |= {("outcome", model, metric, name): of for name, of in own.items()}
+        for before, model in permutations(self.tables, 2):
+            both = found["model", before] & found["model", model]
+            for metric in self.metrics:
+                a, b = (found["outcome", name, metric, "right"] for name in (before, model))
+                flips = failures.flips(a, b)
+                found |= {("change", before, model, metric, change): both & np.isin(flips, meant)
+                          for change, meant in CHANGES.items()}  # fmt: skip
+        for column, labels in self.labels_by_tag.items():
+            for label in labels:
+                of = [label in self.tags[i].get(column, ()) for i in self.ids]
+                found["tag", f"{column}: {label}"] = np.array(of)
+        return found
+
+    @cached_property
+    def modes(self) -> tuple[str, ...]:
+        """Ways to fail beside right and wrong."""
+        known = failures.modes_of(next(iter(self.parts.values())))
+        return tuple(mode for mode in known if mode not in ("right", "wrong"))
+
+    @cached_property
+    def labels_by_tag(self) -> dict[str, list[str]]:
+        """The labels of every tag that tells items apart."""
+        found: dict[str, set[str]] = {}
+        for columns in self.tags.values():
+            for column, labels in columns.items():
+                found.setdefault(column, set()).update(labels)
+        return {column: sorted(labels) for column, labels in found.items() if len(labels) > 1}
+
+    @cached_property
+    def margins(self) -> dict[Key, np.ndarray]:
+        """Margins of the items, [N], by model and metric; NaN where it has not scored them."""
+        return {(model, metric): part[f"margin_{metric}"].to_numpy(float)
+                for model, part in self.placed.items() for metric in self.metrics}  # fmt: skip
+
+    @cached_property
+    def orders(self) -> dict[Key, np.ndarray]:
+        """Places of the items in every order that can be asked for, see `SORTS`."""
+        found: dict[Key, np.ndarray] = {("in order",): np.zeros(len(self.ids))}
+        for (model, metric), margin in self.margins.items():
+            signed = {"smallest": margin, "largest": -margin}
+            found |= {(f"{way} margin first", model, metric): by for way, by in signed.items()}
+            found["closest first", model, metric] = abs(margin)
+        for before, model in permutations(self.tables, 2):
+            for metric in self.metrics:
+                moved = abs(self.margins[model, metric] - self.margins[before, metric])
+                found["largest change first", before, model, metric] = -moved
+        return {name: by.argsort(kind="stable") for name, by in found.items()}
 
     def captions(self, item: str) -> tuple[str, ...]:
         """The item's captions, none where they are not at hand."""
         return self.items[item].captions if item in self.items else ()
 
     def words(self, item: str) -> str:
-        """What a search in captions looks through."""
-        return " ".join(self.captions(item)).lower()
+        """What a search looks through: the item's id and captions."""
+        return " ".join([item, *self.captions(item)]).lower()
+
+    @cached_property
+    def true(self) -> dict[str, tuple[int, ...]]:
+        """The places of the true captions by item, none in a grid."""
+        if is_triplet(self.first):
+            return dict.fromkeys(self.ids, (0, 1))
+        answers = self.first["answer"]
+        return {i: () if pd.isna(k) else (int(k),) for i, k in zip(self.ids, answers, strict=True)}
 
     def labels(self, item: str) -> list[str]:
         """The item's tags in words, each once."""
@@ -169,7 +266,7 @@ class Atlas:
 def build(
     tables: Mapping[str, pd.DataFrame],
     benchmark: Benchmark | None = None,
-    title: str = "Winoground failures",
+    title: str = "Failures",
     note: str = "",
     absent: str = "",
 ) -> Atlas:
@@ -192,49 +289,33 @@ def build(
 
 
 def select(atlas: Atlas, query: Query) -> list[str]:
-    """Ids of the items that the query keeps, sorted as it says; equals what the page shows."""
-    model = query.model or next(iter(atlas.tables))
-    after, before = atlas.verdicts[model], atlas.verdicts.get(query.against, {})
-    metric, moved = METRICS.index(query.metric), dict[str, float]()
-    kept = [i for i in atlas.ids if i in after and _keeps(atlas, query, i, after[i], metric)]
-    if query.against:
-        wanted = {"": failures.FLIPS, "flips": ("gained", "lost")}.get(
-            query.change, (query.change,)
+    """Ids of the items that the query keeps, in its order; TableError where it cannot apply."""
+    usual = {"model": next(iter(atlas.tables)), "metric": atlas.metrics[0]}
+    given = vars(query) | {name: getattr(query, name) or first for name, first in usual.items()}
+    wanted = {name: (name, *(given[n] for n in of)) for name, of in ASKS.items() if given[name]}
+    order = (query.sort, *(given[name] for name in SORTS[query.sort]))
+    odd = [name for name, key in wanted.items() if key not in atlas.sets]
+    if odd or order not in atlas.orders:
+        name = odd[0] if odd else "sort"
+        raise TableError(
+            f"{name} {given[name]!r} needs another model in 'against', and a known one"
         )
-        kept = [i for i in kept if i in before
-                and failures.flips(before[i].right, after[i].right)[metric] in wanted]  # fmt: skip
-        moved = {i: after[i].margins[metric] - before[i].margins[metric] for i in kept}
-    order = SORTS[query.sort]
-    return sorted(kept, key=lambda i: order(after[i].margins[metric], moved.get(i, 0.0)))
+    kept = np.logical_and.reduce([atlas.sets[key] for key in wanted.values()])
+    return [atlas.ids[place] for place in atlas.orders[order] if kept[place]]
 
 
-def _keeps(atlas: Atlas, query: Query, item: str, verdict: Verdict, metric: int) -> bool:
-    """The conditions on one item and one model's verdict."""
-    margin, right = verdict.margins[metric], verdict.right[metric]
-    outcomes = {"": True, "right": right, "wrong": not right}
-    words = atlas.words(item)
-    return (
-        outcomes.get(query.outcome, verdict.mode == query.outcome)
-        and (not query.ties or verdict.tie)
-        and (query.low is None or margin >= query.low)
-        and (query.high is None or margin <= query.high)
-        and (query.tag is None or query.tag[1] in atlas.tags[item].get(query.tag[0], ()))
-        and all(word in words for word in query.words.lower().split())
-    )
-
-
-# --- the static page -----------------------------------------------------------------------------
+# --- the page ------------------------------------------------------------------------------------
 
 
 def html(atlas: Atlas) -> str:
     """The whole atlas as one HTML fragment: controls, one card an item, style and script inside."""
-    data = {"items": [_data(atlas, item) for item in atlas.ids]}
+    side = THUMBNAIL if len(atlas.ids) > MANY else LARGE
     with ThreadPoolExecutor(4) as pool:  # pictures are read and shrunk
-        cards = list(pool.map(lambda item: _card(atlas, item), atlas.ids))
+        cards = list(pool.map(lambda item: _card(atlas, item, side, "webp"), atlas.ids))
     scores = {name: tabulate(None, table, rule=atlas.rules[name], by=())
               for name, table in atlas.tables.items()}  # fmt: skip
-    views = {"scores": scores, "choices": _choices(atlas), "cards": cards, "data": data}
-    return page.render("atlas", atlas=atlas, metrics=METRICS, **views)
+    views = {"scores": scores, "choices": _choices(atlas), "cards": cards, "data": _data(atlas)}
+    return page.render("atlas", atlas=atlas, **views)
 
 
 def document(atlas: Atlas) -> str:
@@ -247,137 +328,71 @@ def card(atlas: Atlas, item: str) -> str:
     return page.render("card", card=_card(atlas, item))
 
 
-def _card(atlas: Atlas, item: str) -> dict[str, Any]:
+def _card(atlas: Atlas, item: str, side: int = THUMBNAIL, kind: str = "jpeg") -> dict[str, Any]:
     """What `card.html.j2` shows of an item."""
     verdicts = {name: found[item] for name, found in atlas.verdicts.items() if item in found}
     own = {name: told for name, told in atlas.passports.items() if name in verdicts}
-    images = atlas.items[item].images if item in atlas.items else ()
-    pictures = [page.data_uri(ref.load()) for ref in images]
-    named = {"id": item, "labels": atlas.labels(item), "captions": atlas.captions(item)}
-    card = named | {"passports": own}
+    known = atlas.items.get(item)
+    pictures = [page.data_uri(ref.load(), side, kind) for ref in known.images] if known else []
     first, *others = verdicts
     changes = []
     for other in others:
         flips = failures.flips(verdicts[first].right, verdicts[other].right)
-        told = ", ".join(f"{m} {flip}" for m, flip in zip(METRICS, flips, strict=True))
+        told = ", ".join(f"{m} {flip}" for m, flip in zip(atlas.metrics, flips, strict=True))
         changes.append(f"{first} → {other}: {told}")
-    return card | {"pictures": pictures, "verdicts": verdicts, "changes": changes}
+    return {
+        "id": item, "labels": atlas.labels(item), "captions": atlas.captions(item),
+        "passports": own, "pictures": pictures, "verdicts": verdicts, "changes": changes,
+        "metrics": atlas.metrics, "true": atlas.true[item],
+    }  # fmt: skip
 
 
 def _choices(atlas: Atlas) -> dict[str, list[tuple[str, str]]]:
     """(text, value) of what each drop-down offers, by the query's field that it sets."""
-    labels: dict[str, set[str]] = {}
-    for columns in atlas.tags.values():
-        for column, found in columns.items():
-            labels.setdefault(column, set()).update(found)
-    pairs = [(c, label) for c, found in labels.items() if len(found) > 1 for label in sorted(found)]
-    offered: dict[str, tuple[list[tuple[str, str]], Iterable[str]]] = {
-        "model": ([], atlas.tables),
-        "metric": ([], METRICS),
-        "outcome": ([("any", "")], OUTCOMES),
-        "against": ([("–", "")], atlas.tables),
-        "change": ([("any", "")], CHANGES),
-        "tag": ([("any", ""), *((": ".join(pair), "\t".join(pair)) for pair in pairs)], ()),
-        "sort": ([], SORTS),
+    tags = [key[1] for key in atlas.sets if key[0] == "tag"]
+    offered: dict[str, tuple[str, Iterable[str]]] = {
+        "model": ("", atlas.tables),
+        "metric": ("", atlas.metrics),
+        "outcome": ("any", ("right", "wrong", *atlas.modes)),
+        "against": ("–", atlas.tables),
+        "change": ("any", CHANGES),
+        "tag": ("any", tags),
+        "sort": ("", SORTS),
     }
-    return {field: [*first, *((n, n) for n in names)] for field, (first, names) in offered.items()}
+    return {name: [(none, "")] * bool(none) + [(n, n) for n in names]
+            for name, (none, names) in offered.items()}  # fmt: skip
 
 
-def _data(atlas: Atlas, item: str) -> dict[str, Any]:
-    """What the script filters an item by."""
-    models = {
-        name: {"right": v.right, "margins": v.margins, "mode": v.mode, "tie": v.tie}
-        for name, found in atlas.verdicts.items()
-        if (v := found.get(item))
+def _data(atlas: Atlas) -> dict[str, Any]:
+    """What the script looks up: sets as bits in hexadecimal, orders, margins, lines of CSV."""
+    named = {
+        "sets": {key: np.packbits(kept).tobytes().hex() for key, kept in atlas.sets.items()},
+        "orders": {key: order.tolist() for key, order in atlas.orders.items()},
+        "margins": {key: [None if np.isnan(m) else m for m in margins.tolist()]
+                    for key, margins in atlas.margins.items()},
+    }  # fmt: skip
+    told = {
+        what: {"\t".join(key): of for key, of in found.items()} for what, found in named.items()
     }
-    words = atlas.words(item)
-    return {"id": item, "tags": atlas.tags[item], "words": words, "models": models}
+    return told | {"asks": ASKS, "sorts": SORTS, "rows": _rows(atlas), "ids": atlas.ids,
+                   "words": [*map(atlas.words, atlas.ids)]}  # fmt: skip
 
 
-# --- the live twin -------------------------------------------------------------------------------
+def _rows(atlas: Atlas) -> list[str]:
+    """The lines of a CSV file with all that is known of each item, their head first."""
+    known = atlas.first.set_index("id")[tags_of(atlas.first)]
+    texts = pd.DataFrame([dict(enumerate(atlas.captions(i))) for i in atlas.ids], atlas.ids)
+    tables = [known, texts.add_prefix("caption ")]
+    for name, part in atlas.placed.items():
+        told = part[[*atlas.metrics, "mode", "tie", *(f"margin_{m}" for m in atlas.metrics)]]
+        cells = atlas.tables[name].set_index("id").filter(regex=r"^s_\d+_\d+$")
+        tables += [told.add_prefix(f"{name} "), cells.add_prefix(f"{name} ")]
+    whole = pd.concat(tables, axis=1).astype(object)
+    rows = whole.where(whole.notna(), "").itertuples(name=None)
+    return [_line(cells) for cells in (("id", *whole.columns), *rows)]
 
 
-class Browser:
-    """The atlas as a widget: the controls of the page, one item at a time.
-
-    `view` is the widget, `query` what its controls say, `shown` the items left. Tab reaches every
-    control; on the slider the arrow keys step.
-    """
-
-    def __init__(self, atlas: Atlas) -> None:
-        self.atlas, self.shown = atlas, atlas.ids
-        self.controls = _widgets(atlas)
-        self.place = w.IntSlider(min=1, max=len(atlas.ids), description="item", readout=False)
-        self.previous = w.Button(description="previous", icon="arrow-left", tooltip="previous item")
-        self.next = w.Button(description="next", icon="arrow-right", tooltip="next item")
-        self.count, self.card = w.HTML(), w.HTML()
-        self.previous.on_click(lambda _: self.step(-1))
-        self.next.on_click(lambda _: self.step(1))
-        self.place.observe(lambda _: self._draw(), "value")
-        for control in self.controls.values():
-            control.observe(lambda _: self._filter(), "value")
-        for name in ("model", "metric"):
-            self.controls[name].observe(lambda _: self._scale(), "value")
-        rows = w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap"))
-        steps = w.HBox([self.previous, self.next, self.place, self.count])
-        head = w.HTML(page.render("browser", atlas=atlas))
-        self.view = w.VBox([head, rows, steps, self.card])
-        self._scale()
-
-    @property
-    def query(self) -> Query:
-        """The query that the controls make; a slider at its end sets no limit."""
-        said = {name: control.value for name, control in self.controls.items()}
-        low, high = said.pop("margin")
-        reach = self.controls["margin"]
-        column, _, label = said.pop("tag").partition("\t")
-        return Query(
-            **said,
-            tag=(column, label) if column else None,
-            low=low if low > reach.min else None,
-            high=high if high < reach.max else None,
-        )
-
-    def step(self, by: int) -> None:
-        """Go to the next or an earlier item; at the ends it stays."""
-        self.place.value = int(np.clip(self.place.value + by, self.place.min, self.place.max))
-
-    def _scale(self) -> None:
-        """Give the margin slider the reach of this model's margins, which have its own unit."""
-        query, slider = self.query, self.controls["margin"]
-        metric = METRICS.index(query.metric)
-        margins = [v.margins[metric] for v in self.atlas.verdicts[query.model].values()]
-        reach = 1.05 * max(max(map(abs, margins)), 1e-12)
-        with slider.hold_trait_notifications():
-            slider.min, slider.max, slider.step = -reach, reach, reach / 200
-            slider.value = (-reach, reach)
-        self._filter()
-
-    def _filter(self) -> None:
-        self.shown = select(self.atlas, self.query)
-        self.place.max = max(1, len(self.shown))
-        self.place.value = 1
-        self._draw()
-
-    def _draw(self) -> None:
-        at = self.place.value
-        total = f"{len(self.shown)} of {len(self.atlas.ids)} items"
-        if not self.shown:
-            self.count.value, self.card.value = total, "no item fits these filters"
-            return
-        self.count.value = f"item {at} among {total}"
-        self.card.value = f'<div class="atlas">{card(self.atlas, self.shown[at - 1])}</div>'
-
-
-def _widgets(atlas: Atlas) -> dict[str, Any]:
-    """The controls by the name of the query's field that they set."""
-    labels = {"against": "before"}
-    found = {name: w.Dropdown(options=options, description=labels.get(name, name))
-             for name, options in _choices(atlas).items()}  # fmt: skip
-    found["words"] = w.Text(description="words", placeholder="in captions")
-    wide = w.Layout(width="34em")  # room for both ends of the readout
-    reach = {"value": (-1, 1), "min": -1, "max": 1, "readout_format": ".4f"}
-    found["margin"] = w.FloatRangeSlider(description="margin", layout=wide, **reach)
-    apart = w.Layout(margin="2px 2px 2px 1em")
-    found["ties"] = w.Checkbox(description="ties only", indent=False, layout=apart)
-    return found
+def _line(cells: Iterable) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown, display
 
 from sdslib.benchmarks import Benchmark
 from sdslib.checks.fingerprints import weights_fingerprints
@@ -22,7 +22,7 @@ from sdslib.checks.notebooks import FailuresConfig
 from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
-from sdslib.io.paths import folder_at, project_path
+from sdslib.io.paths import folder_at, project_path, shown_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run, runs_root
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError, listed
@@ -34,7 +34,7 @@ from sdslib.results.settings import Controls, made_by
 from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, item_figures, page, style
-from sdslib.show.atlas import Atlas, Browser, build, document, html
+from sdslib.show.atlas import Atlas, build, document, html
 from sdslib.show.run_picker import RunPicker
 from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, TableError, tabulate, tags_of
@@ -82,7 +82,8 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
             found[TEACHER] = verdict
     world = config.label if config.in_mini_world and not config.scores else ""
     note = _counted(world, next(iter(found.values())))
-    atlas = build(found, benchmark, note=note, absent=absent)
+    title = f"{benchmark.name} failures" if benchmark else "Failures"
+    atlas = build(found, benchmark, title, note, absent)
     told = {label: made_by(model) for label, model in models.items()}
     atlas = replace(atlas, passports=told, remarks=tuple(_remarks(config, found)))
     return Study(atlas, run, world, config)
@@ -116,10 +117,10 @@ def _benchmark(config: FailuresConfig) -> tuple[Benchmark | None, str]:
         if not config.scores:
             raise
         return None, str(reason)
-    if found.kind == "grid":
+    if found.kind in ("grid", "choice", "triplet"):
         return found, ""
     raise ParameterError([
-        f"benchmark {found.name!r} has no grids of two images and two captions, of which the "
+        f"benchmark {found.name!r} has no captions to choose from for each item, of which the "
         "atlas is made; 01_baseline shows it, and 02_finetune what changes on it"
     ])  # fmt: skip
 
@@ -253,8 +254,10 @@ def _counted(world: str, table: pd.DataFrame) -> str:
 
 
 def _tags(table: pd.DataFrame) -> list[str]:
-    """The tags by which Winoground's authors tell its results, where they tell items apart."""
-    return [tag for tag in WINOGROUND_TAGS if tag in table and table[tag].nunique() > 1]
+    """The tags by which Winoground's authors tell its results, or others of few labels, where they
+    tell items apart."""
+    known = WINOGROUND_TAGS if failures.is_square(table) else tags_of(table)
+    return [tag for tag in known if tag in table and 1 < table[tag].nunique() <= 30]
 
 
 def scores(study: Study) -> pd.DataFrame:
@@ -268,29 +271,31 @@ def scores(study: Study) -> pd.DataFrame:
 
 
 def draw(study: Study) -> dict[str, Any]:
-    """The figures of the atlas by name; a sentence where one would need a second model."""
+    """The figures of the atlas by name; a sentence where one would need another model or set."""
     atlas, parts, note = study.atlas, study.atlas.parts, study.atlas.note
-    students = atlas.students
+    students, metric = atlas.students, atlas.metrics[0]
     last = students[-1]
     people = "human, real set" if study.world else "human"
     shares = failures.mode_shares(atlas.tables[last], parts[last], _tags(atlas.first))
-    choices = failures.choice_counts(parts[last])
     alone = Markdown("One model only: two score files, or runs, show what changes between them.")
     drawn = {
         "scores": figures.scores_by_tag(scores(study), note, human_label=people),
         "modes": item_figures.failure_modes(shares, note, f"What {last} gets wrong, by tag"),
-        "choices": figures.agreement({"": choices}, note, f"Text against image, {last}"),
+        "choices": Markdown("Items with one image: no image is taken for two captions."),
         "calibration": item_figures.calibration(_calibration(atlas), note),
         "margins": alone,
         "flips": alone,
         "agreement": Markdown("No teacher's verdict: it needs images, and teacher_items above 0."),
     }
+    if atlas.modes:
+        choices = failures.choice_counts(parts[last])
+        drawn["choices"] = figures.agreement({"": choices}, note, f"Text against image, {last}")
     if len(students) > 1:
-        pairs = failures.margin_pairs(parts[students[0]], parts[last])
-        drawn["margins"] = item_figures.margins(pairs, note, (students[0], last))
+        pairs = failures.margin_pairs(parts[students[0]], parts[last], metric)
+        drawn["margins"] = item_figures.margins(pairs, note, (students[0], last), metric)
         drawn["flips"] = item_figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
-        right = {name: part.set_index("id")["text"] for name, part in parts.items()}
+        right = {name: part.set_index("id")[metric] for name, part in parts.items()}
         teacher = right[TEACHER]
         counts = {s: failures.agreement(right[s].loc[teacher.index], teacher, (s, TEACHER))
                   for s in students}  # fmt: skip
@@ -327,23 +332,25 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
 
 
 def show(study: Study) -> Any:
-    """The live widget where somebody can use it, else the static page, for a saved notebook.
+    """The atlas, with a list of the finished runs above it where somebody can pick others."""
+    if not page.is_live():
+        return HTML(html(study.atlas))
 
-    Above the widget stands a list of the finished runs, to see others.
-    """
+    def put(atlas: Atlas) -> bool:
+        shown.update(HTML(html(atlas)))
+        return True
+
     kept = page.render("kept", path=_page_of(study.run))
-    return page.live_or_saved(lambda: run_picker(study).view, lambda: html(study.atlas), kept)
+    display(page.Live(run_picker(study, put).view, kept))
+    shown = display(HTML(html(study.atlas)), display_id=True)
+    return None
 
 
-def run_picker(study: Study) -> RunPicker:
-    """The list of runs, with the atlas of those that are marked below it."""
+def run_picker(study: Study, put: Callable[[Atlas], Any]) -> RunPicker:
+    """The list of runs; the atlas of those that are marked is `put` in its place."""
     there = {} if study.config.scores else offered(study.config)
     shown = [run for run in there.values() if made_by(run) in study.atlas.passports.values()]
-
-    def browse(runs: list[Run]) -> Any:
-        return Browser(of_runs(study, runs)).view
-
-    return RunPicker(there, shown, browse, Browser(study.atlas).view)
+    return RunPicker(there, shown, lambda runs: put(of_runs(study, runs)))
 
 
 def of_runs(study: Study, runs: Sequence[Run]) -> Atlas:
@@ -360,4 +367,4 @@ def of_runs(study: Study, runs: Sequence[Run]) -> Atlas:
 
 
 def _page_of(run: Run) -> str:
-    return f"{run.shown_path}/atlas/atlas.html"
+    return shown_path(run.path / "atlas" / "atlas.html")

@@ -19,6 +19,7 @@ MODE_LOOKS = {
     "image wrong": Look(style.SKY, hatch="///"),
     "text wrong": Look(style.ORANGE, hatch="\\\\\\"),
     "both wrong": Look(style.VERMILLION, hatch="xxx"),
+    "wrong": Look(style.VERMILLION, hatch="xxx"),
     "tie": Look(style.BLACK, hatch="..."),
 }
 FLIP_LOOKS = {
@@ -60,14 +61,16 @@ def failure_modes(table: pd.DataFrame, note: str = "", title: str = "What fails"
 
 
 @styled()
-def margins(table: pd.DataFrame, note: str, names: tuple[str, str]) -> Picture:
-    """Text margins of two models by `names`, one point an item; quadrants are right and wrong.
+def margins(
+    table: pd.DataFrame, note: str, names: tuple[str, str], metric: str = "text"
+) -> Picture:
+    """Margins of two models by `names`, one point an item; quadrants are right and wrong.
 
     Columns before, after, flip ("gained", "lost", "stays right", "stays wrong").
     """
     import seaborn
 
-    figure, (ax,) = style.canvas("Text margin of every item", note, HALF, 3.5)
+    figure, (ax,) = style.canvas(f"{metric.capitalize()} margin of every item", note, HALF, 3.5)
     reach = 1.05 * max(table[["before", "after"]].abs().to_numpy().max(), 1e-9)
     dots = style.cues("flip", FLIP_LOOKS) | {"s": 16, "alpha": 0.75, "linewidth": 0}
     seaborn.scatterplot(table, x="before", y="after", ax=ax, **dots)

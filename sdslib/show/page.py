@@ -22,6 +22,7 @@ from PIL import Image
 from sdslib.results.formatting import few as number
 
 THUMBNAIL = 160  # pixels of the longer side
+_FEW_BYTES = 4096
 _FULL = (0, 114, 178)  # Okabe and Ito's blue
 
 
@@ -40,16 +41,19 @@ def asset(name: str) -> Markup:
     return Markup(files("sdslib.show").joinpath("templates", name).read_text("utf-8"))
 
 
-def data_uri(image: Image.Image) -> str:
-    """The picture itself as an address, `THUMBNAIL` pixels; in a template `image | data_uri`.
+def data_uri(image: Image.Image, side: int = THUMBNAIL, kind: str = "jpeg") -> str:
+    """The picture itself as an address, `side` pixels; in a template `image | data_uri`.
 
-    Small pictures are kept exactly (PNG), larger ones as JPEG.
+    Small pictures of few colors, as drawn ones, are kept exactly (PNG), others as `kind`.
     """
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    data, kind = io.BytesIO(), "png" if max(image.size) <= THUMBNAIL else "jpeg"
-    options = {"optimize": True} if kind == "png" else {"quality": 82}
-    small.convert("RGB").save(data, format=kind, **options)
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    data = io.BytesIO()
+    if max(image.size) <= THUMBNAIL:
+        small.save(data, "png", optimize=True)
+        if data.tell() <= _FEW_BYTES:
+            return file_uri(data.getvalue())
+    small.save(data := io.BytesIO(), kind, quality={"jpeg": 82, "webp": 75}[kind])
     return file_uri(data.getvalue(), kind)
 
 

@@ -115,7 +115,7 @@ def save(report: Report) -> pd.DataFrame:
     for run, control in members(report.cases):
         if run.weights.is_dir():
             rows.append((shown_path(modelcard.write(run, control)), "model card"))
-    return pd.DataFrame(rows, columns=["file", "holds"])
+    return pd.DataFrame(rows, columns=["file", "holds"], dtype=object)  # paths stay links
 
 
 def changes(report: Report) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from sdslib.show import page
 class RunPicker:
     """Runs to mark, by their passports, and a button that has the marked ones shown.
 
-    `show` gets them and may return a widget, which then stands below. `view` is the widget.
+    `show` gets them; where it returns nothing they are shown later. `view` is the widget.
     """
 
     def __init__(
@@ -22,7 +22,6 @@ class RunPicker:
         offered: Mapping[str, Run],
         chosen: Sequence[Run],
         show: Callable[[list[Run]], Any],
-        first: Any = None,
     ) -> None:
         self.offered, self._show = offered, show
         there = {run.path for run in chosen}
@@ -36,9 +35,9 @@ class RunPicker:
             layout=wide,
         )
         self.button = w.Button(description="show these", tooltip="the marked runs")
-        self.message, self.below = w.HTML(), w.VBox([] if first is None else [first])
+        self.message = w.HTML()
         self.button.on_click(lambda _: self.pick())
-        self.view = w.VBox([self.runs, self.button, self.message, self.below])
+        self.view = w.VBox([self.runs, self.button, self.message])
 
     def pick(self) -> None:
         """Show the marked runs; what cannot be shown is told, and what was shown stays."""
@@ -52,4 +51,3 @@ class RunPicker:
             found is None
         )
         self.message.value = page.render("message", role="status", said=said)
-        self.below.children = () if found is None else (found,)

@@ -1,91 +1,134 @@
-/* Filters, sorts and steps through the atlas; the page reads the same without it. */
-for (const root of document.querySelectorAll(".atlas:not([data-ready])")) {
+/* The atlas's controls: looks up which items are asked for, and shows a page of them. */
+for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-ready])")) {
   root.dataset.ready = "yes";
-  const data = JSON.parse(root.querySelector(".data").textContent);
-  const form = root.querySelector(".controls"), list = root.querySelector(".items");
-  const cards = new Map([...list.children].map(card => [card.dataset.id, card]));
-  const items = data.items.map((item, place) => ({ ...item, place }));
-  const metrics = ["text", "image", "group"];
-  const value = name => form.elements[name].value, on = name => form.elements[name].checked;
-  let shown = items, at = -1;
+  const find = selector => root.querySelector(selector);
+  const data = JSON.parse(find(".data").textContent), [head, ...rows] = data.rows;
+  const form = find(".controls"), list = find(".items"), zoom = find(".zoom"), store = find("noscript");
+  const cards = (store.children.length ? store.innerHTML : store.textContent).split("<!--card-->").slice(1);
+  const address = root.parentElement === document.body; // a page of its own has one to send
+  const sizes = { wall: 48, cards: 10, one: 1 };
+  let shown = [], at = 0;
 
-  const verdict = (item, model) => model === "" ? null : item.models[model];
-  const right = found => found.right[metrics.indexOf(value("metric"))];
-  const margin = found => found.margins[metrics.indexOf(value("metric"))];
+  const value = name => {
+    const control = form.elements[name];
+    return control.type === "checkbox" && !control.checked ? "" : control.value;
+  };
+  const key = (names, ...first) => [...first, ...names.map(value)].join("\t");
+  const has = (set, n) => parseInt(set[n >> 2], 16) >> (3 - n % 4) & 1;
+  const named = name => `“${form.elements[name].labels[0].firstChild.textContent.trim() || name}: ${value(name)}”`;
 
-  function outcome(found) {
-    const wanted = value("outcome");
-    if (!wanted) return true;
-    if (wanted === "right" || wanted === "wrong") return right(found) === (wanted === "right");
-    return found.mode === wanted;
+  function card(n) {
+    const shell = document.createElement("template");
+    shell.innerHTML = cards[n];
+    for (const picture of shell.content.querySelectorAll("img"))
+      Object.assign(picture, { tabIndex: 0, role: "button", title: "enlarge" });
+    return shell.content.firstElementChild;
   }
-  function change(before, after) {
-    const wanted = value("change"), a = right(before), b = right(after);
-    if (!wanted) return true;
-    if (wanted === "flips") return a !== b;
-    return wanted === (a ? (b ? "stays right" : "lost") : (b ? "gained" : "stays wrong"));
-  }
-  function keep(item) {
-    const found = verdict(item, value("model"));
-    if (!found) return false;
-    const [column, ...label] = value("tag").split("\t");
-    if (column && !(item.tags[column] || []).includes(label.join("\t"))) return false;
-    if (on("ties") && !found.tie) return false;
-    if (!outcome(found)) return false;
-    if (value("low") !== "" && margin(found) < Number(value("low"))) return false;
-    if (value("high") !== "" && margin(found) > Number(value("high"))) return false;
-    if (value("against") !== "") {
-      const before = verdict(item, value("against"));
-      if (!before || !change(before, found)) return false;
-    }
-    return value("words").toLowerCase().split(/\s+/).every(word => item.words.includes(word));
-  }
-  function key(item) {
-    const found = verdict(item, value("model")), before = verdict(item, value("against"));
-    switch (value("sort")) {
-      case "smallest margin first": return margin(found);
-      case "largest margin first": return -margin(found);
-      case "closest first": return Math.abs(margin(found));
-      case "largest change first": return before ? -Math.abs(margin(found) - margin(before)) : 0;
-      default: return 0;
-    }
+  function tile(n) {
+    const button = document.createElement("button"), whole = card(n), told = document.createElement("small");
+    const models = [value("against"), value("model")].filter(name => name);
+    const signs = models.map(model => {
+      const right = data.sets[["outcome", model, value("metric"), "right"].join("\t")];
+      return has(right, n) ? "✓" : "✗";
+    });
+    told.textContent = `${data.ids[n]} ${signs.join(" → ")}`;
+    button.className = `tile ${signs.at(-1) === "✓" ? "holds" : "fails"}`;
+    button.dataset.id = data.ids[n];
+    button.title = whole.querySelector("figcaption, th.text").textContent;
+    for (const picture of whole.querySelectorAll("img")) picture.removeAttribute("tabindex");
+    button.append(...whole.querySelectorAll("img, .none"), told);
+    button.addEventListener("click", () => open("one", n));
+    return button;
   }
   function apply() {
-    const keys = new Map();
-    shown = items.filter(keep);
-    shown.forEach(item => keys.set(item, key(item)));
-    shown.sort((a, b) => keys.get(a) - keys.get(b) || a.place - b.place);
-    const ids = new Set(shown.map(item => item.id));
-    for (const [id, card] of cards) card.hidden = !ids.has(id);
-    list.append(...shown.map(item => cards.get(item.id)));
-    step(on("single") && shown.length ? 0 : -1, false);
+    const asked = Object.keys(data.asks).filter(value), sort = value("sort");
+    const sets = asked.map(name => data.sets[key(data.asks[name], name)]);
+    const order = data.orders[key(data.sorts[sort], sort)];
+    const odd = [...asked.filter((_, n) => !sets[n]), ...(order ? [] : ["sort"])];
+    const trouble = find(".trouble");
+    trouble.hidden = !odd.length;
+    trouble.textContent = odd.map(name => `${named(name)} needs another model in “before”`).join("; ");
+    const margins = data.margins[key(["model", "metric"])], low = value("low"), high = value("high");
+    const words = value("words").toLowerCase().split(/\s+/);
+    shown = odd.length ? [] : order.filter(n => sets.every(set => has(set, n))
+      && (low === "" || margins[n] >= Number(low)) && (high === "" || margins[n] <= Number(high))
+      && words.every(word => data.words[n].includes(word)));
   }
-  function step(to, follow = true) {
-    cards.forEach(card => card.removeAttribute("aria-current"));
-    at = shown.length ? Math.max(-1, Math.min(to, shown.length - 1)) : -1;
-    if (on("single")) shown.forEach((item, k) => { cards.get(item.id).hidden = k !== Math.max(at, 0); });
-    if (at >= 0) {
-      const card = cards.get(shown[at].id);
-      card.setAttribute("aria-current", "true");
-      if (follow) card.scrollIntoView({ block: "nearest" });
+  function draw(to) {
+    const view = value("view"), size = sizes[view], last = Math.max(shown.length - 1, 0);
+    at = Math.min(Math.max(to, 0), last);
+    at -= at % size;
+    const part = shown.slice(at, at + size), total = `${shown.length} of ${cards.length} items`;
+    list.className = `items ${view}`;
+    list.replaceChildren(...part.map(view === "wall" ? tile : card));
+    const from = part.length > 1 ? `${at + 1} to ${at + part.length}` : `${at + 1}`;
+    find(".count").textContent = part.length < shown.length ? `${total}, at ${from}` : total;
+    find(".previous").disabled = !at;
+    find(".next").disabled = at + size >= shown.length;
+    if (address) history.replaceState(null, "", `#${new URLSearchParams(asked())}`);
+  }
+  function asked() {
+    const told = [...form.elements].filter(c => c.name && value(c.name) !== (c.options ? c.options[0].value : ""));
+    const item = value("view") === "one" || at ? [["item", data.ids[shown[at]]]] : [];
+    return [...told.map(control => [control.name, value(control.name)]), ...(shown.length ? item : [])];
+  }
+  function open(view, n) {
+    form.elements.view.value = view;
+    draw(shown.indexOf(n));
+  }
+  function read() { // a link that somebody sent
+    const said = new URLSearchParams(address ? location.hash.slice(1) : "");
+    for (const [name, text] of said) {
+      const control = form.elements[name];
+      if (control) control.type === "checkbox" ? control.checked = true : control.value = text;
     }
-    const place = at >= 0 ? `, at ${at + 1}` : "";
-    root.querySelector(".count").textContent = `${shown.length} of ${items.length} items${place}`;
+    apply();
+    draw(shown.indexOf(data.ids.indexOf(said.get("item"))));
   }
+  function save() {
+    const file = document.createElement("a");
+    const text = "\ufeff" + head + shown.map(n => rows[n]).join("");
+    file.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    file.download = "atlas.csv";
+    file.click();
+    URL.revokeObjectURL(file.href);
+  }
+  async function copy() {
+    const ways = await navigator.clipboard?.writeText(location.href).then(() => "link copied", () => "");
+    find(".link").textContent = ways || "the address bar has it";
+  }
+  function enlarge(picture) {
+    zoom.replaceChildren(Object.assign(picture.cloneNode(), { tabIndex: -1, title: "" }));
+    zoom.showModal();
+  }
+  const step = by => draw(at + by * sizes[value("view")]);
+  const keys = {
+    ArrowRight: () => step(1), j: () => step(1), ArrowLeft: () => step(-1), k: () => step(-1),
+    "/": () => form.elements.words.focus(), Escape: () => open(form.elements.view.options[0].value, shown[at]),
+  };
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("input", apply);
-  form.addEventListener("reset", () => setTimeout(apply));
-  root.querySelector(".next").addEventListener("click", () => step(at + 1));
-  root.querySelector(".previous").addEventListener("click", () => step(Math.max(at - 1, 0)));
+  form.addEventListener("input", event => {
+    const first = shown[at];
+    if (event.target.name !== "view") apply();
+    draw(event.target.name === "view" ? shown.indexOf(first) : 0);
+  });
+  form.addEventListener("reset", () => setTimeout(() => { apply(); draw(0); }));
+  find(".next").addEventListener("click", () => step(1));
+  find(".previous").addEventListener("click", () => step(-1));
+  find(".csv").addEventListener("click", save);
+  find(".link").addEventListener("click", copy);
+  find(".link").hidden = !address;
+  zoom.addEventListener("click", () => zoom.close());
+  list.addEventListener("click", event => event.target.matches("article img") && enlarge(event.target));
   root.addEventListener("keydown", event => {
-    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "ArrowRight" || event.key === "j") step(at + 1);
-    else if (event.key === "ArrowLeft" || event.key === "k") step(Math.max(at - 1, 0));
-    else if (event.key === "/") form.elements.words.focus();
+    if (event.ctrlKey || event.metaKey || event.altKey || zoom.open) return;
+    if (event.key === "Enter" && event.target.matches("article img")) enlarge(event.target);
+    else if (keys[event.key] && !event.target.matches("input, select")) keys[event.key]();
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
+  if (address) addEventListener("hashchange", () => location.reload());
   form.hidden = false;
-  apply();
+  read();
 }
