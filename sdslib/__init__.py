@@ -5,7 +5,7 @@ The method stands at the top of this folder and reads from top to bottom:
     config      every knob once, its presets, and which of them go together
     losses      what the student is taught: tensors in, one value per pair out
     student     CLIP behind `encode_images`, `encode_texts` and `scale`; what trains is data
-    teacher     Stable Diffusion, frozen, behind `embed_texts`, `encode_images`, `predict_noise`
+    teacher     the diffusion model, frozen, behind `embed_texts`, `encode_images`, `predict_noise`
     bridge      the linear map from CLIP's embedding to the teacher's latent, and its start
     pairs       image-caption pairs and the order in which they are seen
     benchmarks  items with images, captions and answer, whatever set they are from
@@ -20,6 +20,7 @@ may import what stands before it and nothing behind:
 
     io          disk, network and other processes
     checks      what is refused before anything heavy is loaded
+    teachers    the families of teachers beyond Stable Diffusion 1 and 2
     scorers     scores of images with captions beside CLIP's cosine
     arms        what stands in the place of L_SDS, or beside L_CLIP
     sets        the sets beside Winoground, and which of them a run needs

@@ -1,6 +1,8 @@
 """A frozen Stable Diffusion behind `embed_texts`, `encode_images` and `predict_noise`.
 
 B pairs, C,H,W latent, L tokens, E text width, T timesteps, S pixels a side.
+Stable Diffusion 1 and 2 stand here; `io.families` has a row for each later family, whose class, in
+`teachers`, is this one with its own texts and its own call of the denoiser.
 The only door to diffusers and transformers, besides the making of the mini-world's models.
 """
 
@@ -24,16 +26,18 @@ from sdslib.checks.teacher_files import (
     bring_folder,
     check_folder,
     is_velocity,
-    pair,
+    shape_of,
+    vae_factor,
 )
 from sdslib.config import derive_seed
 from sdslib.io import model_files
+from sdslib.io.families import encoders_of, family_of, parts_of, tokenizer_of
 from sdslib.io.images import central
-from sdslib.io.model_files import TEACHER_WEIGHTS, WeightsError, shown
+from sdslib.io.lazy import named
+from sdslib.io.model_files import WeightsError, shown
 from sdslib.io.shared import digest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WEIGHTS = TEACHER_WEIGHTS
 CACHE_BYTES = 2**29  # of caption embeddings: 2,000 captions of Stable Diffusion 1
 
 
@@ -41,7 +45,8 @@ class Teacher(nn.Module):
     """A Stable Diffusion that stays frozen and in evaluation mode whatever its parent does.
 
     The UNet computes in `precision`; VAE, text encoder, schedule and everything that goes in or
-    comes out are float32.
+    comes out are float32. A later family's `unet` may be a transformer, and its text encoders and
+    tokenizers are several, in lists.
     """
 
     unet: Any
@@ -63,9 +68,8 @@ class Teacher(nn.Module):
         self.tokenizer, self.scheduler, self.name = tokenizer, dict(scheduler), name
         self.register_buffer("alpha_bar", alpha_bar(scheduler).float(), persistent=False)
         self.is_velocity = is_velocity(scheduler)
-        size = unet.config.sample_size
-        self.latent_shape = (unet.config.in_channels, *pair(size))
-        self.image_size = pair(size)[0] * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_shape = shape_of(unet.config, vae.config)
+        self.image_size = self.latent_shape[1] * vae_factor(vae.config)
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self.requires_grad_(False).train()
 
@@ -107,7 +111,8 @@ class Teacher(nn.Module):
         """
         with self._own_precision():
             mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
-        return mean.float() * self.vae.config.scaling_factor
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return (mean.float() - shift) * self.vae.config.scaling_factor
 
     def encodes(self) -> dict[str, Any]:
         """All that latents of transformed images depend on, as plain values."""
@@ -120,11 +125,12 @@ class Teacher(nn.Module):
         """The text encoder's last hidden states [B, L, E], each caption computed once.
 
         VocabularyError names words outside a closed vocabulary. Longer captions are cut at L
-        tokens, as Stable Diffusion does.
+        tokens, as Stable Diffusion does. What a later family makes of a caption is one tensor
+        [L, E] a caption too, see `teachers.texts`.
         """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._texts]
         if new:
-            check_words(self.tokenizer, new, self.name)
+            self._check_words(new)
             self._texts.update(zip(new, self._encode_texts(new), strict=True))
         for caption in captions:
             self._texts.move_to_end(caption)
@@ -134,18 +140,28 @@ class Teacher(nn.Module):
         return found
 
     @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizer, or each of several."""
+        return self.tokenizer if isinstance(self.tokenizer, list) else [self.tokenizer]
+
+    @property
     def marks(self) -> list[str]:
-        """What the tokenizer reads as its own marks wherever it stands in a caption."""
-        return list(getattr(self.tokenizer, "all_special_tokens", ()))
+        """What a tokenizer reads as its own marks wherever it stands in a caption."""
+        return [m for one in self.tokenizers for m in getattr(one, "all_special_tokens", ())]
+
+    def _check_words(self, captions: Sequence[str]) -> None:
+        for tokenizer in self.tokenizers:
+            check_words(tokenizer, captions, self.name)
+
+    def _tokens(self, tokenizer: Any, captions: list[str], most: int | None = None) -> Any:
+        """Token ids [B, L] and their mask, padded to the tokenizer's own L, or to `most`."""
+        length = min(tokenizer.model_max_length, most or tokenizer.model_max_length)
+        return tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
 
     def _encode_texts(self, captions: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            captions,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.device)
+        tokens = self._tokens(self.tokenizer, captions)
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask if masked else None
         with self._own_precision():
@@ -164,14 +180,24 @@ class Teacher(nn.Module):
                 f"z_t {tuple(z_t.shape)}, t {tuple(t.shape)} and text {tuple(text.shape)} do not "
                 f"fit each other and latents of {self.latent_shape}"
             )
-        dtype = self.unet.dtype
         with self._own_precision():
-            out = self.unet(z_t.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample
-        out = out.to(z_t.dtype)
+            return self._noise(z_t, t, text)
+
+    def _noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """eps_hat from what the UNet predicts: eps, or v."""
+        out = self._run(z_t, t, text)
         if not self.is_velocity:
             return out
         signal = self.alpha_bar[t].to(z_t.dtype).view(-1, 1, 1, 1)
         return signal.sqrt() * out + (1 - signal).sqrt() * z_t
+
+    def _run(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """What the denoiser predicts of x at t, computed in its own precision."""
+        dtype = self.unet.dtype
+        return self._denoise(x.to(dtype), t, text.to(dtype)).to(x.dtype)
+
+    def _denoise(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.unet(x, t, encoder_hidden_states=text).sample
 
     def predict_latent(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """z_0 = (z_t - sqrt(1 - alpha_bar) eps_hat) / sqrt(alpha_bar): what the UNet sees in z_t.
@@ -189,7 +215,9 @@ class Teacher(nn.Module):
         Each picture's noise derives from (seed, its place), so that it does not depend on the
         others. Runs through diffusers' own StableDiffusionPipeline.
         """
-        check_words(self.tokenizer, captions, self.name)
+        if self.tokenizers != [self.tokenizer]:
+            raise NotImplementedError(f"{self.name}: only Stable Diffusion 1 and 2 draw here")
+        self._check_words(captions)
         pipeline = diffusers.StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -231,7 +259,7 @@ def load_teacher(
     checkpointing: bool = False,
     variant: str | None = None,
 ) -> Teacher:
-    """Load a Stable Diffusion 1 or 2 pipeline from a folder, or from the Hub by id and revision.
+    """Load a pipeline of `io.families` from a folder, or from the Hub by id and revision.
 
     `precision` is the UNet's: fp32, bf16 or fp16. `random_weights_seed` draws the UNet's weights
     anew (the control without knowledge): the same architecture, schedule, VAE and text encoder.
@@ -243,29 +271,49 @@ def load_teacher(
         raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
     folder = bring_folder(source, revision, variant)
     configs = check_folder(folder, variant)
-    unet = _load(diffusers.UNet2DConditionModel, folder, "unet", variant)
+    index = configs["model_index.json"]
+    parts = {part: _load(kind, folder, part, variant) for part, kind in parts_of(index).items()}
+    denoiser = next(iter(parts))
     if random_weights_seed is not None:
-        unet = _drawn_anew(unet, random_weights_seed)
+        parts[denoiser] = _drawn_anew(parts[denoiser], random_weights_seed)
     if checkpointing:
-        unet.enable_gradient_checkpointing()
-    teacher = Teacher(
-        nn.Module.to(unet, PRECISIONS[precision]),  # diffusers' own `to` warns of nothing
-        _load(diffusers.AutoencoderKL, folder, "vae", variant),
-        _load(transformers.CLIPTextModel, folder, "text_encoder", variant),
-        load_tokenizer(folder),
-        configs["scheduler/scheduler_config.json"],
-        shown(source),
-    )
-    return teacher.to(device)
+        parts[denoiser].enable_gradient_checkpointing()
+    nn.Module.to(parts[denoiser], PRECISIONS[precision])  # diffusers' own `to` warns of nothing
+    tokenizers = [load_tokenizer(folder, tokenizer_of(encoder)) for encoder in encoders_of(index)]
+    scheduler = configs["scheduler/scheduler_config.json"]
+    return assemble(index, parts, tokenizers, scheduler, shown(source)).to(device)
 
 
-def _load(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
+def assemble(
+    index: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    tokenizers: list[Any],
+    scheduler: Mapping[str, Any],
+    name: str,
+) -> Teacher:
+    """The teacher of an index's family, from its parts and a tokenizer for each text encoder."""
+    family = family_of(index)
+    assert family is not None  # `check_configs` refuses the others
+    unet, vae, *encoders = parts.values()
+    texts = (encoders[0], tokenizers[0])
+    if len(encoders) > 1:
+        texts = (nn.ModuleList(encoders), tokenizers)
+    return named(family.home)(unet, vae, *texts, scheduler, name)
+
+
+def class_of(kind: str) -> Any:
+    """The class that `library.Class` of a family's row stands for."""
+    library, _, name = kind.partition(".")
+    return getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
+
+
+def _load(kind: str, folder: Path, part: str, variant: str | None) -> Any:
     """One part in float32, every weight present and finite."""
     where = f"{shown(folder)}/{part}"
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     try:
-        module, info = kind.from_pretrained(
+        module, info = class_of(kind).from_pretrained(
             folder / part,
             dtype=torch.float32,
             variant=variant,
@@ -281,9 +329,9 @@ def _load(kind: Any, folder: Path, part: str, variant: str | None) -> Any:
     return module
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a teacher's folder."""
-    return transformers.AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
+    """A tokenizer of a teacher's folder."""
+    return transformers.AutoTokenizer.from_pretrained(folder / part, local_files_only=True)
 
 
 def _drawn_anew(unet: Any, seed: int) -> Any:

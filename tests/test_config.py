@@ -18,7 +18,7 @@ from sdslib.checks.guard import guard, override, validate
 from sdslib.checks.notebooks import MODELS, BaselineConfig, FailuresConfig
 from sdslib.config import ARMS, FinetuneConfig, derive_seed, mini, paper, preset
 from sdslib.io import paths
-from sdslib.io.model_files import TEACHER_CONFIGS, TEACHER_WEIGHTS
+from sdslib.io.families import configs_of, weights_of
 from sdslib.io.paths import folder_at, project_path, project_root, shown_path
 from sdslib.io.wording import ParameterError, suggest
 
@@ -32,7 +32,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
     (student / "open_clip_config.json").write_text("{}")
     (student / "open_clip_model.safetensors").write_bytes(b"x")
     teacher.mkdir()
-    for name in (*TEACHER_CONFIGS, *(f"{part}/{n}" for part, n in TEACHER_WEIGHTS.items())):
+    for name in (*configs_of({}), *weights_of({})):
         (teacher / name).parent.mkdir(exist_ok=True)
         (teacher / name).write_text("{}")
     return {"clip_model": f"local-dir:{student}", "teacher": str(teacher)}

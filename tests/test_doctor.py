@@ -10,7 +10,7 @@ import torch
 from sdslib.checks import student_files, teacher_files
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, paper
-from sdslib.io.model_files import TEACHER_CONFIGS, teacher_weights
+from sdslib.io.families import configs_of, weights_of
 from sdslib.io.paths import project_root
 from sdslib.lab import doctor
 from sdslib.lab.dry_run import parameters, random_parties
@@ -91,7 +91,7 @@ def test_a_teacher_is_there_when_all_its_files_are(empty_cache, tiny_models):
     folder, repo = project_root() / tiny_models["teacher"], "some/teacher"
     assert teacher_files.weights_problem(tiny_models["teacher"]) is None
     assert f"hf download {repo}" in teacher_files.weights_problem(repo)
-    names = [*TEACHER_CONFIGS, *teacher_weights()]
+    names = [*configs_of({}), *weights_of({})]
     for name in names:
         shutil.copy(folder / name, cached(empty_cache, repo, name))
     assert teacher_files.weights_problem(repo) is None

@@ -35,7 +35,7 @@ WINGS = sorted(p.parent.name for p in HOUSE.glob("*/__init__.py"))
 
 # Each place may import what stands before it; at `experiment` the method meets the wings.
 ORDER = (
-    *("io", "config", "checks", "method", "scorers", "arms", "sets", "miniworld"),
+    *("io", "config", "checks", "method", "teachers", "scorers", "arms", "sets", "miniworld"),
     *("experiment", "results", "lab", "show", "cli"),
 )
 LEVEL = {place: level for level, place in enumerate(ORDER)}
@@ -44,7 +44,7 @@ LEVEL = {place: level for level, place in enumerate(ORDER)}
 DOORS = {
     "open_clip": {"student", "lab.random_models", "checks.student_files", "miniworld.models"},
     "peft": {"student", "arms.trainable"},
-    "diffusers": {"teacher", "lab.random_models", "miniworld.models"},
+    "diffusers": {"teacher", "miniworld.models"},
     "transformers": {
         *("teacher", "lab.random_models", "lab.to_transformers", "miniworld.models"),
         "miniworld.drawing",
@@ -198,7 +198,7 @@ def public_names(module: ast.Module) -> Iterator[str]:
 # Said of two rooms, and imported by itself from one of them: its room tells which one is meant.
 TWICE = {
     *("COLORS", "MARGIN", "MODELS", "OWN", "Progress", "RELATIONS", "Row", "SHAPES"),
-    *("SMALL", "TRAINABLE", "VALIDATION", "Verdict", "WEIGHTS", "World", "batches", "build"),
+    *("SMALL", "TRAINABLE", "VALIDATION", "Verdict", "World", "batches", "build"),
     *("cautions", "changes", "check", "check_folder", "digest", "draw", "environment"),
     *("false_captions", "fingerprints", "html", "named", "opened", "outcomes", "paired", "plan"),
     *("read_json", "said", "save", "shown", "winoground"),

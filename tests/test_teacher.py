@@ -17,7 +17,8 @@ from sdslib import teacher as room
 from sdslib.checks import teacher_files
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.teacher_files import KNOWN, latent_shape
-from sdslib.io.model_files import TEACHER_CONFIGS, WeightsError, files_below
+from sdslib.io.families import configs_of, weights_of
+from sdslib.io.model_files import WeightsError, files_below, teacher_index
 from sdslib.lab import random_models
 from sdslib.lab.random_models import random_teacher
 from sdslib.losses import add_noise, denoising_loss, score_distillation_loss
@@ -25,6 +26,7 @@ from sdslib.teacher import Teacher, load_teacher
 
 CAPTIONS = ["a red circle left of a blue square", "a blue circle left of a red square"]
 T = torch.tensor([1, 640])
+WEIGHTS = {name.partition("/")[0]: name for name in weights_of({})}
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +365,7 @@ def test_random_teacher_forgets_the_unet_and_nothing_else(folder, one):
 def test_half_precision_folders_are_lifted_to_float32(tmp_path):
     half = tiny.save_teacher(tmp_path / "half", dtype=torch.float16)
     one = load_teacher(str(half))
-    stored = load_file(half / "unet" / room.WEIGHTS["unet"])
+    stored = load_file(half / WEIGHTS["unet"])
     assert {value.dtype for value in one.parameters()} == {torch.float32}
     for name, value in one.unet.state_dict().items():
         assert torch.equal(value, stored[name].float())
@@ -371,7 +373,7 @@ def test_half_precision_folders_are_lifted_to_float32(tmp_path):
 
 def test_latent_shape_is_read_without_weights(copied):
     shutil.rmtree(copied / "vae")
-    (copied / "unet" / room.WEIGHTS["unet"]).unlink()
+    (copied / WEIGHTS["unet"]).unlink()
     assert latent_shape(str(copied)) == tiny.LATENT
 
 
@@ -385,7 +387,7 @@ def edit(name, **changes):
 
 def spoil(part, change):
     def inner(folder):
-        file = folder / part / room.WEIGHTS[part]
+        file = folder / WEIGHTS[part]
         weights = {name: value.clone() for name, value in load_file(file).items()}
         change(weights)
         save_file(weights, file, metadata={"format": "pt"})
@@ -428,7 +430,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (edit("scheduler/scheduler_config.json", prediction_type="sample"), "'sample'; known are"),
         (edit("scheduler/scheduler_config.json", beta_schedule="sigmoid"), "beta_schedule 'sigmo"),
         (edit("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "zero_snr"),
-        (edit("model_index.json", _class_name="StableDiffusionXLPipeline"), "a teacher is a St"),
+        (
+            edit("model_index.json", _class_name="PixArtSigmaPipeline"),
+            "spoilt is a PixArtSigmaPipeline; a teacher is a StableDiffusionPipeline, St",
+        ),
         (edit("unet/config.json", block_out_channels=[64, 64]), "spoilt/unet: "),
         (lambda f: (f / "vae/config.json").write_text("{"), "vae/config.json is not JSON"),
     ],
@@ -479,7 +484,8 @@ def test_the_papers_teachers_are_built_at_full_size_without_network_or_weights(s
 
 @pytest.mark.parametrize("name", sorted(set(KNOWN.values())))
 def test_committed_shapes_hold_the_configs_of_a_pipeline_and_no_weights(name):
-    assert files_below(teacher_files.SHAPES / name) == sorted(TEACHER_CONFIGS)
+    index = teacher_index(teacher_files.SHAPES / name)
+    assert files_below(teacher_files.SHAPES / name) == sorted(configs_of(index))
     teacher_files.check_configs(teacher_files.SHAPES / name)
 
 

@@ -13,13 +13,26 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 WORDS = (
     *("a", "an", "and", "above", "below", "blue", "circle", "green", "is", "large", "left", "of"),
@@ -144,24 +157,120 @@ def save_teacher(folder, prediction_type="epsilon", seed=0, dtype=torch.float32,
         text_encoder=tiny_text_encoder(),
         tokenizer=build_tokenizer(),
         unet=tiny_unet(**unet),
-        scheduler=DDPMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            prediction_type=prediction_type,
-            steps_offset=1,
-        ),
+        scheduler=noise_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=dtype).save_pretrained(folder)
+    return _save(pipeline.to(dtype=dtype), folder)
+
+
+def _save(pipeline, folder, **how) -> Path:
+    pipeline.save_pretrained(folder, **how)
     index = Path(folder, "model_index.json")
     document = json.loads(index.read_text())
-    document["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+    for name in document.keys() & {"tokenizer", "tokenizer_2", "tokenizer_3"}:
+        if document[name][0]:
+            document[name] = ["transformers", "PreTrainedTokenizerFast"]
     index.write_text(json.dumps(document, indent=2))
     return Path(folder)
+
+
+def noise_scheduler(prediction_type="epsilon"):
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type=prediction_type,
+        steps_offset=1,
+    )
+
+
+def save_xl(folder, seed=0, **how) -> Path:
+    """A Stable Diffusion XL: a UNet that takes pooled text and sizes, and two text encoders."""
+    torch.manual_seed(seed)
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return _save(
+        StableDiffusionXLPipeline(
+            vae=tiny_vae(scaling_factor=0.13025),
+            text_encoder=tiny_text_encoder(),
+            text_encoder_2=tiny_text_encoder(CLIPTextModelWithProjection, projection_dim=24),
+            **_tokenizers(2),
+            unet=tiny_unet(
+                cross_attention_dim=64, projection_class_embeddings_input_dim=24 + 6 * 8, **sizes
+            ),
+            scheduler=noise_scheduler(),
+            add_watermarker=False,
+        ),
+        folder,
+        **how,
+    )
+
+
+def save_sd3(folder, seed=0, t5=True, **how) -> Path:
+    """A Stable Diffusion 3.5: T5 wider than both CLIP encoders, or none; a shifted schedule."""
+    torch.manual_seed(seed)
+    projected = (tiny_text_encoder(CLIPTextModelWithProjection, projection_dim=n) for n in (24, 16))
+    return _save(
+        StableDiffusion3Pipeline(
+            vae=tiny_vae(scaling_factor=1.5305, shift_factor=0.0609),
+            **dict(zip(("text_encoder", "text_encoder_2"), projected, strict=True)),
+            text_encoder_3=tiny_t5(72) if t5 else None,
+            **_tokenizers(3 if t5 else 2),
+            **({} if t5 else {"tokenizer_3": None}),
+            transformer=SD3Transformer2DModel(
+                sample_size=LATENT[1],
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=72,
+                caption_projection_dim=32,
+                pooled_projection_dim=24 + 16,
+                pos_embed_max_size=4,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        ),
+        folder,
+        **how,
+    )
+
+
+def save_flux(folder, seed=0, guidance=True, **how) -> Path:
+    """A FLUX.1: packed latents, rotary places, guidance as an input, a dynamic shift."""
+    torch.manual_seed(seed)
+    return _save(
+        FluxPipeline(
+            vae=tiny_vae(scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=tiny_text_encoder(),
+            text_encoder_2=tiny_t5(40),
+            **_tokenizers(2),
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=40,
+                pooled_projection_dim=32,
+                guidance_embeds=guidance,
+                axes_dims_rope=(4, 6, 6),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        ),
+        folder,
+        **how,
+    )
+
+
+def _tokenizers(count):
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")[:count]
+    return {name: build_tokenizer() for name in names}
 
 
 def tiny_unet(**changes) -> UNet2DConditionModel:
@@ -196,9 +305,16 @@ def tiny_vae(**changes) -> AutoencoderKL:
     )
 
 
-def tiny_text_encoder() -> CLIPTextModel:
+def tiny_t5(width) -> T5EncoderModel:
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    return T5EncoderModel(
+        T5Config(vocab_size=len(WORDS) + 4, feed_forward_proj="gated-gelu", **sizes)
+    )
+
+
+def tiny_text_encoder(kind=CLIPTextModel, **changes):
     end = len(WORDS) + 3
-    return CLIPTextModel(
+    return kind(
         CLIPTextConfig(
             vocab_size=end + 1,
             hidden_size=32,
@@ -209,5 +325,6 @@ def tiny_text_encoder() -> CLIPTextModel:
             bos_token_id=2,
             eos_token_id=end,
             pad_token_id=0,
+            **changes,
         )
     )

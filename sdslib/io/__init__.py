@@ -7,6 +7,7 @@
     worlds       what a world of its own brings, as `mini`: sets, pairs, words
     shards       samples of WebDataset tar files, here or behind http
     hub          models and data sets of the Hub: one commit, hashes checked, refusals told apart
+    families     what each family of teachers is made of
     model_files  what a caption and a folder of weights must satisfy before a model sees them
     storage      files that survive a kill, their checksums, and tables read with care
     lock         who has a folder, and whether that process still lives

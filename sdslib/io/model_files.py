@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from sdslib.io.families import FAMILIES, configs_of, family_of, weights_of
 from sdslib.io.sources import AccessError
 from sdslib.io.storage import MANIFEST, manifest_problem
 from sdslib.io.wording import a_few
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
 
 PASSPORT = "passport.json"
 TOKENIZERS = ("tokenizer", "vocab", "merges", "special_tokens")  # how their files' names begin
-TEACHER_CONFIGS = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-)
-TEACHER_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Found = TypeVar("Found")
 
@@ -207,20 +195,25 @@ def files_below(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def teacher_weights(variant: str | None = None) -> list[str]:
-    """The files of a teacher's weights, as diffusers names those of a variant."""
-    end = f".{variant}.safetensors" if variant else ".safetensors"
-    return [f"{p}/{n.removesuffix('.safetensors')}{end}" for p, n in TEACHER_WEIGHTS.items()]
+def teacher_index(folder: Path) -> Mapping[str, Any]:
+    """A pipeline's `model_index.json`, which says what it is made of; empty where there is none."""
+    file = folder / "model_index.json"
+    return read_config(file) if file.is_file() else {}
 
 
-def layout_problem(names: Collection[str], where: str, variant: str | None = None) -> str | None:
-    """What a teacher lacks, told from its files' names alone: of a folder, or of a Hub listing.
+def layout_problem(
+    names: Collection[str], where: str, index: Mapping[str, Any], variant: str | None = None
+) -> str | None:
+    """What a teacher lacks, told from its files' names and its index: of a folder, or of a Hub
+    listing.
 
-    The one judge of a layout: guard, doctor and loader ask it, before anything is read or fetched.
+    The one judge of a layout: guard, doctor and loader ask it, before weights are read or fetched.
     """
+    if index.get("_class_name") and family_of(index) is None:
+        return f"{where} is a {index['_class_name']}; a teacher is a {', '.join(FAMILIES)}"
     names = set(names)
-    weights = teacher_weights(variant)
-    absent = [name for name in (*TEACHER_CONFIGS, *weights) if name not in names]
+    weights = weights_of(index, variant, names)
+    absent = [name for name in (*configs_of(index), *weights) if name not in names]
     if not absent:
         return None
     homes = {name.partition("/")[0] for name in names}
@@ -233,7 +226,7 @@ def layout_problem(names: Collection[str], where: str, variant: str | None = Non
         return f"{said}; diffusers' save_pretrained writes them"
     said += f"; there are {a_few(beside)}"
     for other in {None, "fp16"} - {variant}:
-        if names.issuperset(teacher_weights(other)):
+        if names.issuperset(weights_of(index, other, names)):
             return f"{said}; {f'give variant {other!r}' if other else 'leave out variant'}"
     if all(name.endswith(PICKLES) for name in beside):
         said += f": {conversion(beside[0], ' where you have it')}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import diffusers
 import open_clip
 import torch
 import transformers
@@ -16,9 +16,10 @@ from torch import nn
 
 from sdslib.checks.student_files import described
 from sdslib.checks.teacher_files import check_configs, shape_folder
-from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.families import encoders_of, parts_of, tokenizer_of
+from sdslib.io.model_files import WeightsError, read_config, shown
 from sdslib.student import Origin, Student
-from sdslib.teacher import PRECISIONS, Teacher, load_tokenizer
+from sdslib.teacher import PRECISIONS, Teacher, assemble, class_of, load_tokenizer
 
 
 def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0) -> Student:
@@ -70,24 +71,40 @@ def random_teacher(
     tokenizer's own files are not in the folder: as many tokens, without their meaning.
     """
     folder = shape_folder(source, revision)
-    _, unet, vae, text, scheduler, tokens = check_configs(folder).values()
-    text_config = transformers.CLIPTextConfig(**text)
+    configs = check_configs(folder)
+    index = configs["model_index.json"]
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        parts = (
-            diffusers.UNet2DConditionModel.from_config(dict(unet)),
-            diffusers.AutoencoderKL.from_config(dict(vae)),
-            transformers.CLIPTextModel(text_config),
-        )
+        parts = {
+            part: _drawn(class_of(kind), configs[f"{part}/config.json"])
+            for part, kind in parts_of(index).items()
+        }
+    denoiser = next(iter(parts.values()))
     if checkpointing:
-        parts[0].enable_gradient_checkpointing()
-    own = folder / "tokenizer"
-    tokenizer: Any = ByteTokens(tokens["model_max_length"], text_config.vocab_size)
-    if any(own.glob("*vocab*")) or (own / "tokenizer.json").exists():
-        tokenizer = load_tokenizer(folder)
-    nn.Module.to(parts[0], PRECISIONS[precision])
+        denoiser.enable_gradient_checkpointing()
+    nn.Module.to(denoiser, PRECISIONS[precision])
+    tokenizers = [
+        _tokenizer(folder, tokenizer_of(encoder), parts[encoder].config.vocab_size)
+        for encoder in encoders_of(index)
+    ]
+    scheduler = configs["scheduler/scheduler_config.json"]
     name = f"{shown(source)}, random weights"
-    return Teacher(*parts, tokenizer, scheduler, name).to(device)
+    return assemble(index, parts, tokenizers, scheduler, name).to(device)
+
+
+def _drawn(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A part with weights as its library draws them."""
+    if hasattr(kind, "config_class"):  # transformers'
+        return kind(kind.config_class(**config))
+    return kind.from_config(dict(config))
+
+
+def _tokenizer(folder: Path, part: str, vocabulary: int) -> Any:
+    own = folder / part
+    if any(own.glob("*vocab*")) or (own / "tokenizer.json").exists():
+        return load_tokenizer(folder, part)
+    length = read_config(own / "tokenizer_config.json")["model_max_length"]
+    return ByteTokens(length, vocabulary)
 
 
 class ByteTokens:
