@@ -43,6 +43,36 @@ def contrastive_loss_with_negatives(
     return (_cross_entropy(to_text) + _cross_entropy(to_image)) / 2
 
 
+def sigmoid_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's loss over a batch of matched pairs: every image and caption, a match or none.
+
+    image_emb, text_emb [B, D] of unit length, scale and bias [] -> [B], the sum over an image's
+    captions. The mean over the batch is L_CLIP of a SigLIP (Zhai et al. 2023, equation 1).
+    """
+    _expect(text_emb, "text_emb", image_emb.shape)
+    logits = _logits(image_emb, text_emb, scale) + bias.float()
+    matches = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(matches * logits).sum(1)
+
+
+def sigmoid_loss_with_negatives(
+    image_emb: Tensor,
+    text_emb: Tensor,
+    negative_emb: Tensor,
+    false: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """SigLIP's loss with hard negative captions, which match no image -> [B].
+
+    Shapes as `contrastive_loss_with_negatives`.
+    """
+    _expect(negative_emb, "negative_emb", torch.Size((len(false), image_emb.shape[1])))
+    logits = _logits(image_emb, negative_emb, scale) + bias.float()
+    none = -(F.logsigmoid(-logits) * false.to(logits)).sum(1)
+    return sigmoid_loss(image_emb, text_emb, scale, bias) + none
+
+
 def add_noise(z: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps, in float32 or better.
 

@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdslib import losses
 from sdslib.checks.captions import check_markers, check_words
 from sdslib.checks.student_files import (
     CONFIG,
@@ -43,7 +44,9 @@ from sdslib.io.storage import staged_folder, write_json
 
 _MOST_TEXTS = 2**16  # captions whose tokens are remembered
 # The matrix after pooling, and the axis of its input.
-_PROJECTIONS = {"proj": 0, "attnpool.c_proj.weight": 1, "head.proj.weight": 1}
+_PROJECTIONS = {"proj": 0} | dict.fromkeys(
+    ["attnpool.c_proj.weight", "head.proj.weight", "trunk.head.weight", "trunk.head.fc.weight"], 1
+)
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,33 @@ class Student(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The exponential of logit_scale, at most 100 as in CLIP's training: a scalar tensor."""
-        return self.model.logit_scale.exp().clamp(max=100).squeeze()
+        """The exponential of logit_scale, a scalar tensor; a CLIP's at most 100, as in training."""
+        scale = self.model.logit_scale.exp().squeeze()
+        return scale.clamp(max=100) if self.bias is None else scale
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What a SigLIP adds to its logits, a scalar tensor; None for a CLIP."""
+        bias = self.model.logit_bias
+        return None if bias is None else bias.squeeze()
+
+    def contrast(self, image_emb: Tensor, text_emb: Tensor) -> Tensor:
+        """L_CLIP [B] of matched embeddings [B, D], by the loss that the student was trained with.
+
+        SigLIP's where it has a logit bias, else CLIP's.
+        """
+        if self.bias is None:
+            return losses.contrastive_loss(image_emb, text_emb, self.scale)
+        return losses.sigmoid_loss(image_emb, text_emb, self.scale, self.bias)
+
+    def contrast_with_negatives(
+        self, image_emb: Tensor, text_emb: Tensor, negative_emb: Tensor, false: Tensor
+    ) -> Tensor:
+        """`contrast` [B] with false captions [N, D] for every image, where false [N] says so."""
+        emb = (image_emb, text_emb, negative_emb, false)
+        if self.bias is None:
+            return losses.contrastive_loss_with_negatives(*emb, self.scale)
+        return losses.sigmoid_loss_with_negatives(*emb, self.scale, self.bias)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -358,12 +386,10 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
         raise WeightsError(f"{name}: the weights do not fit the config: {reason}") from error
     state = network.state_dict()
     model_files.check_finite(state.items(), name)
-    if float(state["logit_scale"].exp().max()) > 100.5:  # OpenAI's stand at 100 within rounding
-        warnings.warn(
-            f"{name}: exp(logit_scale) is {float(state['logit_scale'].exp().max()):.0f}, past 100; "
-            "used as 100, as in CLIP's training",
-            stacklevel=2,
-        )
+    scale = float(state["logit_scale"].exp().max())
+    if network.logit_bias is None and scale > 100.5:  # OpenAI's stand at 100 within rounding
+        past = f"{name}: exp(logit_scale) is {scale:.0f}, past 100"
+        warnings.warn(f"{past}; used as 100, as in CLIP's training", stacklevel=2)
     if folder is not None:
         check_shapes(state, model_files.find_weights(folder, (WEIGHTS,)), name)
     tokenizer = open_clip.get_tokenizer(tokenizer_source(model, source, folder))

@@ -108,7 +108,7 @@ def clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tens
     text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
     seen.known.update(zip(seen.batch.captions, text_emb, strict=True))
     image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
-    return losses.contrastive_loss(image_emb, text_emb, parties.student.scale)
+    return parties.student.contrast(image_emb, text_emb)
 
 
 def sds_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:

@@ -1,5 +1,7 @@
 """The laws of the losses, against loops, open_clip, float64 and finite differences."""
 
+import math
+
 import open_clip
 import pytest
 import reference
@@ -17,6 +19,8 @@ from sdslib.losses import (
     denoising_margin_loss,
     latent_regression_loss,
     score_distillation_loss,
+    sigmoid_loss,
+    sigmoid_loss_with_negatives,
 )
 
 SCALE = torch.tensor(14.3)
@@ -70,6 +74,25 @@ def test_negatives_are_extra_columns_for_the_images_only():
         got = contrastive_loss_with_negatives(image, text, negative, torch.tensor(false), SCALE)
         torch.testing.assert_close(got, torch.tensor(expected))
         assert (got > contrastive_loss(image, text, SCALE)).all() == any(false)
+
+
+BIAS = torch.tensor(-9.5)
+
+
+def test_sigmoid_loss_averages_to_open_clips():
+    image, text = units(7, 1), units(7, 2)
+    mean = sigmoid_loss(image, text, SCALE, BIAS).mean()
+    torch.testing.assert_close(mean, open_clip.loss.SigLipLoss()(image, text, SCALE, BIAS))
+
+
+def test_negatives_of_a_sigmoid_are_captions_that_match_no_image():
+    image, text, negative = units(4, 1), units(4, 2), units(4, 3)
+    false = torch.tensor([True, False, True, True])
+    wrong = [math.log1p(math.exp(float(SCALE * image[i] @ c + BIAS))) for i in range(4)
+             for c in negative[false]]  # fmt: skip
+    got = sigmoid_loss_with_negatives(image, text, negative, false, SCALE, BIAS)
+    expected = sigmoid_loss(image, text, SCALE, BIAS) + torch.tensor(wrong).view(4, 3).sum(1)
+    torch.testing.assert_close(got, expected)
 
 
 def test_contrastive_loss_keeps_float32_logits_under_autocast():

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import open_clip
@@ -12,9 +13,10 @@ import tiny
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from realworld import models
 from safetensors.torch import load_file, save_file
 
-from sdslib import config, student
+from sdslib import config, experiment, student
 from sdslib.arms.trainable import (
     TRAINABLE,
     interpolate,
@@ -25,6 +27,7 @@ from sdslib.arms.trainable import (
 from sdslib.bridge import Bridge
 from sdslib.checks import student_files
 from sdslib.checks.captions import VocabularyError
+from sdslib.config import FinetuneConfig
 from sdslib.io.model_files import WeightsError
 from sdslib.lab import random_models
 from sdslib.lab.random_models import random_student
@@ -438,6 +441,103 @@ for name in ("vit-layernorm", "vit-lora+layernorm", "resnet-all", "coca-lora"):
 save_file(found, folder + "/fresh.safetensors")
 assert "sdslib" not in sys.modules
 """
+
+
+# --- other families ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A student of a family, built at the first time of asking."""
+
+    @cache
+    def built(name):
+        return tiny.save_student(tmp_path_factory.mktemp(name), tiny.family_config(name))
+
+    return lambda name: load_student(str(built(name)), None)
+
+
+LAST = {
+    "siglip": "visual.trunk.blocks.5",
+    "convnext": "visual.trunk.stages.3.blocks.1",
+    "eva": "visual.trunk.blocks.11",
+    "mobileclip": "visual.trunk.stages.3.blocks.1",
+}
+SMALL = [*("siglip", "convnext"),
+         *(pytest.param(n, marks=pytest.mark.slow) for n in ("eva", "mobileclip"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layernorms_of_a_family_are_all_its_norms_and_its_last_block_is_of_the_last_stage(
+    family, name
+):
+    one = family(name)
+    norms = {
+        f"{where}.{own}"
+        for where, module in one.model.named_modules()
+        if "Norm" in type(module).__name__
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    assert {n for n, _ in set_trainable(one, "layernorm")} == norms
+    blocks = {re.match(r".*blocks\.\d+", n)[0] for n, _ in set_trainable(one, "last-block")}
+    assert {block.removeprefix("text.") for block in blocks} == {
+        LAST[name], "transformer.resblocks.1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_family_has_a_projection_that_gives_its_embedding_or_says_that_it_has_none(family, name):
+    one = family(name).eval()
+    x = torch.randn(2, 3, *one.image_size, generator=torch.Generator().manual_seed(0))
+    if name == "siglip":
+        with pytest.raises(ValueError, match="no final projection; use bridge_input='projected'"):
+            one.pooled_images(x)
+        return
+    head = dict(one.model.visual.named_parameters())
+    weight = head[one._projection()]
+    bias = head.get(one._projection().replace("weight", "bias"), torch.zeros(len(weight)))
+    with torch.no_grad():
+        own = F.normalize(one.pooled_images(x) @ weight.T + bias, dim=-1)
+        torch.testing.assert_close(own, one.encode_images(x))
+
+
+def test_a_siglip_is_taught_by_its_own_loss_with_scale_and_bias_as_they_are(family):
+    one = family("siglip")
+    one.model.logit_scale.data.fill_(4.76)
+    assert one.scale.item() == pytest.approx(np.exp(4.76), rel=1e-6)  # past 100, as SigLIP's is
+    chosen = dict(set_trainable(one, "layernorm", train_scale=True))
+    assert [*chosen][-2:] == ["logit_scale", "logit_bias"]
+    image, text = one.encode_images(pixels(3)), one.encode_texts(one.tokenize(CAPTIONS))
+    loss = one.contrast(image, text).mean()
+    expected = open_clip.loss.SigLipLoss()(image, text, one.scale, one.bias)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(value.grad is not None for value in chosen.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAST)
+def test_a_family_is_fine_tuned_on_photographs_and_saved_as_open_clip_reads_it(
+    name, photos, tmp_path
+):
+    text = {"context_length": 77, "vocab_size": models.VOCABULARY}
+    config = tiny.family_config(name, **text)
+    del config["text_cfg"]["hf_tokenizer_name"]
+    folder = models.student(tmp_path / "student", config=config)
+    settings = FinetuneConfig(
+        arm="hard-negatives", negatives="swap", train_data=photos.train_data, device="cpu",
+        clip_model=f"local-dir:{folder}", benchmark=photos.winoground, eval_items=4, keep="none",
+        validation="none", steps=2, batch_size=4, warmup=1, eval_every=0, trainable="all",
+        logit_scale="trained", runs=str(tmp_path / "runs"),
+    )  # fmt: skip
+    run = experiment.finetune(settings)
+    assert np.isfinite(run.history()["loss"]).all()
+    ours = load_student(str(run.weights), None)
+    theirs = open_clip.create_model(f"local-dir:{run.weights}").eval()
+    x = torch.randn(2, 3, *ours.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours.encode_images(x), F.normalize(theirs.encode_image(x), dim=-1))
+    before = load_file(folder / "open_clip_model.safetensors")["logit_scale"]
+    assert not torch.equal(ours.weights()["logit_scale"], before)
 
 
 @pytest.mark.slow

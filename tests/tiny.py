@@ -101,6 +101,13 @@ def student_config(**changes) -> dict:
     } | changes
 
 
+# timm's tower, open_clip's pooling and projection after it, and its pixels a side.
+FAMILIES = {
+    "siglip": ("test_vit", "map", "none", SIZE),
+    "convnext": ("test_convnext", "", "linear", SIZE),
+    "eva": ("eva02_tiny_patch14_224", "token", None, 224),
+    "mobileclip": ("fastvit_mci0", "avg", None, 64),
+}
 RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
 COCA = {
     "custom_text": True,
@@ -124,6 +131,23 @@ def coca_config() -> dict:
         "output_tokens": True,
     }
     config["text_cfg"] |= {"embed_cls": True, "output_tokens": True, "context_length": CONTEXT - 1}
+    return config
+
+
+def family_config(name: str, **text) -> dict:
+    """A student of another family than CLIP's, its image tower one of timm's smallest."""
+    tower, pool, projection, size = FAMILIES[name]
+    vision = {"image_size": size, "timm_model_name": tower, "timm_model_pretrained": False}
+    config = student_config(
+        vision_cfg=vision | {"timm_pool": pool, "timm_proj": projection},
+        custom_text=name != "convnext",
+    )
+    config["text_cfg"] |= text
+    if name in ("siglip", "mobileclip"):
+        config["text_cfg"] |= {"no_causal_mask": True}
+    if name == "siglip":  # no projection after its image tower's attention pooling
+        config |= {"embed_dim": 64, "init_logit_bias": -10}
+        config["text_cfg"] |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
     return config
 
 

@@ -43,8 +43,7 @@ def hard_negative_term(parties: Models, seen: TermInputs, config: FinetuneConfig
     own = torch.zeros(len(wrong), device=image_emb.device)
     own[told_apart(seen.batch, wrong)] = 1
     false = distributed.gather(own)
-    scale = parties.student.scale
-    return losses.contrastive_loss_with_negatives(image_emb, text_emb, negative_emb, false, scale)
+    return parties.student.contrast_with_negatives(image_emb, text_emb, negative_emb, false)
 
 
 def told_apart(batch: Batch, wrong: Sequence[str]) -> list[int]:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdslib import losses
 from sdslib.arms.controls import several_false
 from sdslib.arms.rival_losses import (
     calibrated_loss,
@@ -47,11 +46,11 @@ class Compared(NamedTuple):
     captions: Tensor
     there: Tensor
 
-    def contrast(self, scale: Tensor) -> Tensor:
+    def contrast(self, student: Student) -> Tensor:
         """L_CLIP in which every image also sees all false captions of the batch: [B]."""
         own, false = self.captions[:, 0], self.captions[:, 1:].flatten(0, 1)
         there = self.there.flatten()
-        return losses.contrastive_loss_with_negatives(self.images, own, false, there, scale)
+        return student.contrast_with_negatives(self.images, own, false, there)
 
 
 def ce_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
@@ -63,7 +62,7 @@ def ce_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> T
     within = torch.cat([across[:, :1], within], 1)
     extra = INTRA_MODAL * own_caption_loss(within, all_.there)
     extra = extra + RANK * rank_loss(across, all_.there)
-    return all_.contrast(scale) + config.negative_weight * extra
+    return all_.contrast(parties.student) + config.negative_weight * extra
 
 
 def fsc_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
@@ -83,7 +82,7 @@ def fsc_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> 
     extra = GLOBAL * calibrated_loss(logits_to(image_emb, captions, student.scale), taken)
     extra = extra + LOCAL * calibrated_loss(in_places(local, wrong, config)[0], taken)
     images, own = of_all_processes(image_emb, captions[:, 0])
-    contrast = losses.contrastive_loss(images, own, student.scale)
+    contrast = student.contrast(images, own)
     return contrast + config.negative_weight * distributed.gather(extra)
 
 
@@ -105,7 +104,7 @@ def degla_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Ten
     extra = GROUNDED * own_caption_loss(by_image, all_.there)
     extra = extra + GROUNDED * own_caption_loss(by_text, all_.there)
     moved = distance(all_.captions, kept.captions).sum(1) + distance(all_.images, kept.images)
-    return all_.contrast(scale) + config.negative_weight * (extra + DISTILLED * moved)
+    return all_.contrast(parties.student) + config.negative_weight * (extra + DISTILLED * moved)
 
 
 def compared(

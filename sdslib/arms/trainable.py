@@ -19,11 +19,12 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
     "layernorm": (
         r"(^|\.)(ln|ln_\w+|norm\d?|norm_\w+|\w+_norm|\w*LayerNorm|bn\d?)\.\w+$",
         r"^visual\.layer\d\.\d+\.downsample\.1\.",
-        r"^visual\.trunk\.(stem\.1|stages\.\d\.downsample\.0)\.",  # ConvNeXt
+        r"^visual\.trunk\.(stem\.1|stages\.\d\.downsample\.0)\.(weight|bias)$",  # ConvNeXt
+        r"\.identity\.(weight|bias)$",  # FastViT
     ),
     "bias": (r"bias$",),
     "projection": (
-        r"^visual\.(proj$|attnpool\.c_proj\.|head\.)",
+        r"^visual\.(proj$|attnpool\.c_proj\.|head\.|trunk\.head\.(fc\.)?(weight|bias)$)",
         r"^(text\.)?text_projection",
         r"^text\.proj\.",
     ),
@@ -36,6 +37,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
         r"^visual\.transformer\.resblocks\.(?P<last>\d+)\.",
         r"^visual\.layer4\.(?P<last>\d+)\.",
         r"^visual\.trunk\.blocks\.(?P<last>\d+)\.",
+        r"^visual\.trunk\.stages\.(?P<stage>\d+)\.blocks\.(?P<last>\d+)\.",
         r"^(text\.)?transformer\.(resblocks|encoder\.layer)\.(?P<last>\d+)\.",
     ),
     "image-tower": (r"^visual\.",),
@@ -66,9 +68,9 @@ def set_trainable(
 ) -> list[tuple[str, nn.Parameter]]:
     """Let the sets `names` ("layernorm", or several as "layernorm+projection") train, only them.
 
-    Returns their names and parameters, logit_scale's last if `train_scale`. `seed` draws the
-    start of "lora" (rank 8), whose adapters begin as the identity. ValueError for an unknown set
-    and for one that matches no parameter of this student.
+    Returns their names and parameters; if `train_scale`, logit_scale and a SigLIP's logit_bias
+    last. `seed` draws the start of "lora" (rank 8), whose adapters begin as the identity.
+    ValueError for an unknown set and for one that matches no parameter of this student.
     """
     sets = names.split("+")
     for name in sets:
@@ -90,7 +92,7 @@ def set_trainable(
         chosen |= matched
     found = [(name, value) for name, value in candidates.items() if name in chosen]
     if train_scale:
-        found.append(("logit_scale", student.model.logit_scale))
+        found += [(n, p) for n, p in student.model.named_parameters() if n.startswith("logit_")]
     for _, value in found:
         value.requires_grad_(True)
     return found
@@ -124,7 +126,7 @@ def trainable_table(student: Student, bridge: nn.Module | None = None) -> pd.Dat
     for name, value in student.model.named_parameters():
         if value.requires_grad:
             group = "image tower" if name.startswith("visual.") else "text tower"
-            group = "logit scale" if name == "logit_scale" else group
+            group = "logit scale" if name.startswith("logit_") else group
             values.setdefault(group, []).append(value)
     if bridge is not None:
         values["bridge"] = [value for value in bridge.parameters() if value.requires_grad]
@@ -141,8 +143,8 @@ def _matching(names: Iterable[str], patterns: Sequence[str], adapters: bool) -> 
         hits = {name: re.search(pattern, text) for name, text in plain.items()}
         found = {name: hit for name, hit in hits.items() if hit}
         if "(?P<last>" in pattern:
-            last = max((int(hit["last"]) for hit in found.values()), default=0)
-            found = {name: hit for name, hit in found.items() if int(hit["last"]) == last}
+            place = {name: [*map(int, hit.groupdict().values())] for name, hit in found.items()}
+            found = {n: hit for n, hit in found.items() if place[n] == max(place.values())}
         yield from found
 
 

@@ -17,11 +17,11 @@ WIDTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def student(folder: Path, seed: int = 0) -> Path:
+def student(folder: Path, seed: int = 0, config: dict | None = None) -> Path:
     """A `local-dir:` folder of open_clip: no `hf_tokenizer_name`, so its own tokenizer is used."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"width": WIDTH, "layers": 1}
-    config = {
+    config = config or {
         "embed_dim": WIDTH,
         "vision_cfg": sizes | {"image_size": 48, "head_width": 16, "patch_size": 16},
         "text_cfg": sizes | {"context_length": 77, "vocab_size": VOCABULARY, "heads": 2},
