@@ -113,11 +113,12 @@ def test_a_teacher_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     assert there.embed_texts(["a man rides a horse"]).shape == (1, 77, layouts.TEXT)
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32"])
-def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(served, name):
-    repo = f"laion/CLIP-{name}"
-    if repo != CLIP:
-        layouts.open_clip_model(served.folder(repo), name)
+@pytest.mark.parametrize("repo", [CLIP, "laion/CLIP-ViT-B-32", "timm/ViT-B-16-SigLIP"])
+def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(served, repo):
+    if repo.endswith("SigLIP"):
+        layouts.siglip(served.folder(repo))
+    elif repo != CLIP:
+        layouts.open_clip_model(served.folder(repo), repo.removeprefix("laion/CLIP-"))
     local, remote = str(served.folder(repo)), f"hf-hub:{repo}"
     one, other = student.load_student(remote, None), student.load_student(local, None)
     assert same(one, other)
@@ -125,6 +126,7 @@ def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     assert torch.equal(one.tokenize(["a man"]), other.tokenize(["a man"]))
     assert student_files.fingerprints(remote, None) == student_files.fingerprints(local, None)
     assert len(weights_fetched(served)) == 1
+    assert (one.bias is None) == ("SigLIP" not in repo)
 
 
 def test_weights_are_told_before_they_are_fetched_and_offline_as_online(served, offline):

@@ -17,6 +17,11 @@ import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 
 from sdslib.checks.teacher_files import SHAPES
 
@@ -128,18 +133,54 @@ def open_clip_model(
         config["vision_cfg"]["patch_size"] = 8
         config["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2}
     means = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    write(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": means})
+    clip_tokenizer(folder)
+    write(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer",
+                                             "model_max_length": 77})  # fmt: skip
+    return _open_clip(folder, config, means, seed, pickled)
+
+
+def _open_clip(folder: Path, config: dict, pixels: dict, seed: int, pickled: bool = True) -> Path:
+    write(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": pixels})
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{folder}")
     state = {k: v.clone().contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     if pickled:
         torch.save(state, folder / "open_clip_pytorch_model.bin")
-    clip_tokenizer(folder)
-    write(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer",
-                                             "model_max_length": 77})  # fmt: skip
     (folder / "README.md").write_text("---\nlibrary_name: open_clip\n---\n")
     return folder
+
+
+def siglip(folder: Path, repo: str = "timm/ViT-B-16-SigLIP", seed: int = 0) -> Path:
+    """timm/ViT-B-16-SigLIP: a logit bias, a tower of timm's, a tokenizer of pieces as T5's."""
+    config = open_clip.get_model_config(repo.split("/")[1])
+    pieces = [
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((c, -3.0) for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    words = Tokenizer(
+        Unigram([*pieces, *((f"\u2581{w}", -4.0) for w in ("a", "the", "man", "dog"))], unk_id=1)
+    )
+    words.pre_tokenizer, words.decoder = Metaspace(), MetaspaceDecoder()
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    marks = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    folder.mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "tokenizer.json"))
+    write(folder / "special_tokens_map.json", marks)
+    own = {"tokenizer_class": "T5Tokenizer", "model_max_length": 64, "extra_ids": 0}
+    write(folder / "tokenizer_config.json", marks | own)
+    config["embed_dim"] = 64
+    config["vision_cfg"] |= {"image_size": 32, "timm_model_name": "test_vit"}
+    config["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2}
+    half = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+    return _open_clip(folder, config, half, seed)
 
 
 def winoground(folder: Path, count: int = 18) -> Path:
