@@ -196,36 +196,49 @@ def runs(
     ] = "list",
     names: Annotated[Words, typer.Argument(metavar="[RUN]...", help=RUN)] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    where: Annotated[
+        Words, typer.Option(metavar="NAME=VALUE", help="a column or parameter; may be repeated")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="as score; -score has the largest first")
+    ] = None,
+    format_: Annotated[
+        Literal["table", "csv", "markdown"], typer.Option("--format", help="of the list")
+    ] = "table",
 ) -> int:
-    """List all runs, show one, or hold their files to their checksums."""
+    """List all runs with their scores, show one, or hold their files to their checksums."""
     from sdslib.io import runs as room
+    from sdslib.results import side_by_side
 
-    return room.main([does, *(names or ()), *_words(runs=runs)])
+    if does != "list":
+        return room.main([does, *(names or ()), *_words(runs=runs)])
+    with room.warned_in_words():
+        table = side_by_side.overview(runs, where or (), sort)
+    print(side_by_side.as_text(table, format_) if len(table) else "no runs")
+    return 0
 
 
 @verb()
 def compare(
-    one: Annotated[str, typer.Argument(metavar="RUN", help=f"{RUN}, or a file of score grids")],
-    other: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="what it is held against")
-    ] = None,
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help=f"{RUN}, or a file of score grids")
+    ],
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
 ) -> None:
-    """Paired differences of a run and another one; alone, of its start and its control."""
+    """The first run against each other one, on every set; one alone against start and control."""
     from sdslib.io.runs import find_run
-    from sdslib.results import answers, comparison, formatting, settings
+    from sdslib.results import answers, formatting, settings, side_by_side
 
-    if other is None:
-        (setting,) = settings.group([find_run(one, runs)])
+    if len(names) == 1:
+        (setting,) = settings.group([find_run(names[0], runs)])
         print(formatting.differences(setting.paired).to_string())
         print(answers.of_setting(setting))
         return
-    found = {}
-    for word in (other, one):
-        file = Path(word).suffix in (".csv", ".parquet")
-        run = None if file else find_run(word, runs)
-        found[word] = run.scores(settings.reported(run)) if run else comparison.read_scores(word)
-    print(formatting.differences(comparison.paired(found)).to_string())
+    found = side_by_side.beside(names, runs)
+    table = side_by_side.differences(found)
+    print(side_by_side.parameters(found).to_string(index=False))
+    print("", formatting.differences(table).to_string(), "", *found.left_out, sep="\n")
+    print(answers.beside(table, found.note))
 
 
 @verb()

@@ -1,5 +1,6 @@
 """`sdsclip`: every verb has typed help and completion, and ends with a status that says why."""
 
+import csv
 import importlib
 import re
 import subprocess
@@ -19,6 +20,7 @@ from sdslib.io.sources import DataError
 from sdslib.lab import to_transformers
 from sdslib.results import comparison
 from sdslib.student import load_student
+from sdslib.tables import outcomes
 from sdslib.train import TrainingError
 
 VERBS = list(cli._VERBS)
@@ -123,6 +125,10 @@ def test_the_shell_completes_verbs_options_and_values():
             "did you mean 'steps'?",
         ),
         (["compare", "nothing"], "no run 'nothing'"),
+        (["compare", "nothing", "more"], "no run 'nothing'"),
+        (["runs", "--where", "sede=1"], "did you mean 'seed'?"),
+        (["runs", "--where", "seed"], "where is NAME=VALUE"),
+        (["runs", "--sort", "scor"], "did you mean 'score'?"),
         (["export", "nothing", "there"], "no run 'nothing'"),
         (
             ["sweep", "notebooks/02_finetun.ipynb", "--seeds", "1"],
@@ -192,10 +198,29 @@ def test_a_run_is_compared_with_its_control_and_with_another(root):
     assert "over one seed the text score changed by" in alone.output
     control = next(p.name for p in root.iterdir() if "clip-only" in p.name)
     both = run("compare", "taught", control, "--runs", root)
-    assert f"taught against {control}" in both.output
+    assert "sds against L_CLIP only (mini-world): " in both.output
+    assert re.search(r"arm +sds +clip-only", both.output)
     tables = [runs.find_run(name, root).scores("mini-winoground") for name in (control, "taught")]
     row = comparison.compare(*tables).iloc[0]
     assert f"+{row['up']}/−{row['down']}" in both.output
+
+
+def test_runs_are_listed_with_their_scores_sorted_and_filtered(root):
+    def rows(*words):
+        listed = run("runs", "--format", "csv", "--runs", root, *words).output
+        return list(csv.DictReader(listed.splitlines()))
+
+    best = rows("--sort", "-score")
+    assert [float(row["score"]) for row in best] == sorted(
+        (float(row["score"]) for row in rows()), reverse=True
+    )
+    (taught,) = rows("--where", "arm=sds", "--where", "lr=1e-3")
+    table = runs.find_run("taught", root).scores("mini-winoground")
+    assert float(taught["score"]) == outcomes(table)["text"].mean()
+    assert int(taught["items"]) == len(table)
+    told = run("runs", "--format", "markdown", "--runs", root, "--where", "arm=sds").output
+    assert f"| {100 * float(taught['score']):.1f}% | " in told
+    assert run("runs", "--runs", root, "--where", "arm=mse").output == "no runs\n"
 
 
 def test_exported_weights_are_loaded_by_open_clip_and_bring_their_card(root, tmp_path):

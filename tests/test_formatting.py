@@ -69,8 +69,40 @@ def test_differences_are_points_with_flips():
         "difference": -0.05, "low": -0.1, "high": 0.02, "p": 0.0004, "p_holm": 0.25, "up": 1,
         "down": 4, "mdd": 0.1,
     }  # fmt: skip
-    told = formatting.differences(pd.DataFrame([row])).loc[("b against a", "text", "all")]
-    assert told.tolist() == [60, "−5.0 (−10.0 to +2.0)", "<0.001", "0.250", "+1/−4", "10.0"]
+    words = [60, "−5.0 (−10.0 to +2.0)", "0.375", "0.250", "+1/−4", "10.0"]
+    told = formatting.differences(pd.DataFrame([row | {"p": 0.375}]))
+    assert told.loc[("b against a", "text", "all")].tolist() == words
+    apart = formatting.differences(pd.DataFrame([row])).iloc[0]  # p 0.0004
+    assert apart["p"] == "<0.001"
+    assert "disagree over 5 flips: nothing is claimed" in apart["remark"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"n": 60, "low": 0.0, "high": 0.0}, "no item changed"),
+        ({"n": 5, "low": -0.1, "high": 0.1}, "5 items are too few for an interval"),
+    ],
+)
+def test_an_interval_that_means_nothing_is_a_dash_with_the_reason(row, said):
+    row |= {"setting": "s", "measure": "m", "against": "u", "difference": 0.0, "seeds": 1}
+    found = formatting.over_seeds(pd.DataFrame([row | {"smallest": 0.0, "largest": 0.0}]))
+    assert found.iloc[0].tolist() == [1, row["n"], f"+0.0 (–: {said})", "–"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"accuracy": 0.5, "low": 0.5, "high": 0.5},
+            "50.0% (–: each label all right or all wrong)",
+        ),
+        ({"accuracy": 0.0, "low": 0.0, "high": 0.1, "ties": 60}, "0.0% (–: all tied)"),
+    ],
+)
+def test_a_share_whose_items_say_nothing_of_its_spread_has_a_dash(row, said):
+    row |= {"model": "a", "metric": "text", "n": 60}
+    assert formatting.shares(pd.DataFrame([row])).loc["text", "a"] == f"{said})"
 
 
 @pytest.mark.parametrize(

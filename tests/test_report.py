@@ -126,7 +126,7 @@ def test_page_and_paper_have_every_chapter_and_the_same_figures(told, saved):
 def test_differences_carry_interval_tests_flips_and_what_could_have_been_shown(told, saved):
     for row in told.cases[0].paired.itertuples():
         cells = (
-            formatting.points(row.difference, row.low, row.high),
+            formatting.gap(row),
             formatting.p_value(row.p),
             formatting.p_value(row.p_holm),
             f"+{row.up}/−{row.down}",

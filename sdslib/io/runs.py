@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sdslib.config import Config
 
 _NOWHERE = "a run cannot be kept in {}: {}; name a folder that can be written with runs"
-_LISTED = ["run", "id", "state", "step", "updated", "arm", "sds_weight", "trainable", "seed"]
+LISTED = ["run", "id", "state", "step", "updated", "arm", "sds_weight", "trainable", "seed"]
 
 
 def open_run(
@@ -145,15 +146,15 @@ def _run_of_notebook(path: Path, folders: list[Path]) -> Run:
     return Run(named[max(named)])
 
 
-def list_runs(root: Path | str | None = None) -> pd.DataFrame:
-    """One row a run: name, id, state, step, when, and the parameters that are most asked for.
+def list_runs(root: Path | str | None = None, more: Sequence[str] = ()) -> pd.DataFrame:
+    """One row a run: name, id, state, step, when, the parameters that are most asked for, and more.
 
     A run that cannot be read has the state `damaged` and nothing more; a warning says why.
     """
     import pandas as pd
 
     rows = [_listed(Run(folder)) for folder in run_folders(runs_root(root=root))]
-    return pd.DataFrame(rows, columns=_LISTED)
+    return pd.DataFrame(rows, columns=[*LISTED, *more])
 
 
 def _listed(run: Run) -> dict[str, Any]:
@@ -202,6 +203,14 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def warned_in_words() -> Iterator[None]:
+    """Warnings are said on stderr, without the line of code that they are from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_, **__: print(text, file=sys.stderr)
+        yield
+
+
 def _list(root: str | None) -> int:
     table = list_runs(root)
     print(table.to_string(index=False) if len(table) else "no runs yet")
@@ -243,8 +252,7 @@ def main(words: list[str] | None = None) -> int:
     check = verbs.add_parser("verify", help="hold files to their checksums", parents=[where])
     check.add_argument("names", nargs="*", metavar="RUN", help="as above, or a published study")
     options = parser.parse_args(words)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda text, *_, **__: print(text, file=sys.stderr)
+    with warned_in_words():
         try:
             if options.verb == "list":
                 return _list(options.runs)

@@ -12,6 +12,7 @@
     answers     the answer to a notebook's question, in a sentence
     formatting  numbers, intervals and tables of results as people read them
     finetuned   what one finished run says beside its controls
+    side_by_side  all runs in a table, and a few set by set on the items that they share
     comparison  two models on the same items, and score grids in files
     statistics  intervals over seeds and items
 

@@ -250,9 +250,8 @@ def arm_table(ablation: Ablation) -> pd.DataFrame:
     for arm, part in shares.groupby("setting", sort=False):
         row = {"arm": arm} | part.iloc[0][["seeds", "low", "high"]].to_dict()
         row |= part.set_index("measure")["mean"].to_dict()
-        for difference in against.get_group(arm).itertuples():
-            text = formatting.points(difference.difference, difference.low, difference.high)
-            row[f"against {difference.against}"] = text
+        for pair in against.get_group(arm).itertuples():
+            row[f"against {pair.against}"] = formatting.gap(pair)
         rows.append(row)
     columns = ["arm", "seeds", own, "low", "high"]
     told = [f"against {other}" for other in dict.fromkeys(pairs["against"])]

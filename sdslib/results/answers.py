@@ -14,11 +14,15 @@ import pandas as pd
 
 from sdslib.checks.captions import shortened
 from sdslib.config import CONTROL, UNTOUCHED
-from sdslib.results.formatting import few, percent_of, points, share
+from sdslib.results.formatting import (
+    FEWEST_ITEMS,
+    LEVEL,
+    few,
+    gap,
+    percent_of,
+    share,
+)
 from sdslib.results.settings import Setting
-
-LEVEL = 0.05
-FEWEST = 6  # items with which McNemar's exact test can reach that level at all
 
 
 class Sentence(str):
@@ -40,10 +44,10 @@ def shown(row: Any) -> int:
     Over one seed McNemar's p decides too; where a table has none, the six net flips that the test
     needs at least.
     """
-    if row.n < FEWEST:
+    if row.n < FEWEST_ITEMS:
         return 0
     if getattr(row, "seeds", 1) == 1:
-        net = abs(row.difference) * row.n > FEWEST - 0.5
+        net = abs(row.difference) * row.n > FEWEST_ITEMS - 0.5
         if not (row.p < LEVEL if hasattr(row, "p") else net):
             return 0
     return int(row.low > 0) - int(row.high < 0)
@@ -51,21 +55,12 @@ def shown(row: Any) -> int:
 
 def change(row: Any) -> str:
     """A difference in points with its interval, or with why there is none."""
-    if row.n < FEWEST:
-        return f"{_plain(row)} (–: {row.n} items are too few for an interval)"
-    if row.low == row.high:
-        return f"{_plain(row)} (–: no item changed)"
-    number, _, interval = points(row.difference, row.low, row.high).partition(" ")
-    return f"{number} points {interval}"
-
-
-def _plain(row: Any) -> str:
-    return f"{100 * row.difference:+.1f} points".replace("-", "−")
+    return gap(row).replace(" (", " points (", 1)
 
 
 def limit(n: int, mdd: float, seeds: int = 1) -> str:
     """The least difference that so many items show: `mdd` of one run."""
-    if n < FEWEST:
+    if n < FEWEST_ITEMS:
         return f"{n} items can show no difference at all"
     least = f"{100 * mdd:.1f} points or more"
     return f"such a set can show {least}" if seeds == 1 else f"one seed can show {least} here"
@@ -93,6 +88,35 @@ def of_setting(setting: Setting) -> Sentence:
     return gain(setting.paired, setting.over_seeds, setting.note)
 
 
+def beside(differences: pd.DataFrame, note: str = "") -> Sentence:
+    """Where a run is ahead of each other one: on the first set, and on how many of the others.
+
+    Frame of `side_by_side.differences`. A claim holds over all sets and metrics (Holm).
+    """
+    rows = differences.drop_duplicates(["comparison", "set"])
+    rows = rows.assign(p=rows["p_holm"])
+    told = [
+        _held(list(part.itertuples()), note) for _, part in rows.groupby("comparison", sort=False)
+    ]
+    end = "Each model is one run: what another seed would bring is in no interval."
+    return together([*told, end])
+
+
+def _held(rows: list[Any], note: str) -> str:
+    first, *others = rows
+    head = ("no difference shown", "ahead", "behind")[shown(first)]
+    told = (
+        f"{first.comparison}{_noted(note)}: {head} on {first.set}, where the {first.metric} score"
+    )
+    told += f" differs by {change(first)}; {limit(first.n, first.mdd)}"
+    if not others:
+        return f"{told}."
+    ways = {word: [f"{row.set} by {change(row)}" for row in others if shown(row) == sign]
+            for word, sign in (("ahead", 1), ("behind", -1))}  # fmt: skip
+    moved = [f"{word} on {', '.join(sets) or 'none'}" for word, sets in ways.items()]
+    return f"{told}. Of {len(others)} more set{'s' * (len(others) > 1)} it is {', '.join(moved)}."
+
+
 def _by_other(table: pd.DataFrame) -> dict[str, Any]:
     """The rows of the first metric, by the model that the arm is held against."""
     rows = table[table["metric"] == table["metric"].iloc[0]].itertuples()
@@ -114,7 +138,7 @@ def _beside(control: Any) -> str:
     if control is None:
         return "no run with L_CLIP alone stands beside it, so whose doing that is cannot be told"
     told = f"the difference to L_CLIP alone is {change(control)}"
-    if control.n < FEWEST:
+    if control.n < FEWEST_ITEMS:
         return told
     words = "L_CLIP alone did as well, as far as is shown", "more than L_CLIP alone", ""
     return f"{words[shown(control)] or 'L_CLIP alone did better'}: {told}"

@@ -16,6 +16,8 @@ from sdslib.checks.notebooks import SELDOM
 from sdslib.config import Config
 from sdslib.io.paths import Shown
 
+FEWEST_ITEMS = 6  # items with which McNemar's exact test can reach 0.05 at all
+LEVEL = 0.05
 _LEFT = ".listing th, .listing td { text-align: left !important; vertical-align: top; }"
 
 
@@ -27,6 +29,21 @@ def share(mean: float, low: float, high: float) -> str:
 def points(mean: float, low: float, high: float) -> str:
     """A difference of shares with its interval, in points."""
     return f"{100 * mean:+.1f} ({span(low, high)})".replace("-", "−")
+
+
+def gap(row: Any) -> str:
+    """The difference of a row in points; where its interval means nothing a dash and the reason."""
+    told = points(row.difference, row.low, row.high)
+    why = "no item changed" if row.low == row.high else ""
+    why = f"{row.n} items are too few for an interval" if row.n < FEWEST_ITEMS else why
+    return f"{told.partition(' ')[0]} (–: {why})" if why else told
+
+
+def _remark(row: Any) -> str:
+    """Where the interval and the exact test of a difference disagree; the test knows few flips."""
+    apart = row.n >= FEWEST_ITEMS and (row.low > 0 or row.high < 0) != (row.p < LEVEL)
+    told = f"interval and exact test disagree over {row.up + row.down} flips: nothing is claimed"
+    return told if apart else ""
 
 
 def span(low: float, high: float) -> str:
@@ -85,25 +102,33 @@ def shares(table: pd.DataFrame, empty: str = "none") -> Any:
 
 
 def _cell(row: pd.Series, most: int) -> str:
+    """A share; where the items say nothing of its spread a dash with the reason."""
     few = f" of {row['n']}" if row["n"] < most else ""
-    return share(row["accuracy"], row["low"], row["high"]) + few
+    why = "each label all right or all wrong" if row["low"] == row["high"] else ""
+    why = "all tied" if row.get("ties") == row["n"] else why
+    told = share(row["accuracy"], row["low"], row["high"])
+    return (f"{percent_of(row['accuracy'])} (–: {why})" if why else told) + few
 
 
 def differences(paired: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences in points, one row a comparison, metric and label.
+    """Paired differences in points, one row a comparison, set where there is one, metric and label.
 
     Rows of `tables.compare` with a column comparison. `flips` are items that went right and wrong,
-    `smallest` is the difference that so many items and flips would show with power 0.8.
+    `smallest` is the difference that so many items and flips would show with power 0.8. A column
+    `remark` stands where an interval and its exact test disagree.
     """
     told = _in_words(paired)
+    keys = [key for key in ("comparison", "set", "metric", "label") if key in told]
     rows = [
-        {"comparison": row.comparison, "metric": row.metric, "label": row.label,
-         "items": row.n, "difference": points(row.difference, row.low, row.high),
+        {**{key: getattr(row, key) for key in keys},
+         "items": row.n, "difference": gap(row),
          "p": p_value(row.p), "p Holm": p_value(row.p_holm),
-         "flips": f"+{row.up}/−{row.down}", "smallest": f"{100 * row.mdd:.1f}"}
+         "flips": f"+{row.up}/−{row.down}", "smallest": f"{100 * row.mdd:.1f}",
+         "remark": _remark(row)}
         for row in told.itertuples()
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index(["comparison", "metric", "label"])
+    found = pd.DataFrame(rows).set_index(keys)
+    return found if found["remark"].any() else found.drop(columns="remark")
 
 
 def _in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -135,13 +160,15 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Paired differences over seeds in points, one row a setting and measure.
 
-    Rows of `studies.differences`. Beside each difference stands the range over single seeds.
+    Rows of `studies.differences`. Beside each difference stands the range over single seeds, or a
+    dash where there is one seed.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in table.itertuples():
         told = rows.setdefault((row.setting, row.measure), {"seeds": row.seeds, "items": row.n})
-        told[f"against {row.against}"] = points(row.difference, row.low, row.high)
-        told[f"single seeds, {row.against}"] = span(row.smallest, row.largest)
+        told[f"against {row.against}"] = gap(row)
+        alone = row.seeds == 1
+        told[f"single seeds, {row.against}"] = "–" if alone else span(row.smallest, row.largest)
     found = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     return found.rename_axis(["setting", "measure"]) if rows else found
 
@@ -156,6 +183,13 @@ def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def percent_of(value: float) -> str:
     """A share in percent; nothing where there is none."""
     return "" if pd.isna(value) else f"{100 * value:.1f}%"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown."""
+    rows = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def varying(table: pd.DataFrame, *always: str) -> pd.DataFrame:

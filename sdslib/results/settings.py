@@ -21,7 +21,7 @@ from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import ARMS, CONTROL, UNTOUCHED, FinetuneConfig, preset, set_name
 from sdslib.io import runs
 from sdslib.io.identity import recipe_of
-from sdslib.io.paths import folder_at, project_path
+from sdslib.io.paths import folder_at, project_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.wording import InWords, ParameterError, listed
 from sdslib.results import comparison
@@ -288,6 +288,13 @@ def made_by(run: Run) -> str:
     name = reported(run)
     items = f", {len(run.scores(name))} items" if name in run.score_names() else ""
     return f"run {run.name}: {duration(config_of(run))}, seed {run.params['seed']}{items}"
+
+
+def parameters_as_text(found: Sequence[Run]) -> pd.DataFrame:
+    """Every parameter of runs as text: a row a run, by name; without where they are kept."""
+    params = {run.name: without_places(config_of(run).model_dump()) for run in found}
+    told = pd.DataFrame(params, dtype=object).T.map(str)
+    return told.drop(columns=["run", "runs"]).rename_axis("run")
 
 
 def papermill_line(run: Run) -> str:

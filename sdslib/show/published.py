@@ -105,9 +105,7 @@ def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -
         "in points, with 95% bootstrap intervals over seeds and items at once.",
     ]
     for title, table in sections.items():
-        rows = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
-        told = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-        lines += ["", f"## {title}", "", *told] if len(table) else []
+        lines += ["", f"## {title}", "", formatting.markdown(table)] if len(table) else []
     return "\n".join([*lines, "", "## Runs", "", *(f"- `{run}`" for run in runs), ""])
 
 

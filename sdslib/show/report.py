@@ -26,14 +26,14 @@ from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
 from sdslib.results import answers, failures, finetuned, formatting
-from sdslib.results.formatting import points, span
+from sdslib.results.formatting import span
 from sdslib.results.settings import (
     SMALL,
     Setting,
-    config_of,
     members,
     output_folder,
     papermill_line,
+    parameters_as_text,
     reported,
 )
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
@@ -127,7 +127,7 @@ def changes(report: Report) -> pd.DataFrame:
     for case in report.cases:
         one = case.paired[case.paired["tag"] == "all"]
         rows = one.assign(seeds=1) if case.over_seeds is None else case.over_seeds
-        told = list(map(points, rows["difference"], rows["low"], rows["high"]))
+        told = list(map(formatting.gap, rows.itertuples()))
         smallest = [f"{100 * mdd:.1f}" for mdd in one["mdd"]]
         facts = {"setting": case.title, "difference": told, "smallest": smallest}
         parts.append(rows[["comparison", "metric", "seeds", "n"]].assign(**facts))
@@ -227,7 +227,7 @@ def _keyed(told: pd.DataFrame, *first: str) -> pd.DataFrame:
 
 def _seed_rows(over: pd.DataFrame) -> pd.DataFrame:
     rows = over[["comparison", "metric", "seeds"]].copy()
-    rows["difference"] = list(map(points, over["difference"], over["low"], over["high"]))
+    rows["difference"] = list(map(formatting.gap, over.itertuples()))
     rows["single seeds"] = list(map(span, over["smallest"], over["largest"]))
     return rows
 
@@ -323,11 +323,10 @@ def _margins(found: Atlas, item: str) -> pd.DataFrame:
 
 def _parameters(runs: Sequence[Run]) -> dict[str, Any]:
     """Parameters that all runs share, and those in which they differ, one row a run."""
-    params = {run.name: without_places(config_of(run).model_dump()) for run in runs}
-    told = pd.DataFrame(params, dtype=object).T.map(str).drop(columns=["run", "runs"])
-    odd = told.loc[:, told.nunique() > 1]
+    told = parameters_as_text(runs)
+    odd = formatting.varying(told)
     same = told.drop(columns=odd.columns).iloc[0].rename_axis("parameter").reset_index(name="value")
-    return {"same": same, "odd": None if odd.empty else odd.rename_axis("run").reset_index()}
+    return {"same": same, "odd": None if odd.empty else odd.reset_index()}
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, Any]:
