@@ -108,6 +108,7 @@ SAID = pd.DataFrame([{"set": kind, **ASKED} for kind in ("swap", "color", "all k
 SCORED = pd.DataFrame({"model": "sds", "caption": ["a b", "b a"], "score": [0.4, 0.1],
                        "margin": [0.3, -0.3]})  # fmt: skip
 WORDS = pd.DataFrame({"caption": [0, 0], "word": ["a", "b"], "decides": [True, False]})
+BESIDE = pd.concat([paired(UP).assign(set=name, p_holm=0.01) for name in ("winoground", "aro")])
 
 # The answer of each notebook from its tables, and a column of each that the sentence tells of.
 TOLD = {
@@ -121,6 +122,7 @@ TOLD = {
            (WORDS, "word")),
     "07": (answers.gain, (paired(UP), "mdd"), (paired(UP).assign(seeds=2), "high")),
     "08": (answers.verdicts, (SAID, "mean"), (SAID, "mean")),
+    "09": (answers.beside, (BESIDE, "difference")),
 }  # fmt: skip
 
 

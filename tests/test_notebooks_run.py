@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from finished import finish
 
 from sdslib.io.paths import project_root
 
@@ -23,6 +24,7 @@ REDUCED = {
     "05_winoground_failures": {"teacher_items": 6},
     "07_report": {"examples": 3},
     "06_caption_demo": {"ask_teacher": True, "draws": 8},
+    "09_compare": {"items": 3},
     "08_verdicts": {"train_pairs": 24, "choice_draws": 2, "t_min": 380},
 }  # fmt: skip
 
@@ -71,6 +73,8 @@ def test_notebook_runs_and_leaves_figures_and_tables(name, tmp_path):
     out = tmp_path / "out.ipynb"
     (tmp_path / "runs").mkdir()
     own = {"output": tmp_path / "verdicts.parquet"} if name == "08_verdicts" else {}
+    for arm in ("clip-only", "sds") if name == "09_compare" else ():
+        finish(tmp_path / "runs", arm)
     done = papermill(name, out, REDUCED[name] | {"runs": tmp_path / "runs"} | own)
     assert done.returncode == 0, done.stderr[-3000:]
     kinds = [kind for output in outputs(out) for kind in output.get("data", {})]

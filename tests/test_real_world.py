@@ -207,6 +207,13 @@ def test_the_report_of_photographs_says_nothing_of_drawn_scenes(shop, finetuned)
         assert "ini-world" not in card.read_text()
 
 
+def test_two_runs_of_photographs_stand_side_by_side_with_their_pictures(shop, finetuned):
+    shown = shop.execute("09_compare", items=2)
+    assert "mini-world" not in shown
+    assert "sds against L_CLIP only (student, winoground): " in shown
+    assert ('<img src="data:image' in shown) == ("Shown are" in shown)
+
+
 def test_the_notebook_about_the_mini_world_takes_no_other_data():
     first = nbformat.read(ROOT / "notebooks" / "00_miniworld.ipynb", 4).cells[0].source
     assert "mini-world" in first.splitlines()[0]

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from finished import DATA, NAME, finish
 
+from sdslib.checks.notebooks import CompareConfig
 from sdslib.io.history import RunWarning
 from sdslib.io.wording import ParameterError
-from sdslib.results import answers, comparison, formatting, side_by_side
+from sdslib.results import answers, comparison, formatting, settings, side_by_side
 from sdslib.tables import TableError
 
 ZERO = "mini-zeroshot-shape"
@@ -76,13 +77,30 @@ def test_a_file_of_scores_stands_beside_a_run(root, tmp_path):
     assert f"{ZERO}: not scored by mine." in found.left_out
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), [(["taught"], "two or more"), (["taught", "taught-"], "name another one")]
-)
-def test_one_run_is_not_compared_with_itself(root, words, said):
-    words = [next(root.glob(f"{w}*")) if w.endswith("-") else w for w in words]
-    with pytest.raises(ParameterError, match=said):
-        side_by_side.beside(words, root)
+@pytest.mark.parametrize("again", [[], ["taught-"]])
+def test_one_run_is_not_compared_with_itself(root, again):
+    same = [next(root.glob(f"{name}*")) for name in again]
+    with pytest.raises(ParameterError, match="two or more are needed to compare, got 1"):
+        side_by_side.beside(["taught", *same], root)
+
+
+def test_by_default_the_newest_with_a_control_stands_beside_it(root):
+    found = side_by_side.chosen(CompareConfig(runs=str(root)))
+    assert [run.params["arm"] for run in found.runs.values()] == ["sds", "clip-only"]
+    assert [run.params["seed"] for run in found.runs.values()] == [0, 0]
+
+
+def test_where_no_run_has_a_control_a_small_one_is_made_first(tmp_path, monkeypatch):
+    finish(tmp_path)
+    made = []
+    monkeypatch.setattr(
+        settings, "small", lambda config, _: made.append(finish(tmp_path, "clip-only"))
+    )
+    assert list(side_by_side.chosen(CompareConfig(runs=str(tmp_path))).runs) == [
+        "sds",
+        "L_CLIP only",
+    ]
+    assert len(made) == 1
 
 
 def test_a_run_without_readable_scores_is_listed_without(root, tmp_path):

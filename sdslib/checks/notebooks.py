@@ -137,6 +137,15 @@ class VerdictsConfig(Config):
     shards: Several = 1
 
 
+class CompareConfig(Config):
+    """`09_compare`: the first of `runs` against the others; of a folder (or by default) the newest
+    fine-tuning against its control.
+    """
+
+    runs: str | None = None
+    items: Whole = 12
+
+
 MODELS: dict[str, type[Config]] = {
     "miniworld": MiniworldConfig,
     "baseline": BaselineConfig,
@@ -147,6 +156,7 @@ MODELS: dict[str, type[Config]] = {
     "demo": DemoConfig,
     "report": ReportConfig,
     "verdicts": VerdictsConfig,
+    "compare": CompareConfig,
 }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sdslib.checks.notebooks import ReportConfig
+from sdslib.checks.notebooks import CompareConfig, ReportConfig
 from sdslib.config import ARMS, CONTROL, UNTOUCHED, FinetuneConfig, preset, set_name
 from sdslib.io import runs
 from sdslib.io.identity import recipe_of
@@ -290,6 +290,12 @@ def made_by(run: Run) -> str:
     return f"run {run.name}: {duration(config_of(run))}, seed {run.params['seed']}{items}"
 
 
+def histories(found: Mapping[str, Run]) -> pd.DataFrame:
+    """The histories of runs below one another, with what they are called in a column `run`."""
+    parts = [run.history().assign(run=name) for name, run in found.items()]
+    return pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+
+
 def parameters_as_text(found: Sequence[Run]) -> pd.DataFrame:
     """Every parameter of runs as text: a row a run, by name; without where they are kept."""
     params = {run.name: without_places(config_of(run).model_dump()) for run in found}
@@ -329,10 +335,10 @@ def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None)
     """
     names = listed(config.runs)
     if names and root(config) != folder_at(config.runs or ""):
-        there, chosen = None, [_named(name, config) for name in names]
+        there, chosen = None, [named(name, root(config)) for name in names]
     else:
         there = chosen = runs.finished_runs(root(config))
-    return group(chosen, there) if chosen else group([_small(config, progress)])
+    return group(chosen, there) if chosen else group([small(config, progress)])
 
 
 def listing(found: Iterable[Setting]) -> pd.DataFrame:
@@ -350,7 +356,7 @@ def listing(found: Iterable[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def root(config: ReportConfig) -> Path:
+def root(config: ReportConfig | CompareConfig) -> Path:
     """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
     folder = folder_at(config.runs or "reports/runs")
     is_root = folder is not None and not (folder / "identity.json").is_file()
@@ -362,11 +368,12 @@ def output_folder(config: ReportConfig) -> Path:
     return project_path(config.output) if config.output else root(config).parent
 
 
-def _named(name: str, config: ReportConfig) -> Run:
+def named(name: str, folder: Path | str | None = None) -> Run:
+    """A finished fine-tuning by id, name or folder; ParameterError says what it is not."""
     path = folder_at(name)
     is_run = path is not None and (path / "identity.json").is_file()
     try:
-        run = runs.find_run(path if path and is_run else name, root(config))
+        run = runs.find_run(path if path and is_run else name, folder)
     except runs.RunError as error:
         raise ParameterError([f"runs: {error}"]) from error
     if problems := run.problems(folders=False):
@@ -379,7 +386,8 @@ def _named(name: str, config: ReportConfig) -> Run:
     return run
 
 
-def _small(config: ReportConfig, progress: Callable[[str], Show] | None) -> Run:
+def small(config: ReportConfig | CompareConfig, progress: Callable[[str], Show] | None) -> Run:
+    """A small run, made with its control where there is none, see `SMALL_RUN`."""
     from sdslib import experiment
 
     kept = {name: getattr(config, name) for name in ("seed", "device", "threads")}

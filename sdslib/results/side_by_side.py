@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sdslib.checks.notebooks import literal
+from sdslib.checks.notebooks import CompareConfig, literal
 from sdslib.config import UNTOUCHED, FinetuneConfig
 from sdslib.io import runs
 from sdslib.io.history import RunWarning
+from sdslib.io.paths import folder_at, project_path
 from sdslib.io.run import Run, RunError
 from sdslib.io.storage import StorageError
-from sdslib.io.wording import ParameterError, did_you_mean, suggest
+from sdslib.io.wording import ParameterError, did_you_mean, listed, suggest
 from sdslib.metrics import ScoreError
-from sdslib.results import comparison, formatting, statistics
-from sdslib.results.settings import config_of, label, parameters_as_text, reported
+from sdslib.results import comparison, formatting, settings, statistics
+from sdslib.results.settings import config_of, reported
+from sdslib.results.sweep import swept
 from sdslib.tables import TableError, outcomes
+
+if TYPE_CHECKING:
+    from sdslib.experiment import Show
 
 SCORED = ["set", "metric", "items", "score", "change"]
 SAME = ("id", "n_images", "n_captions", "answer", "n_true")  # what makes two rows one item
@@ -124,20 +129,50 @@ class Beside:
         return ", ".join(dict.fromkeys(config_of(run).label for run in self.known.values()))
 
 
+def chosen(config: CompareConfig, progress: Callable[[str], Show] | None = None) -> Beside:
+    """The models that `runs` names; of a folder the newest fine-tuning with a control, and that.
+
+    Where there is none a small one is made first.
+    """
+    words, folder = listed(config.runs), settings.root(config)
+    if words and folder != folder_at(config.runs or ""):
+        return beside(words, folder)
+    pair = newest(_controlled(folder), folder)
+    if not pair:
+        settings.small(config, progress)
+        pair = newest(_controlled(folder), folder)
+    return beside([run.path for run in pair], folder)
+
+
+def _controlled(folder: Path) -> list[Run]:
+    """The finished runs that have a control, the newest first; a control is its own."""
+    there = runs.finished_runs(folder)
+    controls = settings.Controls(there)
+    return [run for run in there if controls.of(run)]
+
+
+def newest(found: Sequence[Run], folder: Path) -> list[Run]:
+    """The first of these with a teacher that no sweep made, and its control where there is one."""
+    there = swept(folder)
+    own = (run for run in found if run.params["arm"] != "clip-only" and run.id not in there)
+    first = next(own, None)
+    control = settings.Controls(found).of(first) if first else None
+    return [run for run in (first, control) if run]
+
+
 def beside(words: Sequence[str | Path], root: Path | str | None = None) -> Beside:
     """Runs by id, name or folder, and files of score grids (.csv, .parquet), side by side.
 
-    A file is of the set that the first run reports. ParameterError for fewer than two.
+    A file is of the set that the first run reports. ParameterError for fewer than two, and for a
+    run that is not there or not finished.
     """
     files = {str(w): Path(w).suffix in (".csv", ".parquet") for w in words}
-    if len(files) < 2:
-        raise ParameterError([f"runs: two or more are needed to compare, got {len(files)}"])
-    found = {word: None if file else runs.find_run(word, root) for word, file in files.items()}
-    there = [run for run in found.values() if run is not None]
-    if odd := [run.name for run in there if "arm" not in run.params]:
-        raise ParameterError([f"runs: {odd[0]} is no fine-tuning; give runs of 02_finetune"])
-    short = dict(zip([run.path for run in there], names(there), strict=True))
-    own = reported(there[0]) if there else "scores"
+    found = {w: None if file else settings.named(w, root) for w, file in files.items()}
+    there = {run.path: run for run in found.values() if run is not None}
+    if (count := sum(files.values()) + len(there)) < 2:
+        raise ParameterError([f"runs: two or more are needed to compare, got {count}"])
+    short = dict(zip(there, names(list(there.values())), strict=True))
+    own = next((reported(run) for run in there.values()), "scores")
     models: dict[str, Run | None] = {}
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for word, run in found.items():
@@ -145,10 +180,8 @@ def beside(words: Sequence[str | Path], root: Path | str | None = None) -> Besid
         models[name] = run
         sets = [own] if run is None else [n for n in run.score_names() if not _is_start(n)]
         for of in sets:
-            table = comparison.read_scores(word) if run is None else run.scores(of)
+            table = comparison.read_scores(project_path(word)) if run is None else run.scores(of)
             tables.setdefault(of, {})[name] = table
-    if len(models) < 2:
-        raise ParameterError([f"runs: all are {next(iter(models))}; name another one too"])
     return _shared(models, dict(sorted(tables.items(), key=lambda one: one[0] != own)))
 
 
@@ -159,7 +192,7 @@ def _is_start(name: str) -> bool:
 def names(found: Sequence[Run]) -> list[str]:
     """What to call runs: what tells them apart, their seeds, and ids where all that is one."""
     values = [config_of(run).identity() for run in found]
-    told = [label(own, values) for own in values]
+    told = [settings.label(own, values) for own in values]
     if len({own["seed"] for own in values}) > 1:
         told = [f"{text}, seed {own['seed']}" for text, own in zip(told, values, strict=True)]
     often = Counter(told)
@@ -213,7 +246,7 @@ def parameters(found: Beside) -> pd.DataFrame:
     """The run of each model and the parameters in which they differ, one row a parameter."""
     if not found.known:
         return pd.DataFrame()
-    table = formatting.varying(parameters_as_text(list(found.known.values())))
+    table = formatting.varying(settings.parameters_as_text(list(found.known.values())))
     table = table.set_axis(list(found.known)).T.rename_axis("parameter")
     run = pd.DataFrame({name: run.name for name, run in found.known.items()}, index=["run"])
     return pd.concat([run, table]).rename_axis("parameter").reset_index()

@@ -31,6 +31,7 @@ from sdslib.lab.baseline import TEACHER
 from sdslib.results import failures, formatting
 from sdslib.results.comparison import read_scores
 from sdslib.results.settings import Controls, made_by
+from sdslib.results.side_by_side import newest
 from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, item_figures, page, style
@@ -202,12 +203,7 @@ def _root(config: ModelsConfig) -> Path | None:
 
 def _newest(config: ModelsConfig) -> list[Run]:
     """The newest run of this benchmark and student that no sweep made, its control before it."""
-    runs = _finished(config)
-    there, controls = swept(runs_root(root=_root(config) or RUNS)), Controls(runs)
-    own = (r for r in runs if r.params["arm"] != "clip-only" and r.id not in there)
-    newest = next(own, None)
-    control = controls.of(newest) if newest else None
-    return [run for run in (control, newest) if run]
+    return newest(_finished(config), runs_root(root=_root(config) or RUNS))[::-1]
 
 
 def _finished(config: ModelsConfig) -> list[Run]:

@@ -23,6 +23,7 @@ from sdslib.results import formatting
 from sdslib.show import style
 from sdslib.show.style import FULL, HALF, LOOKS, Kinds, Picture, looks, styled
 
+CHANGE = "Change of score"
 Labels = Mapping[tuple[str, str], str]  # tag and label -> the text beside its row
 
 # --- training ------------------------------------------------------------------------------------
@@ -126,7 +127,9 @@ def scores_by_set(table: pd.DataFrame, note: str = "") -> Picture:
 
 
 @styled()
-def before_after(table: pd.DataFrame, note: str = "") -> Picture:
+def before_after(
+    table: pd.DataFrame, note: str = "", labels: Labels | None = None, title: str = CHANGE
+) -> Picture:
     """Paired differences with their intervals; the gray band is too small for this set to show.
 
     Rows of `comparison.compare`; a column `model` or `comparison` draws several a label.
@@ -136,7 +139,7 @@ def before_after(table: pd.DataFrame, note: str = "") -> Picture:
     table = table if "model" in table else table.assign(model="")
     names = table["model"].unique()
     kinds = looks(names) if len(names) > 1 else {names[0]: LOOKS[1]}
-    figure, panels = _rows("Change of score", note, table, tag_labels(table), kinds, "points")
+    figure, panels = _rows(title, note, table, labels or tag_labels(table), kinds, "points")
     for ax, part in panels:
         ax.use_sticky_edges = False
         widths, left, thick = 2 * part["mdd"], -part["mdd"], 0.8 / len(kinds)
@@ -149,8 +152,15 @@ def before_after(table: pd.DataFrame, note: str = "") -> Picture:
     return figure.telling(
         f"{r.model} {r.metric} {100 * r.mean:+.1f} points ".lstrip()
         + f"({100 * r.low:+.1f} to {100 * r.high:+.1f})"
-        for r in table[table["label"] == "all"].itertuples()
+        for r in (table[table["label"] == "all"] if labels is None else table).itertuples()
     )
+
+
+def differences_by_set(table: pd.DataFrame, note: str = "") -> Picture:
+    """`before_after` of `side_by_side.differences`: one row a set and metric."""
+    rows = table.assign(tag=table["set"], label=table["metric"])
+    labels = {(r.set, r.metric): f"{r.set}\n{r.metric} ({r.n})" for r in table.itertuples()}
+    return before_after(rows.assign(metric="difference"), note, labels, "Difference on every set")
 
 
 def tag_labels(table: pd.DataFrame) -> dict[tuple[str, str], str]:

@@ -30,6 +30,7 @@ from sdslib.results.formatting import span
 from sdslib.results.settings import (
     SMALL,
     Setting,
+    histories,
     members,
     output_folder,
     papermill_line,
@@ -243,14 +244,13 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     """The figures of a case by name; those of margins and outcomes need grids of two by two."""
     note, scores = case.note, case.scores
     *_, last = scores
-    history = [case.run.history().assign(run=last)]
-    if case.control is not None and case.control.path != case.run.path:
-        history.insert(0, case.control.history().assign(run=CONTROL))
-    whole = pd.concat([part.dropna(axis=1, how="all") for part in history], ignore_index=True)
+    control = case.control
+    apart = control is not None and control.path != case.run.path
+    trained = ({CONTROL: control} if control and apart else {}) | {last: case.run}
     found = {
         "scores": figures.scores_by_tag(shares, note, finetuned.human(case.config)),
         "change": figures.before_after(case.paired, note),
-        "training": figures.history(whole, note),
+        "training": figures.history(histories(trained), note),
     }
     if _is_winoground_like(case):
         parts = {name: failures.anatomy(table) for name, table in scores.items()}
