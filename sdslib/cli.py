@@ -124,6 +124,26 @@ def demo(given: dict[str, Any]) -> None:
     print(demo.told(models))
 
 
+@verb("06_caption_demo", "demo")
+def score(
+    given: dict[str, Any],
+    source: Annotated[str, typer.Argument(help="a folder of pictures, or a CSV: image, caption")],
+    out: Annotated[Path, typer.Option(help="the CSV that is written")] = Path("scores.csv"),
+) -> None:
+    """Score many pictures with their captions: a folder or a CSV in, a CSV out."""
+    from sdslib.io.progress import track
+    from sdslib.io.storage import write_bytes
+    from sdslib.show import batch, demo, questions
+
+    config = _checked("demo", given)
+    asked = batch.gather(source, questions.given(config.captions))
+    models = demo.load(config)
+    table = batch.score(models, asked, config.ask_teacher, track("pictures"))
+    write_bytes(out, table.to_csv(index=False).encode())
+    failed = int((table["problem"] != "").sum())
+    print(f"{out}: {len(table)} rows, {failed} with a problem", *models.cautions(*asked), sep="\n")
+
+
 @verb("08_verdicts", "verdicts")
 def verdicts(
     given: dict[str, Any],

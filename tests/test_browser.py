@@ -314,8 +314,8 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
 
     saved = save(page, lab.folder / "06_caption_demo.ipynb")
     outputs = [o.get("data", {}) for c in saved.cells for o in c.get("outputs", [])]
-    assert sum(WIDGET in data for data in outputs) == 3  # the picker, and both panels
-    assert sum('class="demo"' in data.get("text/html", "") for data in outputs) == 3
+    assert sum(WIDGET in data for data in outputs) == 4  # the picker, and three panels
+    assert sum('class="demo"' in data.get("text/html", "") for data in outputs) == 4
     assert not shown.locator("[id^='twin-']").is_visible()
     assert seen == Seen()
 

@@ -45,6 +45,7 @@ def test_the_verbs_are_those_that_there_are():
     assert set(VERBS) == {
         *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
         *("report", "demo", "publish", "export", "convert", "verdicts", "scoreboard", "tune"),
+        "score",
     }
     text = flat(run("--help").output)
     assert all(name in text for name in VERBS)

@@ -23,8 +23,8 @@ from test_questions import models as models
 from sdslib.io import images
 from sdslib.miniworld import composing
 from sdslib.miniworld.drawing import Scene, Thing
-from sdslib.show import demo, explain, page, questions
-from sdslib.show.demo import CaptionPanel, PairPanel
+from sdslib.show import demo, explain, page, questions, views
+from sdslib.show.panels import CaptionPanel, PairPanel
 from sdslib.show.questions import Demo, Question
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -39,7 +39,7 @@ def whole(models, *captions, teacher=False):
 
 def test_the_page_says_in_text_what_the_answer_holds(models):
     answer = whole(models)
-    text = demo.html(answer)
+    text = views.html(answer)
     for value in answer.scores["score"]:
         assert f'<b class="score">{page.number(value)}</b>' in text
     lead = answer.scores["margin"].max()
@@ -53,8 +53,8 @@ def test_the_page_says_in_text_what_the_answer_holds(models):
 
 
 def test_a_tie_and_a_lone_caption_are_told(models):
-    assert demo.html(whole(models, TRUE, TRUE.upper())).count("= tie") == 2
-    alone = demo.html(whole(models, "circle"))
+    assert views.html(whole(models, TRUE, TRUE.upper())).count("= tie") == 2
+    alone = views.html(whole(models, "circle"))
     assert "the only caption" in alone
     assert "has none" in alone
 
@@ -79,7 +79,7 @@ def test_a_margins_bar_begins_in_the_middle_and_nothing_wins_within_the_noise(
         {"model": "untouched", "caption": asked.captions, "score": values, "far": 0.1}
     )
     margin = explain.margins(np.array(values))
-    text = demo.html(questions.Answer(asked, table.assign(margin=margin, noise=noise_of)))
+    text = views.html(questions.Answer(asked, table.assign(margin=margin, noise=noise_of)))
     cells = pages.read(text).select("table.answers td:nth-of-type(2)")
     assert "".join(cell.select(".bar ~ span")[0].text.strip()[0] for cell in cells) == signs
     assert ("best by" in text) == ("✓" in signs)
@@ -98,8 +98,8 @@ def test_markup_in_captions_and_names_stays_text(models):
     spoilt = replace(answer, question=Question(noise(0), (ATTACK, FALSE), ATTACK), notes=(ATTACK,))
     spoilt.words["untouched"]["word"] = ATTACK
     spoilt.harder["untouched"]["text"] = ATTACK
-    said = demo.message(ATTACK)
-    for text in (demo.html(spoilt), said):
+    said = views.message(ATTACK)
+    for text in (views.html(spoilt), said):
         found = pages.read(text)
         assert not found.select("script")
         assert not pages.outside(text)
@@ -108,14 +108,14 @@ def test_markup_in_captions_and_names_stays_text(models):
 
 
 def test_the_page_refers_to_nothing_outside(models):
-    pair = demo.compare(models, questions.start_pair(models))
-    text = demo.html(whole(models, teacher=True)) + pair
+    pair = views.pair_html(models, questions.start_pair(models))
+    text = views.html(whole(models, teacher=True)) + pair
     assert not pages.outside(text)
     assert not pages.read(text).select("[href], img:not([alt]), img[alt='']")
 
 
 def test_two_images_and_two_captions_are_the_atlas_card(models):
-    text = demo.compare(models, models.benchmark.items[1], teacher=True)
+    text = views.pair_html(models, models.benchmark.items[1], teacher=True)
     assert "<b>untouched</b>" in text
     assert "<b>teacher</b>" in text
     assert text.count('class="lead ') == 8

@@ -63,7 +63,7 @@ DOORS = {
     "matplotlib": {"show.style", "show.figures", "show.item_figures"},
     "seaborn": {"show.style", "show.figures", "show.item_figures"},
     "anywidget": {"show.controls"},
-    "ipywidgets": {"show.demo", "show.run_picker"},
+    "ipywidgets": {"show.panels", "show.run_picker"},
     "jinja2": {"show.page"},
     "markupsafe": {"show.page"},
     "optuna": {"results.tuning"},

@@ -20,7 +20,7 @@ from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
-from sdslib.show import demo, explain, failure_study, questions
+from sdslib.show import demo, explain, failure_study, panels, questions, views
 from sdslib.show.questions import Question, QuestionError
 from sdslib.student import load_student
 
@@ -98,8 +98,8 @@ def test_other_runs_are_asked_once_they_are_picked(build, tiny_models, tmp_path)
     first, told = models.first, failure_study.made_by(found[1])
     assert models.table()["made by"].tolist()[:2] == ["no run", failure_study.made_by(found[0])]
     assert first.passports == {"sds": failure_study.made_by(found[0])}
-    assert first.passports["sds"] in demo.html(first)
-    panel, there = demo.CaptionPanel(models, first, lambda job: job()), demo.run_picker(models)
+    assert first.passports["sds"] in views.html(first)
+    panel, there = panels.CaptionPanel(models, first, lambda job: job()), demo.run_picker(models)
     assert len(there.offered) == 2
     assert there.runs.value == (failure_study.made_by(found[0]),)
     assert "1 more finished runs" in demo.pick(models).data
@@ -122,7 +122,7 @@ def test_a_benchmark_that_is_not_here_leaves_the_rest_and_says_why(build, monkey
 
     monkeypatch.setattr(demo, "load_set", refuse)
     models = build()
-    assert "untouched" in demo.html(models.ask(questions.start(models)))
+    assert "untouched" in views.html(models.ask(questions.start(models)))
     with pytest.raises(QuestionError, match="accept the terms"):
         models.item("0")
 
@@ -168,7 +168,7 @@ def test_a_set_of_photographs_begins_with_its_first_item_and_draws_no_scene(buil
     assert asked.captions == first.captions
     assert questions.start_pair(models) == first
     assert "mini-world" not in demo.pictures(models).alt + asked.about
-    panel = demo.CaptionPanel(models, models.ask(asked))
+    panel = panels.CaptionPanel(models, models.ask(asked))
     assert panel.picker.source.value == "given"
     alone = questions.start(build(benchmark="winoground:x", image=str(tmp_path / "mine.png")))
     assert (alone.about, alone.captions) == ("mine.png", first.captions)
@@ -193,7 +193,7 @@ def test_the_teacher_answers_on_request_draw_by_draw(models):
     assert answer.scores["model"].tolist() == ["untouched"] * 2 + ["teacher"] * 2
     assert list(answer.errors.columns) == ["t", 0, 1]
     assert len(answer.errors) == 4
-    text = demo.html(answer)
+    text = views.html(answer)
     values = answer.errors[[0, 1]].to_numpy()
     for k, wins in enumerate(np.bincount(values.argmin(axis=1), minlength=2)):
         assert f"smallest in {wins} of 4 draws" in text
@@ -222,4 +222,4 @@ def test_two_threads_that_ask_at_once_get_what_each_gets_alone(build):
 def test_a_caption_that_does_not_fit_is_told(models):
     long = " ".join(["red"] * 20)
     told = "of its 20 words each student reads the first 14"
-    assert told in demo.html(models.ask(question(long, TRUE)))
+    assert told in views.html(models.ask(question(long, TRUE)))

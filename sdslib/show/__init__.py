@@ -15,7 +15,10 @@
     explain        one image and any captions: margins, words that decide, hardest re-orderings
     controls       keys that press a button, an upload that shows how far it is
     questions      any picture against any captions: what may be asked, what models answer
-    demo           questions and their answers as a page and as a widget
+    batch          a folder or a CSV of pictures and captions: a table of scores
+    views          answers as HTML
+    panels         questions and answers as widgets
+    demo           what notebook 06 shows: one or the other
     report         from finished runs to the page and the PDF that are handed on
     modelcard      the card beside a run's weights, and the push to the Hub
 

@@ -54,12 +54,12 @@ def data_uri(image: Image.Image, side: int = THUMBNAIL, kind: str = "jpeg") -> s
         if data.tell() <= _FEW_BYTES:
             return file_uri(data.getvalue())
     small.save(data := io.BytesIO(), kind, quality={"jpeg": 82, "webp": 75}[kind])
-    return file_uri(data.getvalue(), kind)
+    return file_uri(data.getvalue(), f"image/{kind}")
 
 
-def file_uri(data: bytes, kind: str = "png") -> str:
-    """A picture's file as an address; in a template `bytes | file_uri`."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def file_uri(data: bytes, kind: str = "image/png") -> str:
+    """A file as an address; in a template `bytes | file_uri` for a picture."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def shade(values: Sequence[float] | np.ndarray) -> list[str]:

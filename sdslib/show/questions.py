@@ -243,6 +243,11 @@ def upload_ref(name: str, data: bytes) -> ImageRef:
     return ImageRef(name, lambda: data)
 
 
+def given(captions: str | None) -> tuple[str, ...]:
+    """The captions of the parameter, which has | between them; none where it is not given."""
+    return () if captions is None else lines(captions.replace("|", "\n"))
+
+
 def lines(text: str) -> tuple[str, ...]:
     """The captions in a text, one a line; QuestionError where there is none or there are many."""
     found = tuple(dict.fromkeys(line for raw in text.split("\n") if (line := raw.strip())))
@@ -296,7 +301,7 @@ def start(demo: Demo) -> Question:
             ref = upload_ref(path.name, ImageRef(path.name, path.read_bytes).data())
             asked = replace(asked, ref=ref, about=path.name, drawn=False)
         if config.captions is not None:
-            asked = replace(asked, captions=lines(config.captions.replace("|", "\n")))
+            asked = replace(asked, captions=given(config.captions))
     except ImageError as reason:
         raise ParameterError([f"image: {reason}"]) from None
     except QuestionError as reason:

@@ -1,0 +1,58 @@
+"""Answers as HTML that refers to nothing outside it: of the live panels and of saved notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from sdslib.benchmarks import Item
+from sdslib.checks.captions import shortened
+from sdslib.lab.baseline import TEACHER
+from sdslib.show import atlas, page
+from sdslib.show.questions import Answer, Demo
+
+
+def html(answer: Answer) -> str:
+    """An answer as one piece of HTML that refers to nothing outside it; see `page`."""
+    models = _bars(answer.scores).groupby("model", sort=False)
+    orders = [table.assign(model=model) for model, table in answer.harder.items()]
+    rows = pd.concat(orders).sort_values("caption", kind="stable") if orders else pd.DataFrame()
+    return page.render(
+        "demo",
+        answer=answer,
+        captions=[shortened(caption) for caption in answer.question.captions],
+        picture=answer.question.ref.load(),
+        seen=answer.seen,
+        about=answer.question.about,
+        scores={model: part.to_dict("records") for model, part in models},
+        orders=list(rows.itertuples()),
+        beaten=sum(row.lead < 0 for row in rows.itertuples()),
+        teacher=TEACHER,
+    )
+
+
+def _bars(scores: pd.DataFrame) -> pd.DataFrame:
+    """With `left`, `width` and `near` in percent of each margin's bar, whose middle is zero.
+
+    `near` is how far to both sides the margin decides nothing.
+    """
+    known = scores[["margin", "noise", "far"]].abs().replace(np.inf, np.nan)
+    reach = known.max(axis=1).groupby(scores["model"]).transform("max")
+    # square roots, or a caption that is far behind would hide what is close
+    share = scores[["margin", "noise"]].abs().div(reach.where(reach > 0, 1), axis=0).clip(upper=1)
+    margin, near = (50 * np.sqrt(share[name].fillna(0)) for name in share)
+    return scores.assign(left=50 - margin * (scores["margin"] < 0), width=margin, near=near)
+
+
+def pair_html(demo: Demo, item: Item, teacher: bool = False, notes: Sequence[str] = ()) -> str:
+    """Two images and two captions as HTML: every model's grid, and which inequality holds."""
+    card = atlas.card(demo.grids(item, teacher), str(item.id))
+    return page.render("demo_pair", card=card, notes=notes)
+
+
+def message(reason: object) -> str:
+    """A sentence about what went wrong, for the reader's eyes and for a screen reader."""
+    said = str(reason) or f"it ended with {type(reason).__name__}"
+    return page.render("message", role="alert", said=said)
