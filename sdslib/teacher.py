@@ -104,15 +104,17 @@ class Teacher(nn.Module):
         return pixels.float() / 127.5 - 1
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor, eps: Tensor | None = None) -> Tensor:
         """The VAE's mean latents, scaled: pixels [B, 3, S, S] in [-1, 1] -> [B, C, H, W].
 
-        The mean, not a sample of the posterior: the same image always has the same latent.
+        The mean, so that the same image always has the same latent; with eps [B, C, H, W], which
+        is standard normal, a sample of the posterior, mean + std * eps.
         """
         with self._own_precision():
-            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean
+            posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        z = posterior.mean if eps is None else posterior.mean + posterior.std * eps.to(pixels)
         shift = self.vae.config.get("shift_factor") or 0.0
-        return (mean.float() - shift) * self.vae.config.scaling_factor
+        return (z.float() - shift) * self.vae.config.scaling_factor
 
     def encodes(self) -> dict[str, Any]:
         """All that latents of transformed images depend on, as plain values."""

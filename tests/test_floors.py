@@ -55,7 +55,7 @@ DOORS = {
     "httpx2": {"io.sources", "io.hub", "show.modelcard"},
     "bs4": {"show.pdf"},
     "fpdf": {"show.pdf"},
-    "nltk": {"sets.text_only"},
+    "nltk": {"sets.text_only", "lab.conventions"},
     "textblob": {"arms.phrases"},
     "accelerate": {"train"},
     "statsmodels": {"metrics", "results.statistics", "results.failures"},

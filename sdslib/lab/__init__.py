@@ -1,6 +1,7 @@
 """Studies of models as they are, and what a run needs and would cost.
 
     baseline       student and teacher on every benchmark at hand
+    conventions    where peers count otherwise, with both figures
     scoreboard     the student on every set at hand in one table, with what captions alone reach
     near_ties      near ties of a half-precision teacher, decided again in full
     verdicts       the teacher's verdicts on training pairs, by several processes and after a kill

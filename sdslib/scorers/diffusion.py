@@ -133,7 +133,7 @@ class ErrorBank:
         for batch in chunks(new, self.batch_size):
             pixels = torch.stack([self.teacher.transform(ref.load(), self.mode) for ref in batch])
             with evaluating(self.teacher) as device:
-                latents = self.teacher.encode_images(pixels.to(device))
+                latents = self.encode(batch, pixels.to(device))
             self._latents |= {ref.key: z for ref, z in zip(batch, latents, strict=True)}
         captions = dict.fromkeys(c for row in rows for c in row.captions)
         captions |= {"": None} if self.empty else {}
@@ -144,6 +144,10 @@ class ErrorBank:
             self._texts |= dict(zip(batch, states, strict=True))
         self.counts["images"] += len(new)
         self.counts["captions"] += len(fresh)
+
+    def encode(self, refs: Sequence[ImageRef], pixels: Tensor) -> Tensor:
+        """The latents [B, C, H, W] of these images, of pixels [B, 3, S, S]."""
+        return self.teacher.encode_images(pixels)
 
     def _batch(self, jobs: Sequence[tuple[tuple[str, str], int]]) -> list[float]:
         """Mean squared eps error of each job ((image, caption), draw)."""
