@@ -113,6 +113,40 @@ def test_a_teacher_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
     assert there.embed_texts(["a man rides a horse"]).shape == (1, 77, layouts.TEXT)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "files", "tokens"),
+    [
+        ("stable-diffusion-xl-base-1.0", 4, (77 + 1, 2 * layouts.TEXT)),
+        ("stable-diffusion-3.5-medium", 6, (77 + 256 + 1, 2 * layouts.TEXT)),
+        ("FLUX.1-dev", 7, (512 + 1, 2 * layouts.TEXT)),
+    ],
+)
+def test_a_later_family_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(
+    served, shape, files, tokens, offline
+):
+    local = layouts.later_teacher(served.folder(f"who/{shape}"), shape)
+    before = teacher_files.fingerprints(f"who/{shape}")
+    assert not weights_fetched(served)
+    assert set(teacher_files.latent_shape(f"who/{shape}")[1:]) == {layouts.SIDE}
+    there = teacher.load_teacher(f"who/{shape}")
+    assert same(there, teacher.load_teacher(str(local)))
+    assert len(weights_fetched(served)) == files
+    assert before == teacher_files.fingerprints(str(local))
+    assert there.embed_texts(["a man rides a horse"]).shape == (1, *tokens)
+    assert there.latent_shape == (there.vae.config.latent_channels, layouts.SIDE, layouts.SIDE)
+    z, t = torch.randn(1, *there.latent_shape), torch.tensor([500])
+    assert there.predict_noise(z, t, there.embed_texts(["a man"])).isfinite().all()
+    offline()
+    assert teacher_files.weights_problem(f"who/{shape}") is None
+    assert teacher_files.fingerprints(f"who/{shape}") == before
+    if shape.endswith("xl-base-1.0"):  # the others have no denoiser in half precision
+        assert same(teacher.load_teacher(str(local), variant="fp16"), there) is False
+    else:
+        problem = teacher_files.weights_problem(str(local), variant="fp16")
+        assert problem.endswith("; leave out variant")
+
+
 @pytest.mark.parametrize("repo", [CLIP, "laion/CLIP-ViT-B-32", "timm/ViT-B-16-SigLIP"])
 def test_a_student_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(served, repo):
     if repo.endswith("SigLIP"):

@@ -68,3 +68,18 @@ def test_preset_paper_runs_through_the_hub_and_then_offline_to_the_same_run(serv
     papermill(tmp_path, "offline", given, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert identity(tmp_path / "offline", "sds")["id"] == online["id"]
     assert len(served.asked) == asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["stable-diffusion-xl-base-1.0", "stable-diffusion-3.5-medium"])
+def test_preset_paper_runs_with_a_teacher_of_a_later_family(served, tmp_path, shape):
+    repo = f"stabilityai/{shape}"
+    layouts.later_teacher(served.folder(repo), shape)
+    layouts.open_clip_model(served.folder("laion/small"), pickled=False)
+    given = {"train_data": layouts.coco(tmp_path / "coco"), "runs": tmp_path, "teacher": repo}
+    given["clip_model"] = "hf-hub:laion/small"
+    papermill(tmp_path, "out", given, HF_ENDPOINT=served.url, HF_TOKEN=TOKEN)
+    found = identity(tmp_path, "sds")
+    assert found["params"]["teacher"] == repo
+    assert {"student", "teacher", "winoground"} <= found["data"].keys()
+    assert list(tmp_path.glob("*/results.parquet"))

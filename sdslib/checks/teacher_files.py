@@ -64,11 +64,15 @@ def weights_problem(
         if not folder.is_dir():
             _check_id(source)
             found = hub.cached(source, revision)
-            names, index = (found.files, _index(found)) if found else ((), {})
+            names, index = (found.files, _index(found)) if found else ((), _known(source))
             if found is None or layout_problem(names, source, index, variant):
                 wanted = [*configs_of(index), *weights_of(index, variant, names)]
                 absent = [name for name in wanted if name not in names]
-                all_ = [*wanted, *(f"{t}/*" for t in _tokenizers(index))]
+                all_ = [
+                    *wanted,
+                    *pieces_of(index, variant),
+                    *(f"{t}/*" for t in _tokenizers(index)),
+                ]
                 return (
                     f"{len(absent)} of the files of {source} are not in the local cache, as "
                     f"{absent[0]}; where there is a network run "
@@ -133,6 +137,8 @@ def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
             f"{where}: the {name} takes {channels} channels, the VAE gives "
             f"{latent}; inpainting and upscaling models are no teachers"
         )
+    if parts["vae"].get("latents_mean"):
+        raise WeightsError(f"{where}: its VAE has latents_mean, a scale that no family here has")
     scheduler = configs["scheduler/scheduler_config.json"]
     if is_flow(scheduler) != family.is_flow:
         kind = "a FlowMatch scheduler" if family.is_flow else "a scheduler with betas"
@@ -171,6 +177,8 @@ def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
         return _flow_alpha_bar(scheduler)
     count, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule")
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    if "sigma_data" in scheduler:
+        raise WeightsError("scheduler with sigma_data: EDM's noise levels are no schedule of betas")
     if scheduler.get("rescale_betas_zero_snr"):
         raise WeightsError("scheduler with rescale_betas_zero_snr: at t = T - 1 there is no signal")
     if scheduler.get("trained_betas") is not None:
@@ -214,6 +222,10 @@ def is_velocity(scheduler: Mapping[str, Any]) -> bool:
 def _look(source: str, revision: str | None) -> hub.Snapshot:
     _check_id(source)
     return model_files.reached("teacher", lambda: hub.look(source, revision, LOCAL))
+
+
+def _known(source: str) -> Mapping[str, Any]:
+    return teacher_index(SHAPES / KNOWN[source]) if source in KNOWN else {}
 
 
 def _index(found: hub.Snapshot) -> Mapping[str, Any]:

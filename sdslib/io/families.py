@@ -128,13 +128,25 @@ def weights_of(index: Fields, variant: str | None = None, names: Collection[str]
     return [n for part, kind in parts_of(index).items() for n in _files(part, kind, variant, names)]
 
 
+def pieces_of(index: Fields, variant: str | None = None) -> list[str]:
+    """Patterns of weights in pieces, for who cannot see which parts are; a first family has none."""
+    stems = [_stem(part, kind, variant) for part, kind in parts_of(index).items()]
+    later = family_of(index) not in (None, FIRST)
+    return [name for stem, table in stems for name in (f"{stem}-*.safetensors", table) if later]
+
+
 def _files(part: str, kind: str, variant: str | None, names: Collection[str]) -> list[str]:
-    library, tag = kind.partition(".")[0], f".{variant}" if variant else ""
-    stem = f"{part}/{'diffusion_pytorch_model' if library == 'diffusers' else 'model'}"
-    whole, table = f"{stem}{tag}.safetensors", f"{stem}.safetensors.index{tag}.json"
-    if table not in names or (whole in names and library == "transformers"):
+    stem, table = _stem(part, kind, variant)
+    whole = f"{stem}.safetensors"
+    if table not in names or (whole in names and kind.startswith("transformers.")):
         return [whole]  # where both are there, diffusers reads the pieces
-    piece = re.compile(rf"{re.escape(stem + tag)}-\d{{5}}-of-(\d{{5}})\.safetensors")
+    piece = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-(\d{{5}})\.safetensors")
     count = max((int(found[1]) for name in names if (found := piece.fullmatch(name))), default=1)
-    pieces = [f"{stem}{tag}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
-    return [table, *pieces]
+    return [table, *(f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1))]
+
+
+def _stem(part: str, kind: str, variant: str | None) -> tuple[str, str]:
+    """How the files of a part's weights begin, and the table of those in pieces."""
+    tag = f".{variant}" if variant else ""
+    base = f"{part}/{'model' if kind.startswith('transformers.') else 'diffusion_pytorch_model'}"
+    return f"{base}{tag}", f"{base}.safetensors.index{tag}.json"

@@ -76,7 +76,7 @@ def random_teacher(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         parts = {
-            part: _drawn(class_of(kind), configs[f"{part}/config.json"])
+            part: drawn(class_of(kind), configs[f"{part}/config.json"])
             for part, kind in parts_of(index).items()
         }
     denoiser = next(iter(parts.values()))
@@ -92,7 +92,7 @@ def random_teacher(
     return assemble(index, parts, tokenizers, scheduler, name).to(device)
 
 
-def _drawn(kind: Any, config: Mapping[str, Any]) -> Any:
+def drawn(kind: Any, config: Mapping[str, Any]) -> Any:
     """A part with weights as its library draws them."""
     if hasattr(kind, "config_class"):  # transformers'
         return kind(kind.config_class(**config))

@@ -2,12 +2,14 @@
 
 Stable Diffusion 1.4, 1.5 and 2.1 as diffusers' first releases left them on the Hub (old names of
 the VAE's attention, `position_ids` in the text encoder, pickles and fp16 variants beside, a safety
-checker, a checkpoint at the root), open_clip's models, Winoground, and sets beside it.
+checker, a checkpoint at the root); XL, 3.5 medium and FLUX.1-dev in the pieces that the Hub lists;
+open_clip's models, Winoground, and sets beside it.
 """
 
 import gzip
 import io
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -24,6 +26,10 @@ from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 
 from sdslib.checks.teacher_files import SHAPES
+from sdslib.io.families import encoders_of, parts_of, tokenizer_of
+from sdslib.io.model_files import teacher_index
+from sdslib.lab.random_models import drawn
+from sdslib.teacher import class_of
 
 TEXT, SIDE = 32, 8  # width of the text encoder, and latents a side
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -71,6 +77,86 @@ def stable_diffusion(folder: Path, shape: str = "stable-diffusion-v1-4", seed: i
     return folder
 
 
+# Widths of a later family's parts; the first row is SDXL's UNet.
+SMALL = {
+    "UNet2DConditionModel": {
+        "block_out_channels": [32, 32, 64], "layers_per_block": 1, "attention_head_dim": [2, 2, 4],
+        "transformer_layers_per_block": [1, 1, 1], "cross_attention_dim": 2 * TEXT,
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + TEXT,
+        "sample_size": SIDE},
+    "SD3Transformer2DModel": {
+        "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+        "caption_projection_dim": 32, "joint_attention_dim": 2 * TEXT,
+        "pooled_projection_dim": 2 * TEXT, "dual_attention_layers": [0], "sample_size": SIDE,
+        "pos_embed_max_size": SIDE},
+    "FluxTransformer2DModel": {
+        "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 32,
+        "num_attention_heads": 2, "axes_dims_rope": [8, 12, 12], "joint_attention_dim": 2 * TEXT,
+        "pooled_projection_dim": TEXT},
+    "T5EncoderModel": {"d_model": 2 * TEXT, "d_kv": 16, "d_ff": 64, "num_layers": 1,
+                       "num_heads": 2},
+}  # fmt: skip
+# In how many pieces a part's weights are; those in half precision beside are in as many.
+PIECES = {
+    "stable-diffusion-3.5-medium": {"text_encoder_3": 2},
+    "FLUX.1-dev": {"transformer": 3, "text_encoder_2": 2},
+}
+
+
+def later_teacher(folder: Path, shape: str, seed: int = 0) -> Path:
+    """The repository of a later family, by the name of its configs in the package.
+
+    XL's has all parts in half precision too, 3.5's its text encoders, FLUX's none.
+    """
+    torch.manual_seed(seed)
+    shutil.copytree(SHAPES / shape, folder, dirs_exist_ok=True)
+    for part, kind in parts_of(index := teacher_index(folder)).items():
+        library, _, name = kind.partition(".")
+        own = {"vae": shrink_vae}.get(part, shrink_text)
+        own = (lambda config, own=SMALL[name]: config | own) if name in SMALL else own
+        module = drawn(class_of(kind), edit(folder / part / "config.json", own))
+        half = shape.endswith("xl-base-1.0") or (part in encoders_of(index) and "3.5" in shape)
+        stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
+        for tag in ("", ".fp16") if half else ("",):
+            state = {n: v.half() if tag else v for n, v in module.state_dict().items()}
+            state.pop("encoder.embed_tokens.weight", None)  # T5's, one with `shared.weight`
+            in_pieces(folder / part, stem, tag, state, PIECES.get(shape, {}).get(part, 1))
+    for encoder in encoders_of(index):
+        is_t5 = parts_of(index)[encoder].endswith("T5EncoderModel")
+        (t5_tokenizer if is_t5 else clip_tokenizer)(folder / tokenizer_of(encoder))
+    (folder / f"{shape}.safetensors").write_bytes(b"all weights in one file, which nobody reads")
+    (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n")
+    return folder
+
+
+def in_pieces(folder: Path, stem: str, tag: str, state: dict, count: int) -> None:
+    """Weights in one file, or in several with a table that says which holds what."""
+    names, made = sorted(state), {}
+    for n in range(count):
+        number = f"-{n + 1:05}-of-{count:05}" if count > 1 else ""
+        part = {name: state[name].contiguous() for name in names[n::count]}
+        save_file(part, folder / f"{stem}{tag}{number}.safetensors", metadata={"format": "pt"})
+        made |= dict.fromkeys(part, f"{stem}{tag}{number}.safetensors")
+    if count > 1:
+        size = sum(value.nbytes for value in state.values())
+        table = {"metadata": {"total_size": size}, "weight_map": made}
+        write(folder / f"{stem}.safetensors.index{tag}.json", table)
+
+
+def t5_tokenizer(folder: Path) -> None:
+    """T5's form, `tokenizer.json` of a unigram model, with a vocabulary of letters alone."""
+    marks, letters = (
+        ["<pad>", "</s>", "<unk>"],
+        "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,0123456789",
+    )
+    words = [(mark, 0.0) for mark in marks] + [(letter, -2.0) for letter in letters]
+    made = Tokenizer(Unigram(words, unk_id=2))
+    made.pre_tokenizer = Metaspace()
+    made.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.add_special_tokens(marks)
+    made.save(str(folder / "tokenizer.json"))
+
+
 def checkpoint_name(shape: str) -> str:
     return {"stable-diffusion-v1-4": "sd-v1-4.ckpt", "stable-diffusion-v1-5":
             "v1-5-pruned-emaonly.ckpt"}.get(shape, "v2-1_768-ema-pruned.ckpt")  # fmt: skip
@@ -90,7 +176,7 @@ def shrink_vae(config: dict) -> dict:
 
 def shrink_text(config: dict) -> dict:
     return config | {"hidden_size": TEXT, "intermediate_size": 2 * TEXT, "num_hidden_layers": 2,
-                     "num_attention_heads": 2}  # fmt: skip
+                     "num_attention_heads": 2, "projection_dim": TEXT}  # fmt: skip
 
 
 def add_checker(index: dict) -> dict:
