@@ -16,6 +16,7 @@ from sdslib.io.families import (
     encoders_of,
     family_of,
     parts_of,
+    pieces_of,
     tokenizer_of,
     weights_of,
 )
@@ -68,15 +69,12 @@ def weights_problem(
             if found is None or layout_problem(names, source, index, variant):
                 wanted = [*configs_of(index), *weights_of(index, variant, names)]
                 absent = [name for name in wanted if name not in names]
-                all_ = [
-                    *wanted,
-                    *pieces_of(index, variant),
-                    *(f"{t}/*" for t in _tokenizers(index)),
-                ]
+                tokenizers = (f"{tokenizer}/*" for tokenizer in _tokenizers(index))
+                whole = [*wanted, *pieces_of(index, variant), *tokenizers]
                 return (
                     f"{len(absent)} of the files of {source} are not in the local cache, as "
                     f"{absent[0]}; where there is a network run "
-                    f"`{hub.get_by_hand(source, all_, revision)}` (licence: "
+                    f"`{hub.get_by_hand(source, whole, revision)}` (licence: "
                     f"https://huggingface.co/{source}), or give {LOCAL}"
                 )
             folder = hub.bring(found, wanted_files(found.files, index, variant))

@@ -129,7 +129,7 @@ def weights_of(index: Fields, variant: str | None = None, names: Collection[str]
 
 
 def pieces_of(index: Fields, variant: str | None = None) -> list[str]:
-    """Patterns of weights in pieces, for who cannot see which parts are; a first family has none."""
+    """Patterns of weights in pieces, for who sees no listing; the first family has none."""
     stems = [_stem(part, kind, variant) for part, kind in parts_of(index).items()]
     later = family_of(index) not in (None, FIRST)
     return [name for stem, table in stems for name in (f"{stem}-*.safetensors", table) if later]
