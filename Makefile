@@ -43,7 +43,7 @@ miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 m
 	papermill notebooks/00_miniworld.ipynb out_miniworld.ipynb -p rebuild True
 
 lab: $(READY) ## open the notebooks in JupyterLab
-	jupyter lab --notebook-dir=notebooks
+	jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 test: $(READY) ## fast tests; at least 90% of the library must be covered
 	pytest -n $(JOBS) -m "$(FAST)" --cov --cov-report=term --cov-fail-under=90
@@ -91,6 +91,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "make setup: no Python 3.11 or later found; install one, e.g. python3.11 and its venv module" >&2; \
 	  exit 1; }
 	python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	mkdir -p .venv/etc/ipython && cp etc/ipython_kernel_config.py .venv/etc/ipython/
 	@touch $@
 
 $(TOOLS): $(READY) # what the slow tests alone need

@@ -67,7 +67,7 @@ def scores(student, items):
 
 @dataclass
 class Lab:
-    """A JupyterLab of its own: address, token and the folder that it serves."""
+    """A JupyterLab of its own: address, token, and the folders of notebooks and runs."""
 
     url: str
     token: str
@@ -77,7 +77,9 @@ class Lab:
     def address(self, notebook, workspace=None):
         """In a workspace of its own, where no other notebook stands open."""
         space = workspace or notebook
-        return f"{self.url}/lab/workspaces/{space}/tree/{notebook}.ipynb?token={self.token}"
+        return (
+            f"{self.url}/lab/workspaces/{space}/tree/notebooks/{notebook}.ipynb?token={self.token}"
+        )
 
     def ask(self, method, path):
         """The server's answer to a request of its interface."""
@@ -88,12 +90,14 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, scores):
-    folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
-    (home / "runs").mkdir()
+    """Serves a whole project, as `make lab` does, in the dark theme."""
+    root, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
+    folder, runs = root / "notebooks", str(root / "runs")
+    for path in (folder, root / "runs"):
+        path.mkdir()
     scores.drop(columns=["n_images", "n_captions", "answer", "equal_captions"]).to_csv(
         home / "student.csv", index=False
     )
-    runs = str(home / "runs")
     copy_notebook("06_caption_demo", folder, runs=runs)
     copy_notebook("05_winoground_failures", folder, runs=runs, teacher_items=0,
                   scores=str(home / "student.csv"))  # fmt: skip
@@ -103,12 +107,12 @@ def lab(tmp_path_factory, scores):
         port = probe.getsockname()[1]
     token, log = secrets.token_hex(16), (home / "log").open("w")
     process = subprocess.Popen(
-        command(folder, port), env=own_home(home, token), stdout=log, stderr=subprocess.STDOUT
+        command(root, port), env=own_home(home, token), stdout=log, stderr=subprocess.STDOUT
     )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/api?token={token}", process, home / "log")
-        yield Lab(url, token, folder, home / "runs")
+        yield Lab(url, token, folder, root / "runs")
     finally:
         process.terminate()
         try:
@@ -138,6 +142,7 @@ def own_home(home, token):
     settings.mkdir(parents=True)
     quiet = {"fetchNews": "false", "checkForUpdates": False}
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    (settings / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
     folders = {f"JUPYTER_{kind.upper()}_DIR": kind for kind in ("config", "data", "runtime")}
     folders |= {f"JUPYTERLAB_{kind.upper()}_DIR": kind for kind in ("settings", "workspaces")}
     own = {name: str(home / kind) for name, kind in (folders | {"IPYTHONDIR": "ipython"}).items()}
@@ -347,7 +352,29 @@ def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scor
         panel.get_by_text(f"{len(wrong)} of 12 items, at {place}").wait_for()
         panel.get_by_role("button", name="next").click()
     assert panel.get_by_role("button", name="show these").is_visible()  # the list of runs
+
+    page.keyboard.press("Control+b")  # the list of files goes
+    page.set_viewport_size({"width": 800, "height": 1000})
+    cell(page, "study.atlas.answer").get_by_text(f"Of {len(items.items)} items").wait_for()
+    assert page.locator("img.drawn").count() == 4
+    assert page.evaluate(LAB_FAULTS) == []
+    cell(page, "failure_study.save").get_by_role("link", name="atlas.html").click()
+    page.get_by_role("tab", name="atlas.html").wait_for()
     assert seen == Seen()
+
+
+# What is wider than its place, and what is light in a dark theme, a grid's shaded cells aside.
+LAB_FAULTS = """() => {
+  const back = e => (getComputedStyle(e).backgroundColor.match(/[\\d.]+/g) || []).map(Number);
+  const light = e => { const [r, g, b, a = 1] = back(e); return a > 0.3 && r + g + b > 500; };
+  const outputs = [...document.querySelectorAll('.jp-OutputArea-output')];
+  const inside = outputs.flatMap(e => [e, ...e.querySelectorAll('*')]);
+  return [
+    ...outputs.filter(e => e.scrollWidth > e.clientWidth + 1),
+    ...inside.filter(e => light(e) && !e.matches('.cell')),
+    ...inside.filter(e => e.matches('img.drawn') && getComputedStyle(e).filter === 'none'),
+  ].map(e => e.outerHTML.slice(0, 120));
+}"""
 
 
 def test_training_is_watched_and_stopped_after_a_step_with_a_checkpoint(page, lab, seen):
@@ -369,5 +396,7 @@ def test_training_is_watched_and_stopped_after_a_step_with_a_checkpoint(page, la
     saved = save(page, lab.folder / "02_finetune.ipynb")
     outputs = [o.get("data", {}) for c in saved.cells for o in c.get("outputs", [])]
     assert any("image/png" in data for data in outputs)
+    (error,) = (o for c in saved.cells for o in c.get("outputs", []) if o.output_type == "error")
+    assert error.traceback == [f"stopped after step {done}; run again to go on"]
     assert not any(WIDGET in data for data in outputs)
     assert (seen.dialogs, seen.outside) == ([], [])

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 
 import matplotlib
 import numpy as np
+import pages
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
@@ -342,6 +343,8 @@ def test_a_notebook_shows_the_picture_once_with_its_alternative_text():
     with Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))) as image:
         assert image.width > 500
     assert metadata["image/png"]["alt"] == figure.alt
+    assert pages.read(shown["text/html"]).img["alt"] == figure.alt  # what nbconvert shows
+    assert not pages.outside(shown["text/html"])
 
 
 def test_drawing_leaves_the_readers_own_style_alone():

@@ -18,6 +18,7 @@ from sdslib.checks.models import is_folder, student_problem, teacher_problem, to
 from sdslib.checks.notebooks import MODELS, ranged, schema_of
 from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
+from sdslib.io.stopping import stop_calmly
 from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"}
@@ -32,6 +33,7 @@ def guard(namespace: dict[str, Any], model: str = "finetune") -> Any:
     cells made are left alone, unless they look like a misspelt parameter. Raises ParameterError.
     """
     __tracebackhide__ = True
+    stop_calmly()
     if model not in MODELS:
         raise ParameterError([one_of("notebook", model, MODELS)])
     cls, before = MODELS[model], namespace.get("_guarded")

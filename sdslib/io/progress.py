@@ -31,7 +31,7 @@ class Progress(AbstractContextManager):
         self._stream, self._over = stream, False
         self._begun = self._shown = time.monotonic()
         self._first: tuple[int, float] | None = None
-        self._handle = _display(self._html()) if stream is None and _in_kernel() else None
+        self._handle = _display(self._html()) if stream is None and notebook_shell() else None
 
     def update(self, done: int, note: str = "") -> None:
         """Set how many are done, and what to say beside it."""
@@ -115,10 +115,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _in_kernel() -> bool:
+def notebook_shell() -> Any:
+    """IPython's shell, where this process is the kernel of a notebook; else None."""
     module = sys.modules.get("IPython")  # a plain process need not pay for importing it
     shell = module.get_ipython() if module is not None else None
-    return getattr(shell, "kernel", None) is not None
+    return shell if getattr(shell, "kernel", None) is not None else None
 
 
 def _display(markup: str) -> Any:

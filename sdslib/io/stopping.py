@@ -6,7 +6,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from sdslib.io.progress import notebook_shell
 
 
 class Terminated(SystemExit):
@@ -53,3 +55,15 @@ def stop_requested() -> Iterator[Stop]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def stop_calmly() -> None:
+    """In a notebook, have a cell that is stopped say so in one line, without a traceback."""
+    if shell := notebook_shell():
+        shell.set_custom_exc((KeyboardInterrupt,), _tell)
+
+
+def _tell(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: Any = None) -> None:
+    line = str(error) or "stopped; run the cell again to go on"
+    error._render_traceback_ = lambda: [line]  # type: ignore[attr-defined]  # IPython's hook
+    shell.showtraceback((kind, error, trace))

@@ -18,7 +18,10 @@ from sdslib.io.paths import Shown
 
 FEWEST_ITEMS = 6  # items with which McNemar's exact test can reach 0.05 at all
 LEVEL = 0.05
-_LEFT = ".listing th, .listing td { text-align: left !important; vertical-align: top; }"
+_LEFT = (
+    ".listing th, .listing td { text-align: left !important; vertical-align: top; } "
+    ".listing td + td { overflow-wrap: anywhere; }"
+)
 
 
 def share(mean: float, low: float, high: float) -> str:

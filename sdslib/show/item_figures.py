@@ -19,7 +19,6 @@ MODE_LOOKS = {
     "image wrong": Look(style.SKY, hatch="///"),
     "text wrong": Look(style.ORANGE, hatch="\\\\\\"),
     "both wrong": Look(style.VERMILLION, hatch="xxx"),
-    "wrong": Look(style.VERMILLION, hatch="xxx"),
     "tie": Look(style.BLACK, hatch="..."),
 }
 FLIP_LOOKS = {
@@ -33,7 +32,8 @@ _BOX = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.8}  # letters are l
 
 def _mode_looks(modes: Collection[str]) -> dict[str, Look]:
     """Looks by outcome, the usual ones first and in their order."""
-    usual = {mode: look for mode, look in MODE_LOOKS.items() if mode in modes}
+    known = MODE_LOOKS | {"wrong": MODE_LOOKS["both wrong"]}  # the one way of items with one image
+    usual = {mode: look for mode, look in known.items() if mode in modes}
     return usual | looks(mode for mode in modes if mode not in usual)
 
 

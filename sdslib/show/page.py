@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -19,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from sdslib.io.progress import notebook_shell
 from sdslib.results.formatting import few as number
 
 THUMBNAIL = 160  # pixels of the longer side
@@ -86,9 +86,7 @@ def is_live() -> bool:
 
     papermill and nbconvert run cells too, but forbid input; a widget they show would stay empty.
     """
-    module = sys.modules.get("IPython")
-    shell = module.get_ipython() if module is not None else None
-    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+    return bool(getattr(getattr(notebook_shell(), "kernel", None), "_allow_stdin", False))
 
 
 class Live:
@@ -136,17 +134,13 @@ class Live:
         publish_display_data(twin, transient={"display_id": self._name})
 
 
-def live_or_saved(
-    widget: Callable[[], Any], markup: Callable[[], str], saved: str | None = None
-) -> Any:
+def live_or_saved(widget: Callable[[], Any], markup: Callable[[], str]) -> Any:
     """What a cell shows: a live widget where somebody sits at the notebook, else its static twin.
 
     `widget` may make a panel instead, see `Live`.
-
-    `saved` stands beside the live widget instead of the twin where that is large.
     """
     from IPython.display import HTML
 
     if is_live():
-        return Live(widget(), markup() if saved is None else saved)
+        return Live(widget(), markup())
     return HTML(render("live", name="", view=Markup(markup())))

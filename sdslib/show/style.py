@@ -7,6 +7,7 @@ native size fits half a page's width.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import textwrap
@@ -49,6 +50,13 @@ _STYLE: Any = {
     "pdf.fonttype": 42,
     "mathtext.fontset": "stix",
 }
+
+
+# White becomes the dark theme's back, and every color keeps its hue.
+_DARK = (
+    ".drawn { max-width: 100%; height: auto; } [data-jp-theme-light=false] .drawn, "
+    ".vscode-dark .drawn { filter: invert(.93) hue-rotate(180deg); }"
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,10 @@ class Picture(Figure):
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
         data = base64.b64encode(self.png()).decode()
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
-        shown = {"image/png": data, "text/plain": self.alt}
+        # JupyterLab and nbconvert take the HTML, which keeps the words and goes with a dark theme
+        told = f'alt="{html.escape(self.alt)}" width="{width}" src="data:image/png;base64,{data}"'
+        markup = f'<style>{_DARK}</style><img class="drawn" {told}>'
+        shown = {"image/png": data, "text/plain": self.alt, "text/html": markup}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
 
