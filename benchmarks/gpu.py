@@ -35,23 +35,23 @@ KEPT, AGAIN, PARTS = "activations kept", "activations computed again", "8 pairs 
 def measure(config: FinetuneConfig, rounds: int = 5) -> list[Row]:
     """All rows, of the models of `config` with random weights on its device."""
     device = experiment.pick_device(config.device)
-    parties = dry_run.random_parties(config, device)
-    assert parties.teacher is not None
+    models = dry_run.stand_ins(config, device)
+    assert models.teacher is not None
     return [
-        *training_rows(config, parties, rounds),
-        *speed_rows(parties.teacher, config, 4 * rounds),
-        *gradient_rows(parties.teacher, min(8, config.batch_size), rounds),
+        *training_rows(config, models, rounds),
+        *speed_rows(models.teacher, config, 4 * rounds),
+        *gradient_rows(models.teacher, min(8, config.batch_size), rounds),
     ]
 
 
-def training_rows(config: FinetuneConfig, parties: Models, rounds: int) -> list[Row]:
+def training_rows(config: FinetuneConfig, models: Models, rounds: int) -> list[Row]:
     """Seconds and memory of a step of each gradient route, and the hours of all the steps."""
     through = {
-        KEPT: attempt(config, parties, rounds),
-        AGAIN: attempt(override(config, checkpointing=True), parties, rounds),
-        PARTS: attempt(override(config, micro_batch=min(8, config.batch_size)), parties, rounds),
+        KEPT: attempt(config, models, rounds),
+        AGAIN: attempt(override(config, checkpointing=True), models, rounds),
+        PARTS: attempt(override(config, micro_batch=min(8, config.batch_size)), models, rounds),
     }
-    residual = attempt(override(config, sds_gradient="residual"), parties, rounds)
+    residual = attempt(override(config, sds_gradient="residual"), models, rounds)
     quickest = seconds(through.values())
     size = config.batch_size
     told = "; ".join(f"{way}: {_told(found)}" for way, found in through.items())
@@ -93,14 +93,14 @@ def gradient_rows(teacher: Teacher, batch: int, rounds: int) -> list[Row]:
     return route_rows(teacher, batch, rounds, (2.6, 2.3), clock(teacher.device))
 
 
-def attempt(config: FinetuneConfig, parties: Models, rounds: int) -> Trial | None:
+def attempt(config: FinetuneConfig, models: Models, rounds: int) -> Trial | None:
     """Some steps of the whole batch by the training loop; None where memory does not suffice."""
-    assert parties.teacher is not None
-    unet = parties.teacher.unet
+    assert models.teacher is not None
+    unet = models.teacher.unet
     if config.checkpointing:
         unet.enable_gradient_checkpointing()
     try:
-        return dry_run.attempt(config, parties, config.batch_size, rounds)
+        return dry_run.attempt(config, models, config.batch_size, rounds)
     except TrainingError as error:
         if "out of memory" not in str(error):
             raise

@@ -114,8 +114,8 @@ def main() -> None:
     )
     found = load_pairs(config.train_data)
     found.fingerprint  # noqa: B018  as a run's id needs it: every caption is read once
-    parties = experiment.load_parties(config, found, torch.device("cpu"))
-    steps = sum(1 for _ in Loop(config, parties, found))
+    models = experiment.load_models(config, found, torch.device("cpu"))
+    steps = sum(1 for _ in Loop(config, models, found))
     print(json.dumps({"steps": steps, "peak": dry_run.peak(torch.device("cpu"))}))
 
 

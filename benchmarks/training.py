@@ -83,10 +83,10 @@ def whole_step(rounds: int) -> list[Row]:
     config = FinetuneConfig()
     both, plain = _loop(config), _loop(override(config, arm="clip-only", sds_weight=0.0))
     batch = _batch(config, both)
-    teacher, bridge = both.parties.teacher, both.parties.bridge
+    teacher, bridge = both.models.teacher, both.models.bridge
     assert teacher is not None
     assert bridge is not None
-    image_emb = both.parties.student.encode_images(batch.pixels).detach()
+    image_emb = both.models.student.encode_images(batch.pixels).detach()
 
     def apart() -> None:
         plain._step(batch)
@@ -115,12 +115,12 @@ def choice_step(rounds: int) -> list[Row]:
         return [Verdict(texts, (0.0, *[-9.0] * (len(texts) - 1))) for texts in said]
 
     told = _loop(config)
-    told.parties = replace(told.parties, negative=find.pick)
+    told.models = replace(told.models, negative=find.pick)
     batch, rows = _batch(config, told), list[Row]()
     for name, each, must in (("one false caption", 1, 1.1), ("all of them", 99, None)):
         chosen = {"arm": "teacher-choice", "sds_weight": 1.0, "negatives_each": each}
         judged = _loop(config.model_copy(update=chosen))
-        judged.parties = replace(judged.parties, verdicts=verdicts)
+        judged.models = replace(judged.models, verdicts=verdicts)
         times = paired(partial(told._step, batch), partial(judged._step, batch), rounds)
         what = f"step by verdicts on {name} / step of hard negatives"
         rows.append(Row("G17", what, times.ratio, must, must, least=True, note=times.spread))
@@ -135,12 +135,12 @@ def _loop(config: FinetuneConfig) -> train.Loop:
     if teacher is not None:
         bridge = Bridge(student.width, teacher.latent_shape)
         bridge.load_state_dict(random_start(student.width, teacher.latent_shape, config.seed))
-    parties = train.Models(student, trained, teacher, bridge)
-    return train.Loop(override(config, steps=10_000), parties, load_pairs("mini"))
+    models = train.Models(student, trained, teacher, bridge)
+    return train.Loop(override(config, steps=10_000), models, load_pairs("mini"))
 
 
 def _batch(config: FinetuneConfig, loop: train.Loop) -> Batch:
-    pairs, transform = load_pairs("mini"), loop.parties.student.transform
+    pairs, transform = load_pairs("mini"), loop.models.student.transform
     return next(iter(batches(pairs, transform, BATCH, config.seed, range(1))))
 
 

@@ -1,4 +1,4 @@
-"""One fine-tuning experiment, end to end: load the parties, train, score, compare.
+"""One fine-tuning experiment, end to end: load the models, train, score, compare.
 
 A finished run is never computed twice: `finetune` gives it back. The rooms below do the work;
 this one knows in which order. N pairs, D embedding, C,H,W latent. As a program it is what torchrun
@@ -57,7 +57,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_parties(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Models:
+def load_models(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> Models:
     """Student, and where the arm needs them teacher and started bridge, frozen as declared."""
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
@@ -205,16 +205,16 @@ def _train(config: FinetuneConfig, progress: Show | None) -> Run:
     if run.finished:
         return run
     with run, stop_requested() as stop:
-        parties = load_parties(config, data.pairs, device)
-        start = trained_weights(parties.student) if config.interpolation < 1 else {}
+        models = load_models(config, data.pairs, device)
+        start = trained_weights(models.student) if config.interpolation < 1 else {}
         if distributed.is_main():
             told = [*data.told(), *negatives.told(config, data.pairs)]
             run.note(overlap=[row._asdict() for row in data.shared], sets=told)
             if distributed.count() > 1:
                 run.note(processes=distributed.count())
-            save_all_scores(run, parties, data, f"{UNTOUCHED}-")
+            save_all_scores(run, models, data, f"{UNTOUCHED}-")
         validate_ = validator(data) if distributed.is_main() else None
-        loop = Loop(config, parties, data.pairs, validate_, run.path)
+        loop = Loop(config, models, data.pairs, validate_, run.path)
         _resume(loop, run)
         with shown(progress, loop, loop.steps - loop.done) as steps:
             for step in steps:
@@ -228,9 +228,9 @@ def _train(config: FinetuneConfig, progress: Show | None) -> Run:
                 if stopping and not last:
                     stop.obey(loop.done)
         if distributed.is_main():
-            interpolate(parties.student, start, config.interpolation)
-            save_student(run, parties)
-            save_all_scores(run, parties, data)
+            interpolate(models.student, start, config.interpolation)
+            save_student(run, models)
+            save_all_scores(run, models, data)
             run.finish()
     return run
 
@@ -270,10 +270,10 @@ def _resume(loop: Loop, run: Run) -> None:
         launch.tell_opened(run.path, loop.done, loop.steps)
 
 
-def save_all_scores(run: Run, parties: Models, data: Data, prefix: str = "") -> None:
+def save_all_scores(run: Run, models: Models, data: Data, prefix: str = "") -> None:
     """Score the student on every set, and keep the tables."""
     for name, benchmark in data.scored().items():
-        run.save_scores(f"{prefix}{name}", score(parties.student, benchmark))
+        run.save_scores(f"{prefix}{name}", score(models.student, benchmark))
 
 
 def _follow(config: FinetuneConfig, progress: Show | None) -> Run:
@@ -322,18 +322,18 @@ def shares(scores: pd.DataFrame) -> dict[str, float]:
     return {name: float(right.mean()) for name, right in tables.outcomes(scores).items()}
 
 
-def save_student(run: Run, parties: Models) -> None:
+def save_student(run: Run, models: Models) -> None:
     """`weights/`: the student as an open_clip folder, and the bridge where there is one.
 
     Its passport, which loading holds the folder to, also tells where the weights came from: the
     run's parameters, data, code and environment.
     """
     with run.staged("weights") as folder:
-        parties.student.save(folder)
+        models.student.save(folder)
         passport = read_json(folder / PASSPORT)
         write_json(folder / PASSPORT, passport | {"run": without_places(run.origin())})
-        if parties.bridge is not None:
-            parties.bridge.save(folder / "bridge.safetensors")
+        if models.bridge is not None:
+            models.bridge.save(folder / "bridge.safetensors")
 
 
 # --- what the notebook shows ---------------------------------------------------------------------

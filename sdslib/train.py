@@ -68,7 +68,7 @@ class TermInputs:
 
 
 def objective(
-    parties: Models,
+    models: Models,
     batch: Batch,
     t: Tensor,
     eps: Tensor,
@@ -86,34 +86,34 @@ def objective(
     not seen counted as 0, is the full batch's on average.
     """
     arm, terms = ARMS[config.arm], dict[str, Tensor]()
-    image_emb = parties.student.encode_images(batch.pixels)
+    image_emb = models.student.encode_images(batch.pixels)
     seen = TermInputs(batch, image_emb, t, eps)
     if arm.clip:
-        terms["clip"] = named(arm.clip)(parties, seen, config)
+        terms["clip"] = named(arm.clip)(models, seen, config)
     if arm.sds and rows is None:
-        terms["sds"] = named(arm.sds)(parties, seen, config)
+        terms["sds"] = named(arm.sds)(models, seen, config)
     elif arm.sds and rows is not None:
         terms["sds"] = image_emb.new_zeros(len(image_emb))
         if len(rows):
             part = TermInputs(batch.take(rows), image_emb[rows], t, eps, seen.known)
-            values = named(arm.sds)(parties, part, config)
+            values = named(arm.sds)(models, part, config)
             scale = config.batch_size / seen_pairs(config)
             terms["sds"] = terms["sds"].index_put((rows.to(values.device),), scale * values)
     weights = {"clip": 1.0, "sds": config.sds_weight}  # L_CLIP + sds_weight * L_SDS
     return torch.stack([weights[k] * values.mean() for k, values in terms.items()]).sum(), terms
 
 
-def clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def clip_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_CLIP of the batch, all processes' pairs together."""
-    text_emb = embed_captions(parties, seen.batch.captions, seen.image_emb)
+    text_emb = embed_captions(models, seen.batch.captions, seen.image_emb)
     seen.known.update(zip(seen.batch.captions, text_emb, strict=True))
     image_emb, text_emb = of_all_processes(seen.image_emb, text_emb)
-    return parties.student.contrast(image_emb, text_emb)
+    return models.student.contrast(image_emb, text_emb)
 
 
-def sds_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def sds_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """L_SDS: the frozen teacher's denoising error on z = h_w(f(x)) under the image's caption."""
-    return denoise(parties, seen, seen.batch.captions, config)
+    return denoise(models, seen, seen.batch.captions, config)
 
 
 def seen_pairs(config: FinetuneConfig) -> int:
@@ -163,33 +163,33 @@ def of_all_processes(*embeddings: Tensor) -> tuple[Tensor, ...]:
     return together.chunk(len(embeddings), dim=1)
 
 
-def embed_captions(parties: Models, captions: Sequence[str], like: Tensor) -> Tensor:
+def embed_captions(models: Models, captions: Sequence[str], like: Tensor) -> Tensor:
     """Captions of the batch as the student embeds them, [B, D] of unit length."""
-    student = parties.student
+    student = models.student
     return student.encode_texts(student.tokenize(captions).to(like.device))
 
 
-def map_images(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def map_images(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """z = h_w(f(x)), the latents [B, C, H, W] of the images; f is pooled or projected."""
     emb = seen.image_emb
     if config.bridge_input == "pooled":
-        pooled = parties.student.pooled_images(seen.batch.pixels)
+        pooled = models.student.pooled_images(seen.batch.pixels)
         emb = nn.functional.normalize(pooled, dim=-1)
-    return there(parties.bridge, "a bridge", config)(emb)
+    return there(models.bridge, "a bridge", config)(emb)
 
 
-def there(party: P | None, what: str, config: FinetuneConfig) -> P:
+def there(model: P | None, what: str, config: FinetuneConfig) -> P:
     """What takes part, or a TrainingError where the arm needs it and it is missing."""
-    if party is None:
+    if model is None:
         raise TrainingError(f"arm {config.arm!r} needs {what}")
-    return party
+    return model
 
 
 def denoise(
-    parties: Models, seen: TermInputs, captions: Sequence[str], config: FinetuneConfig
+    models: Models, seen: TermInputs, captions: Sequence[str], config: FinetuneConfig
 ) -> Tensor:
     """The denoising error [B] of z = h_w(f(x)) under these captions, by the run's estimator."""
-    teacher = there(parties.teacher, "a teacher", config)
+    teacher = there(models.teacher, "a teacher", config)
     text = teacher.embed_texts(captions)
 
     def values(z: Tensor, rows: slice) -> Tensor:
@@ -203,7 +203,7 @@ def denoise(
             config.sds_reduction,
         )
 
-    return in_parts(values, map_images(parties, seen, config), config.micro_batch)
+    return in_parts(values, map_images(models, seen, config), config.micro_batch)
 
 
 def draw_noise(
@@ -238,9 +238,9 @@ def total_steps(config: FinetuneConfig, pairs: Pairs) -> int:
     return config.steps or (config.epochs or 1) * per_epoch
 
 
-def make_optimizer(parties: Models, config: FinetuneConfig) -> torch.optim.Optimizer:
+def make_optimizer(models: Models, config: FinetuneConfig) -> torch.optim.Optimizer:
     """AdamW over what trains; vectors (LayerNorms, biases) are not decayed."""
-    params = [*parties.trained, *(parties.bridge.parameters() if parties.bridge else ())]
+    params = [*models.trained, *(models.bridge.parameters() if models.bridge else ())]
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
@@ -288,22 +288,22 @@ class Loop:
     def __init__(
         self,
         config: FinetuneConfig,
-        parties: Models,
+        models: Models,
         pairs: Pairs,
         validate: Callable[[Student], dict[str, float]] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.config, self.parties, self.pairs, self.validate = config, parties, pairs, validate
+        self.config, self.models, self.pairs, self.validate = config, models, pairs, validate
         self.steps, self.done = total_steps(config, pairs), 0
         with without_settings("ACCELERATE_"):
             self.accelerator = Accelerator(
-                cpu=_device(parties).type == "cpu",
+                cpu=_device(models).type == "cpu",
                 mixed_precision="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 log_with=config.tracker,
                 project_dir=folder,
             )
-            self.optimizer = self.accelerator.prepare(make_optimizer(parties, config))
+            self.optimizer = self.accelerator.prepare(make_optimizer(models, config))
 
     def pack(self) -> dict[str, Tensor]:
         """All tensors that going on needs; `unpack` is its inverse."""
@@ -315,11 +315,11 @@ class Loop:
         self.done = done
 
     def _modules(self) -> dict[str, nn.Module]:
-        held: dict[str, nn.Module] = {"student": nn.ParameterList(self.parties.trained)}
-        return held if self.parties.bridge is None else held | {"bridge": self.parties.bridge}
+        held: dict[str, nn.Module] = {"student": nn.ParameterList(self.models.trained)}
+        return held if self.models.bridge is None else held | {"bridge": self.models.bridge}
 
     def __iter__(self) -> Iterator[Step]:
-        config, student = self.config, self.parties.student
+        config, student = self.config, self.models.student
         distributed.same(self._learning())
         loader = batches(
             self.pairs,
@@ -366,13 +366,13 @@ class Loop:
         )
 
     def _step(self, batch: Batch) -> Step:
-        start, step, config, parties = time.perf_counter(), self.done, self.config, self.parties
+        start, step, config, models = time.perf_counter(), self.done, self.config, self.models
         lr = learning_rate(step, self.steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        parties.student.train()
+        models.student.train()
         t, eps, rows = self._draws(step)
-        loss, terms = objective(parties, batch.to(_device(parties)), t, eps, config, rows)
+        loss, terms = objective(models, batch.to(_device(models)), t, eps, config, rows)
         _check_finite(terms, step, batch)
         ratio = self._ratio(terms, step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -398,7 +398,7 @@ class Loop:
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """t, eps and the places of the pairs that the teacher sees, of this process's part."""
-        teacher, device = self.parties.teacher, _device(self.parties)
+        teacher, device = self.models.teacher, _device(self.models)
         shape = teacher.latent_shape if teacher is not None else ()
         own, rows = distributed.part(self.config.batch_size), draw_rows(step, self.config)
         t, eps = draw_noise(step, seen_pairs(self.config), shape, self.config)
@@ -416,12 +416,12 @@ class Loop:
         due = step == first or (step > first and self._is_due(step + 1))
         if "sds" not in terms or not due:
             return None
-        sds = self.config.sds_weight * _norm(terms["sds"], self.parties.trained)
+        sds = self.config.sds_weight * _norm(terms["sds"], self.models.trained)
         if sds == 0 and step == first:
             raise TrainingError("L_SDS gives no gradient to any trainable parameter of the student")
         if "clip" not in terms:
             return None
-        ratio = sds / max(_norm(terms["clip"], self.parties.trained), 1e-30)
+        ratio = sds / max(_norm(terms["clip"], self.models.trained), 1e-30)
         if step == 0 and ratio < INERT:
             warnings.warn(
                 f"L_SDS is inert at this weight: its gradient is {ratio:.2%} of L_CLIP's "
@@ -432,9 +432,9 @@ class Loop:
 
     def _clip(self, step: int, batch: Batch) -> tuple[float, float | None]:
         """Gradient norms; student and bridge are clipped apart, so that neither damps the other."""
-        groups = {"student": self.parties.trained}
-        if self.parties.bridge is not None:
-            groups["bridge"] = list(self.parties.bridge.parameters())
+        groups = {"student": self.models.trained}
+        if self.models.bridge is not None:
+            groups["bridge"] = list(self.models.bridge.parameters())
         norms = []
         for name, params in groups.items():
             norm = float(self.accelerator.clip_grad_norm_(params, self.config.grad_clip))
@@ -450,7 +450,7 @@ class Loop:
         found = distributed.mean([loss, *(values.mean() for values in terms.values())])
         total, *each = torch.stack(found).tolist()
         means = dict(zip(terms, each, strict=True))
-        teacher, error = self.parties.teacher, means.get("sds")
+        teacher, error = self.models.teacher, means.get("sds")
         if teacher is None or not ARMS[self.config.arm].denoises:
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
@@ -465,11 +465,11 @@ class Loop:
     def _validation(self) -> dict[str, float]:
         if self.validate is None or not self._is_due(self.done):
             return {}
-        return self.validate(self.parties.student)
+        return self.validate(self.models.student)
 
 
-def _device(parties: Models) -> torch.device:
-    return parties.trained[0].device
+def _device(models: Models) -> torch.device:
+    return models.trained[0].device
 
 
 def _norm(values: Tensor, params: Sequence[nn.Parameter]) -> float:

@@ -18,7 +18,7 @@ from PIL import Image
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.config import ARMS, RECIPE, FinetuneConfig
 from sdslib.evaluate import clip_scorer, score_grids
-from sdslib.experiment import load_parties
+from sdslib.experiment import load_models
 from sdslib.io.images import ImageRef
 from sdslib.io.state import plain_torch
 from sdslib.pairs import Pairs, load_pairs
@@ -74,7 +74,7 @@ def steps_of(pairs: Pairs, **given) -> list[list[float]]:
     config = FinetuneConfig(**(usual | {"choice_draws": 2, "sds_weight": 0.1} | given))
     with plain_torch(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loop = Loop(config, load_parties(config, pairs, torch.device("cpu")), pairs)
+        loop = Loop(config, load_models(config, pairs, torch.device("cpu")), pairs)
         rows = list(loop)
     return [[row.loss, row.grad_norm, row.bridge_grad_norm or 0.0] for row in rows]
 
@@ -86,9 +86,9 @@ def scores(pairs: Pairs) -> dict[str, list[float]]:
         Item(str(i), (refs[2 * i], refs[2 * i + 1]), CAPTIONS[2 * i : 2 * i + 2]) for i in (0, 1)
     )
     benchmark = Benchmark("golden", "grid", items, len(items), "golden")
-    parties = load_parties(FinetuneConfig(bridge_start="zero"), pairs, torch.device("cpu"))
+    models = load_models(FinetuneConfig(bridge_start="zero"), pairs, torch.device("cpu"))
     found = {}
-    for scorer in (clip_scorer(parties.student), diffusion_scorer(parties.teacher, 4, seed=1)):
+    for scorer in (clip_scorer(models.student), diffusion_scorer(models.teacher, 4, seed=1)):
         with plain_torch(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = score_grids(scorer, benchmark)

@@ -385,11 +385,11 @@ def long_run(
     """
     config = override(config, steps=10**7)
     data = experiment.load_data(config)
-    parties = experiment.load_parties(config, data.pairs, torch.device("cpu"))
+    models = experiment.load_models(config, data.pairs, torch.device("cpu"))
     rows, process, end = [], psutil.Process(), time.monotonic() + 60 * minutes
-    for step in Loop(config, parties, data.pairs):
+    for step in Loop(config, models, data.pairs):
         if step.step % every == 0:
-            experiment.score(parties.student, data.test)
+            experiment.score(models.student, data.test)
             rows.append({"step": step.step, "mb": own_mb(), "files": process.num_fds()})
             ended = time.monotonic() > end and len(rows) >= 12
             if kept is not None and (ended or len(rows) % 100 == 0):

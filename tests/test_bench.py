@@ -14,7 +14,7 @@ from sdslib.checks import teacher_files
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, preset
 from sdslib.io.paths import project_root
-from sdslib.lab.dry_run import Trial, random_parties
+from sdslib.lab.dry_run import Trial, stand_ins
 from sdslib.miniworld import files
 from sdslib.pairs import load_pairs
 from sdslib.train import TrainingError
@@ -168,8 +168,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parties(config):
-    return random_parties(config, torch.device("cpu"))
+def models(config):
+    return stand_ins(config, torch.device("cpu"))
 
 
 def test_the_rows_for_a_gpu_are_those_of_any_device(config):
@@ -193,16 +193,16 @@ def test_the_papers_hours_are_its_steps_times_their_seconds():
     assert gpu.hours(3600 / 18_480, preset("paper")) == pytest.approx(1.0)
 
 
-def test_a_way_that_memory_refuses_leaves_the_others(config, parties, monkeypatch):
-    def attempt(own, parties, size, steps):
+def test_a_way_that_memory_refuses_leaves_the_others(config, models, monkeypatch):
+    def attempt(own, models, size, steps):
         if not own.checkpointing:
             raise TrainingError("step 1: out of memory (no); nothing of the step is kept")
-        assert parties.teacher.unet.is_gradient_checkpointing
+        assert models.teacher.unet.is_gradient_checkpointing
         return Trial(size, 0.5, 2_000_000_000, 4.0)
 
     monkeypatch.setattr(gpu.dry_run, "attempt", attempt)
-    rows = {row.id: row for row in gpu.training_rows(config, parties, 1)}
-    assert not parties.teacher.unet.is_gradient_checkpointing
+    rows = {row.id: row for row in gpu.training_rows(config, models, 1)}
+    assert not models.teacher.unet.is_gradient_checkpointing
     assert (rows["F1"].measured, rows["F4"].measured) == (0.5, 2.0)
     assert rows["F1"].note == (
         "activations kept: out of memory; activations computed again: 0.5 s, 2 GB; "
@@ -212,22 +212,22 @@ def test_a_way_that_memory_refuses_leaves_the_others(config, parties, monkeypatc
     assert math.isnan(rows["F3"].measured)
 
 
-def test_another_failure_is_not_taken_for_a_want_of_memory(config, parties, monkeypatch):
+def test_another_failure_is_not_taken_for_a_want_of_memory(config, models, monkeypatch):
     def attempt(*_):
         raise TrainingError("step 1: L_SDS is not finite for pairs [0]")
 
     monkeypatch.setattr(gpu.dry_run, "attempt", attempt)
     with pytest.raises(TrainingError, match="not finite"):
-        gpu.attempt(config, parties, 1)
+        gpu.attempt(config, models, 1)
 
 
 def test_the_share_of_the_roofline_is_what_was_computed_over_what_could_be(
-    config, parties, monkeypatch
+    config, models, monkeypatch
 ):
     monkeypatch.setattr(gpu.dry_run, "name_and_memory", lambda device: ("NVIDIA H100 80GB HBM3", 1))
     monkeypatch.setattr(gpu, "timed", lambda job, clock, rounds: 4 / 390)
     monkeypatch.setattr(gpu, "flops", lambda unet, tokens: 803_273_441_280)
-    speed, share = gpu.speed_rows(parties.teacher, config, 1)
+    speed, share = gpu.speed_rows(models.teacher, config, 1)
     assert speed.measured == pytest.approx(390)
     assert share.measured == pytest.approx(0.3966, abs=1e-4)
     assert share.note == "803.3 GFLOP an evaluation, 313 TFLOP/s; of 790"

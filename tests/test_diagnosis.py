@@ -303,9 +303,9 @@ def test_the_weight_scales_the_second_gradient_and_no_cosine(step):
 
 
 def test_captions_that_no_swap_changes_leave_the_gradient_as_it_is(step):
-    parties, batch, *draws = step
+    models, batch, *draws = step
     plain = replace(batch, captions=("a red circle", "a blue square") * 4, others=("",) * 8)
-    table = diagnosis.gradients(parties, plain, *draws, CONFIG).set_index(["part", "kind"])
+    table = diagnosis.gradients(models, plain, *draws, CONFIG).set_index(["part", "kind"])
     image = table.loc["image tower"]
     assert image["cosine with swapped"].to_numpy() == pytest.approx(1)
     assert (image["cosine with shuffled"] < 0.999).all()

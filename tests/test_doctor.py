@@ -13,7 +13,7 @@ from sdslib.config import FinetuneConfig, paper
 from sdslib.io.families import configs_of, weights_of
 from sdslib.io.paths import project_root
 from sdslib.lab import doctor
-from sdslib.lab.dry_run import parameters, random_parties
+from sdslib.lab.dry_run import parameters, stand_ins
 
 
 @pytest.fixture
@@ -131,11 +131,11 @@ def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(pho
 
 def test_weights_and_disk_are_counted_from_shapes(tiny_models):
     config = paper().model_copy(update={"sds_weight": 0.001})
-    parties = random_parties(config, torch.device("meta"))
-    learning = sum(p.numel() for p in (*parties.trained, *parties.bridge.parameters()))
-    counts = parameters(parties)
+    models = stand_ins(config, torch.device("meta"))
+    learning = sum(p.numel() for p in (*models.trained, *models.bridge.parameters()))
+    counts = parameters(models)
     bridge, student_, unet, rest = (512 + 1) * 16384, 149_620_737, 859_520_964, 206_714_343
-    assert learning - bridge == sum(p.numel() for p in parties.trained)
+    assert learning - bridge == sum(p.numel() for p in models.trained)
     expected = 4 * (student_ + bridge + rest) + 2 * unet + 12 * learning
     assert doctor.weights_bytes(counts, config.precision) == expected
     assert doctor.disk_bytes(counts) == 4 * (9 * learning + student_)

@@ -83,7 +83,7 @@ def test_what_is_too_large_to_try_is_told_from_the_line_through_two_trials():
 def test_a_batch_that_would_not_fit_is_not_tried(config, monkeypatch):
     sizes = []
 
-    def attempt(config, parties, size):
+    def attempt(config, models, size):
         sizes.append(size)
         return Trial(size, 1.0, 10**9 * size, float(size))
 
@@ -96,7 +96,7 @@ def test_a_batch_that_would_not_fit_is_not_tried(config, monkeypatch):
 
 
 def test_a_batch_that_memory_refuses_is_told(config, monkeypatch):
-    def attempt(config, parties, size):
+    def attempt(config, models, size):
         if size > 2:
             raise TrainingError("step 1: out of memory (no); nothing of the step is kept")
         return Trial(size, 1.0, 10 * size, float(size))

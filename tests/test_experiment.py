@@ -104,7 +104,7 @@ def test_a_training_caption_with_a_mark_of_the_tokenizer_is_refused_before_the_f
     with pytest.raises(
         VocabularyError, match=f"left of a blue square' has '{mark.lower()}', a mark"
     ):
-        experiment.load_parties(config, pairs, torch.device("cpu"))
+        experiment.load_models(config, pairs, torch.device("cpu"))
 
 
 def digest(run):

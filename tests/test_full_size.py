@@ -23,23 +23,23 @@ STEPS = """if True:
     settings = FinetuneConfig(clip_model="ViT-B-16-quickgelu", clip_pretrained="openai",
                               teacher=sys.argv[1], checkpointing=True, batch_size=1, steps=1,
                               eval_every=0)
-    parties = dry_run.random_parties(settings, torch.device("cpu"))
-    counts = dry_run.parameters(parties)
+    models = dry_run.stand_ins(settings, torch.device("cpu"))
+    counts = dry_run.parameters(models)
     for route in ("through", "residual"):
         config = settings.model_copy(update={"sds_gradient": route})
-        before = [p.detach().clone() for p in parties.trained]
-        loop = Loop(config, parties, dry_run.Pictures(1))
+        before = [p.detach().clone() for p in models.trained]
+        loop = Loop(config, models, dry_run.Pictures(1))
         calls = []
-        first = parties.teacher.unet.down_blocks[0].resnets[0]
+        first = models.teacher.unet.down_blocks[0].resnets[0]
         hook = first.register_forward_pre_hook(lambda *_: calls.append(1))
         step = next(iter(loop))
         hook.remove()
-        moved = sum(not torch.equal(a, b) for a, b in zip(before, parties.trained))
+        moved = sum(not torch.equal(a, b) for a, b in zip(before, models.trained))
         told[route] = asdict(step) | {"moved": moved, "unet": len(calls)}
-        for a, b in zip(before, parties.trained):
+        for a, b in zip(before, models.trained):
             b.data.copy_(a)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak": peak, "counts": counts, "latent": parties.teacher.latent_shape}
+    print(json.dumps({"peak": peak, "counts": counts, "latent": models.teacher.latent_shape}
                      | told))
 """
 

@@ -152,7 +152,7 @@ def settings(arm, **changes):
     return FinetuneConfig(arm=arm, **(usual | changes))
 
 
-def parties(folder, trainable="all"):
+def models(folder, trainable="all"):
     student = load_student(f"local-dir:{folder}", None)
     start = copy.deepcopy(student)
     trained = [value for _, value in set_trainable(student, trainable)]
@@ -212,7 +212,7 @@ def words_of(student, text):
 @pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("arm", RIVALS)
 def test_a_term_is_the_papers_objective(folders, arm, weight):
-    some = parties(folders["vit"])
+    some = models(folders["vit"])
     with torch.no_grad():  # the student has moved from where it began
         for value in some.trained:
             value += 0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
@@ -226,7 +226,7 @@ def test_a_term_is_the_papers_objective(folders, arm, weight):
 
 @pytest.mark.parametrize("arm", RIVALS)
 def test_where_no_caption_has_a_false_one_what_is_left_is_l_clip(folders, arm):
-    some = replace(parties(folders["vit"]), negative=lambda caption, seed: caption)
+    some = replace(models(folders["vit"]), negative=lambda caption, seed: caption)
     batch = a_batch(some.student)
     loss, terms = objective(some, batch, None, None, settings(arm))
     alone = objective(some, batch, None, None, settings("clip-only"))[1]
@@ -236,7 +236,7 @@ def test_where_no_caption_has_a_false_one_what_is_left_is_l_clip(folders, arm):
 
 
 def test_false_captions_of_a_pair_are_distinct_drawn_by_its_seed_and_begin_with_the_one(folders):
-    some, one = parties(folders["vit"]), settings("ce-clip", negatives_each=1)
+    some, one = models(folders["vit"]), settings("ce-clip", negatives_each=1)
     batch, three = a_batch(some.student), settings("ce-clip")
     found = several_false(some, batch, three)
     assert found == several_false(some, batch, three)
@@ -257,7 +257,7 @@ def test_places_keep_each_row_with_its_own_pair():
 
 @pytest.mark.parametrize("arm", RIVALS)
 def test_training_moves_the_student_and_not_what_it_was(folders, arm):
-    some = parties(folders["vit"], "layernorm")
+    some = models(folders["vit"], "layernorm")
     before = [state(module) for module in (some.student, some.untouched)]
     rows = list(Loop(settings(arm), some, SomePairs()))
     after = [state(module) for module in (some.student, some.untouched)]
@@ -292,7 +292,7 @@ def test_patches_and_words_are_those_behind_the_embeddings(folders):
 
 
 def test_lora_keeps_patches_and_words_with_their_embeddings(folders):
-    some = parties(folders["vit"], "lora")
+    some = models(folders["vit"], "lora")
     with torch.no_grad():
         for value in some.trained:
             value += 0.1
@@ -312,7 +312,7 @@ def test_a_student_without_patches_and_words_is_refused_before_anything_is_loade
     assert guard(given | {"arm": "ce-clip"}).arm == "ce-clip"
     unseen = FinetuneConfig(**given)
     with pytest.raises(ParameterError, match=wanted):  # a model of the Hub is told here
-        experiment.load_parties(unseen, Captioned(), torch.device("cpu"))
+        experiment.load_models(unseen, Captioned(), torch.device("cpu"))
 
 
 class Captioned:

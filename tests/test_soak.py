@@ -94,10 +94,10 @@ def test_a_checkpoint_that_vanishes_is_counted_as_lost(tmp_path):
 def test_models_leave_memory_when_nobody_holds_them(config):
     """What a notebook does before the next one: `del`, and the teacher is gone."""
     data = experiment.load_data(config)
-    parties = experiment.load_parties(config, data.pairs, torch.device("cpu"))
-    next(iter(soak.Loop(config, parties, data.pairs)))
-    gone = weakref.ref(parties.teacher.unet), weakref.ref(parties.student.model)
-    del parties
+    models = experiment.load_models(config, data.pairs, torch.device("cpu"))
+    next(iter(soak.Loop(config, models, data.pairs)))
+    gone = weakref.ref(models.teacher.unet), weakref.ref(models.student.model)
+    del models
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
 

@@ -346,7 +346,7 @@ def test_verdicts_of_a_family_are_made_and_tell_their_teacher(world, folders, tm
 
 def test_a_dry_run_counts_every_part_of_a_family(world, folders):
     counts = dry_run.parameters(
-        dry_run.random_parties(settings(world, folders["sd3"]), torch.device("cpu"))
+        dry_run.stand_ins(settings(world, folders["sd3"]), torch.device("cpu"))
     )
     assert counts["UNet"] > 0 < counts["VAE"]
     assert counts["text encoder"] == sum(

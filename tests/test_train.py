@@ -85,7 +85,7 @@ def config(**changes):
 
 
 @pytest.fixture
-def parties(folders):
+def models(folders):
     def make(settings=None, teacher=True):
         settings = settings or config()
         student = load_student(f"local-dir:{folders[0]}", None)
@@ -100,8 +100,8 @@ def parties(folders):
     return make
 
 
-def run(parties, settings, stop=None):
-    loop = Loop(settings, parties, SomePairs())
+def run(models, settings, stop=None):
+    loop = Loop(settings, models, SomePairs())
     rows = []
     for step in loop:
         rows.append(step)
@@ -118,8 +118,8 @@ def moved(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_only_the_declared_parameters_and_the_bridge_move(parties):
-    some = parties()
+def test_only_the_declared_parameters_and_the_bridge_move(models):
+    some = models()
     before = [state(m) for m in (some.student, some.teacher, some.bridge)]
     run(some, config())
     after = [state(m) for m in (some.student, some.teacher, some.bridge)]
@@ -132,12 +132,12 @@ def test_only_the_declared_parameters_and_the_bridge_move(parties):
     assert not some.teacher.training
 
 
-def test_zero_weight_is_clip_only_bit_for_bit(parties):
+def test_zero_weight_is_clip_only_bit_for_bit(models):
     settings = config(sds_weight=0.0)
     assert settings.arm == "clip-only"
-    alone = parties(teacher=False)
+    alone = models(teacher=False)
     run(alone, settings)
-    both = parties()
+    both = models()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loop = Loop(settings.model_copy(update={"arm": "sds"}), both, SomePairs())
@@ -146,21 +146,21 @@ def test_zero_weight_is_clip_only_bit_for_bit(parties):
     assert moved(state(alone.student), state(both.student)) == set()
 
 
-def test_the_weight_changes_what_the_student_becomes(parties):
-    one, other = parties(), parties()
+def test_the_weight_changes_what_the_student_becomes(models):
+    one, other = models(), models()
     run(one, config(sds_weight=0.05))
     run(other, config(sds_weight=0.5))
     assert moved(state(one.student), state(other.student))
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(parties, cut):
-    whole = parties()
+def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(models, cut):
+    whole = models()
     _, rows = run(whole, config())
-    first = parties()
+    first = models()
     loop, head = run(first, config(), stop=cut)
     tensors = loop.pack()
-    again = parties()
+    again = models()
     rest = Loop(config(), again, SomePairs())
     rest.unpack(tensors, cut)
     tail = list(rest)
@@ -177,18 +177,18 @@ def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(parties, cut)
         ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
     ],
 )
-def test_no_setting_of_the_environment_changes_a_number(parties, monkeypatch, name, value):
-    plain = parties()
+def test_no_setting_of_the_environment_changes_a_number(models, monkeypatch, name, value):
+    plain = models()
     run(plain, config(steps=3))
     monkeypatch.setenv(name, value)
-    other = parties()
+    other = models()
     run(other, config(steps=3))
     assert os.environ[name] == value
     assert moved(state(plain.student), state(other.student)) == set()
 
 
-def test_no_default_of_torch_changes_a_number(parties):
-    plain, other = parties(), parties()
+def test_no_default_of_torch_changes_a_number(models):
+    plain, other = models(), models()
     run(plain, config(steps=3))
     try:
         torch.set_default_dtype(torch.float64)
@@ -203,48 +203,48 @@ def test_no_default_of_torch_changes_a_number(parties):
     assert moved(state(plain.student), state(other.student)) == set()
 
 
-def test_the_same_seed_repeats_and_another_differs(parties):
-    losses = [[s.loss for s in run(parties(), config(seed=seed))[1]] for seed in (0, 0, 1)]
+def test_the_same_seed_repeats_and_another_differs(models):
+    losses = [[s.loss for s in run(models(), config(seed=seed))[1]] for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_loss_of_a_step_is_the_weighted_sum_of_its_terms(parties):
-    _, rows = run(parties(), config(), stop=1)
+def test_loss_of_a_step_is_the_weighted_sum_of_its_terms(models):
+    _, rows = run(models(), config(), stop=1)
     step = rows[0]
     assert step.loss == pytest.approx(step.clip + 0.05 * step.sds, rel=1e-6)
     assert step.eps_error == pytest.approx(step.sds / math.prod((4, 4, 4)), rel=1e-6)
 
 
-def test_gradient_ratio_is_that_of_the_two_terms_alone(parties):
-    some, settings = parties(), config()
+def test_gradient_ratio_is_that_of_the_two_terms_alone(models):
+    some, settings = models(), config()
     loop = Loop(settings, some, SomePairs())
     step = next(iter(loop))
-    fresh = Loop(settings, parties(), SomePairs())
+    fresh = Loop(settings, models(), SomePairs())
     norms = {}
     for name in ("clip", "sds"):
-        party = fresh.parties
-        party.student.zero_grad()
+        own = fresh.models
+        own.student.zero_grad()
         from sdslib.pairs import batches
 
-        batch = next(batches(SomePairs(), party.student.transform, 2, 0, range(6)))
-        party.student.train()
-        t, eps = draw_noise(0, 2, party.teacher.latent_shape, settings)
-        objective(party, batch, t, eps, settings)[1][name].mean().backward()
-        grads = [p.grad for p in party.trained if p.grad is not None]
+        batch = next(batches(SomePairs(), own.student.transform, 2, 0, range(6)))
+        own.student.train()
+        t, eps = draw_noise(0, 2, own.teacher.latent_shape, settings)
+        objective(own, batch, t, eps, settings)[1][name].mean().backward()
+        grads = [p.grad for p in own.trained if p.grad is not None]
         norms[name] = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
     assert step.grad_ratio == pytest.approx(0.05 * norms["sds"] / norms["clip"], rel=1e-4)
 
 
-def test_an_inert_weight_is_said_to_be_inert(parties):
+def test_an_inert_weight_is_said_to_be_inert(models):
     with pytest.warns(UserWarning, match="L_SDS is inert at this weight"):
-        run(parties(), config(sds_weight=1e-9), stop=1)
+        run(models(), config(sds_weight=1e-9), stop=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(parties(), config(sds_weight=10.0), stop=1)
+        run(models(), config(sds_weight=10.0), stop=1)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_move(parties):
-    some = parties()
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(models):
+    some = models()
     before = state(some.student)
     predict = some.teacher.predict_noise
     some.teacher.predict_noise = lambda *args: predict(*args) * float("nan")
@@ -253,19 +253,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(parties):
     assert moved(before, state(some.student)) == set()
 
 
-def test_a_bridge_that_blocks_the_gradient_is_an_error(parties):
-    some = parties()
+def test_a_bridge_that_blocks_the_gradient_is_an_error(models):
+    some = models()
     torch.nn.init.zeros_(some.bridge.linear.weight)
     with pytest.raises(TrainingError, match="gives no gradient to any trainable parameter"):
         run(some, config(arm="sds-only"))
 
 
-def test_a_map_that_starts_at_zero_hands_gradient_on_after_its_first_step(parties):
-    some = parties()
+def test_a_map_that_starts_at_zero_hands_gradient_on_after_its_first_step(models):
+    some = models()
     torch.nn.init.zeros_(some.bridge.linear.weight)
     _, rows = run(some, config(arm="sds-only", bridge_start="zero", eval_every=1), stop=2)
     assert [row.grad_norm > 0 for row in rows] == [False, True]
-    some = parties()
+    some = models()
     torch.nn.init.zeros_(some.bridge.linear.weight)
     _, rows = run(some, config(bridge_start="zero"), stop=2)
     assert rows[0].grad_ratio is None
@@ -273,11 +273,11 @@ def test_a_map_that_starts_at_zero_hands_gradient_on_after_its_first_step(partie
 
 
 @pytest.mark.parametrize("arm", sorted(ARMS))
-def test_every_arm_takes_a_step(parties, arm):
+def test_every_arm_takes_a_step(models, arm):
     alone = ARMS[arm].sds is None
     weight = {"sds_weight": 0.0} if alone else {}
     settings = config(arm=arm, choice_draws=2, **weight)
-    some = parties(settings, teacher=not alone)
+    some = models(settings, teacher=not alone)
     latents = torch.randn(6, *(4, 4, 4), generator=torch.Generator().manual_seed(0))
     some = replace(some, latents=lambda index: latents[index], negative=lambda c, seed: CAPTIONS[0],
                    untouched=copy.deepcopy(some.student))  # fmt: skip
@@ -287,34 +287,34 @@ def test_every_arm_takes_a_step(parties, arm):
     assert (rows[0].sds is None) == alone
 
 
-def test_shuffled_captions_change_the_error_and_nothing_else(parties):
-    rows = {arm: run(parties(), config(arm=arm), stop=1)[1][0] for arm in
+def test_shuffled_captions_change_the_error_and_nothing_else(models):
+    rows = {arm: run(models(), config(arm=arm), stop=1)[1][0] for arm in
             ("sds", "shuffled-captions")}  # fmt: skip
     assert rows["sds"].clip == rows["shuffled-captions"].clip
     assert rows["sds"].sds != rows["shuffled-captions"].sds
 
 
-def test_latent_regression_never_asks_the_unet(parties):
+def test_latent_regression_never_asks_the_unet(models):
     settings = config(arm="latent-regression")
-    some = replace(parties(), latents=lambda index: torch.zeros(len(index), 4, 4, 4))
+    some = replace(models(), latents=lambda index: torch.zeros(len(index), 4, 4, 4))
     some.teacher.predict_noise = None
     _, rows = run(some, settings, stop=1)
     assert rows[0].eps_error is None
     assert rows[0].sds > 0
 
 
-def choice_values(parties, negative, **changes):
-    """The second term of `teacher-choice` for the six pairs, and the parties."""
+def choice_values(models, negative, **changes):
+    """The second term of `teacher-choice` for the six pairs, and the models."""
     settings = config(arm="teacher-choice", batch_size=6, **changes)
     latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    some = replace(parties(), latents=lambda index: latents[index], negative=negative)
+    some = replace(models(), latents=lambda index: latents[index], negative=negative)
     batch = next(iter(batches(SomePairs(), some.student.transform, 6, 0, range(1))))
     t, eps = draw_noise(0, 6, some.teacher.latent_shape, settings)
     return objective(some, batch, t, eps, settings)[1]["sds"], (some, batch, latents, t, eps)
 
 
-def test_the_teachers_choice_is_that_of_its_errors_on_the_true_latents(parties):
-    values, (some, batch, latents, t, eps) = choice_values(parties, lambda c, seed: CAPTIONS[0])
+def test_the_teachers_choice_is_that_of_its_errors_on_the_true_latents(models):
+    values, (some, batch, latents, t, eps) = choice_values(models, lambda c, seed: CAPTIONS[0])
     values = values.detach()
     for i, caption in enumerate(batch.captions):
         if caption == CAPTIONS[0]:
@@ -333,14 +333,14 @@ def test_the_teachers_choice_is_that_of_its_errors_on_the_true_latents(parties):
         assert values[i].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_caption_without_another_one_teaches_nothing(parties):
-    values, _ = choice_values(parties, lambda caption, seed: caption)
+def test_a_caption_without_another_one_teaches_nothing(models):
+    values, _ = choice_values(models, lambda caption, seed: caption)
     assert values.tolist() == [0] * 6
     assert not values.requires_grad
 
 
-def test_the_teachers_choice_moves_both_towers(parties):
-    values, (some, *_) = choice_values(parties, lambda c, seed: CAPTIONS[0])
+def test_the_teachers_choice_moves_both_towers(models):
+    values, (some, *_) = choice_values(models, lambda c, seed: CAPTIONS[0])
     values.mean().backward()
     moved = [n for n, p in some.student.named_parameters() if p.grad is not None and p.grad.any()]
     assert any(".visual." in name for name in moved)
@@ -360,10 +360,10 @@ def test_spread_draws_cover_the_range_evenly_with_noises_of_their_own():
         assert len({noise[pair].sum().item() for noise in noises}) == 4
 
 
-def test_the_loss_on_the_text_embedding_reaches_the_text_tower(parties):
+def test_the_loss_on_the_text_embedding_reaches_the_text_tower(models):
     reached = {}
     for arm in ("sds", "sds-text"):
-        some, settings = parties(), config(arm=arm)
+        some, settings = models(), config(arm=arm)
         batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, range(1))))
         t, eps = draw_noise(0, 2, some.teacher.latent_shape, settings)
         objective(some, batch, t, eps, settings)[1]["sds"].mean().backward()
@@ -377,8 +377,8 @@ def test_the_loss_on_the_text_embedding_reaches_the_text_tower(parties):
 
 
 @pytest.mark.parametrize("gradient", ["through", "residual"])
-def test_both_gradient_routes_show_the_same_loss_and_move_the_student_apart(parties, gradient):
-    some, other = parties(), parties()
+def test_both_gradient_routes_show_the_same_loss_and_move_the_student_apart(models, gradient):
+    some, other = models(), models()
     _, rows = run(some, config(sds_gradient=gradient), stop=2)
     _, through = run(other, config(), stop=2)
     assert rows[0].sds == through[0].sds
@@ -415,9 +415,9 @@ def test_learning_rate_warms_up_peaks_and_falls_to_zero():
     assert 0 < rates[-1] < 1e-3
 
 
-def test_decay_shrinks_matrices_and_leaves_vectors_where_they_are(parties):
+def test_decay_shrinks_matrices_and_leaves_vectors_where_they_are(models):
     settings = config(weight_decay=0.5, trainable="all")
-    some = parties(settings)
+    some = models(settings)
     params = [*some.trained, *some.bridge.parameters()]
     before = [p.detach().clone() for p in params]
     optimizer = make_optimizer(some, settings)
@@ -431,8 +431,8 @@ def test_decay_shrinks_matrices_and_leaves_vectors_where_they_are(parties):
 
 
 @pytest.mark.parametrize("limit", [1e-3, 0.1, 1e6])
-def test_student_and_bridge_are_clipped_apart_at_the_norm_that_is_asked(parties, limit):
-    some = parties()
+def test_student_and_bridge_are_clipped_apart_at_the_norm_that_is_asked(models, limit):
+    some = models()
     _, rows = run(some, config(grad_clip=limit), stop=1)
     for params, norm in (
         (some.trained, rows[0].grad_norm),
@@ -443,12 +443,12 @@ def test_student_and_bridge_are_clipped_apart_at_the_norm_that_is_asked(parties,
 
 
 @pytest.mark.parametrize("arm", ["clip-only", "hard-negatives"])
-def test_a_trained_scale_gets_the_gradient_of_the_contrastive_loss(parties, arm):
+def test_a_trained_scale_gets_the_gradient_of_the_contrastive_loss(models, arm):
     """Against a difference quotient of the reference in double precision.
 
     The caption that is its own false one is no column.
     """
-    some = replace(parties(teacher=False), negative=lambda caption, seed: CAPTIONS[0])
+    some = replace(models(teacher=False), negative=lambda caption, seed: CAPTIONS[0])
     student = some.student.eval()
     set_trainable(student, "layernorm", train_scale=True)
     batch = next(batches(SomePairs(), student.transform, 4, 0, range(1)))
@@ -503,8 +503,8 @@ def second_term(some, batch, draws, **changes):
     return objective(some, batch, *draws, config(batch_size=4, **changes))[1]["sds"].detach()
 
 
-def test_sds_text_is_half_of_each_towers_error(parties):
-    some = parties()
+def test_sds_text_is_half_of_each_towers_error(models):
+    some = models()
     batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
     draws = draw_noise(0, 4, some.teacher.latent_shape, config())
     both, by_image = (second_term(some, batch, draws, arm=arm) for arm in ("sds-text", "sds"))
@@ -521,9 +521,9 @@ def test_sds_text_is_half_of_each_towers_error(parties):
     torch.testing.assert_close(both, (by_image + by_text) / 2, rtol=1e-4, atol=1e-3)
 
 
-def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(parties):
+def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(models):
     other = [f"{caption} below" for caption in CAPTIONS]
-    some = replace(parties(), negative=lambda caption, seed: other[(len(caption) + seed) % 6])
+    some = replace(models(), negative=lambda caption, seed: other[(len(caption) + seed) % 6])
     batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
     draws = draw_noise(0, 4, some.teacher.latent_shape, config())
     false = controls.false_captions(some, batch, config(batch_size=4))
@@ -545,8 +545,8 @@ def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(parti
 
 
 @pytest.mark.parametrize("entry", ["projected", "pooled"])
-def test_what_enters_the_map_has_unit_length(parties, entry):
-    some, entered = parties(), []
+def test_what_enters_the_map_has_unit_length(models, entry):
+    some, entered = models(), []
     width = some.student.pooled_width if entry == "pooled" else some.student.width
     bridge = Bridge(width, some.teacher.latent_shape)
     bridge.load_state_dict(random_start(width, some.teacher.latent_shape, 0))
@@ -562,8 +562,8 @@ def test_what_enters_the_map_has_unit_length(parties, entry):
     torch.testing.assert_close(cosine, torch.ones(4))
 
 
-def test_a_pack_is_what_it_was_whatever_is_trained_afterwards(parties):
-    some = parties()
+def test_a_pack_is_what_it_was_whatever_is_trained_afterwards(models):
+    some = models()
     loop = Loop(config(), some, SomePairs())
     steps = iter(loop)
     next(steps)
@@ -580,8 +580,8 @@ def test_epochs_count_full_batches():
     assert total_steps(settings, SomePairs()) == 3
 
 
-def test_validation_is_called_when_due_and_at_the_end(parties):
-    some, seen = parties(), []
+def test_validation_is_called_when_due_and_at_the_end(models):
+    some, seen = models(), []
     loop = Loop(config(steps=5, eval_every=2), some, SomePairs(),
                 lambda student: seen.append(1) or {"text": 0.5})  # fmt: skip
     rows = [step.row() for step in loop]
@@ -589,8 +589,8 @@ def test_validation_is_called_when_due_and_at_the_end(parties):
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
-def test_the_objective_is_l_clip_plus_the_weight_times_l_sds(parties, weight):
-    some, settings = parties(), config(sds_weight=weight)
+def test_the_objective_is_l_clip_plus_the_weight_times_l_sds(models, weight):
+    some, settings = models(), config(sds_weight=weight)
     batch = next(batches(SomePairs(), some.student.transform, 2, 0, range(1)))
     draws = draw_noise(0, len(batch.index), some.teacher.latent_shape, settings)
     loss, terms = objective(some, batch, *draws, settings)
@@ -622,9 +622,9 @@ def gradient_of(some, settings, batch, draws, rows=None):
 
 
 @pytest.mark.parametrize("arm", ["sds", "sds-only", "shuffled-captions", "sds-text", "sds-margin"])
-def test_the_teacher_on_a_share_of_the_pairs_gives_the_full_gradient_on_average(parties, arm):
+def test_the_teacher_on_a_share_of_the_pairs_gives_the_full_gradient_on_average(models, arm):
     settings = config(arm=arm, batch_size=4, sds_share=0.5)
-    some = replace(parties(), negative=lambda caption, seed: "a green circle")
+    some = replace(models(), negative=lambda caption, seed: "a green circle")
     batch = next(batches(SomePairs(), some.student.transform, 4, 0, range(1)))
     t, eps = draw_noise(0, 4, some.teacher.latent_shape, settings)
     full, terms = gradient_of(some, settings, batch, (t, eps))
@@ -650,25 +650,25 @@ def test_every_set_of_pairs_is_as_likely_to_be_shown_to_the_teacher():
     assert len(draw_rows(0, config(batch_size=4, sds_share=0.01))) == 1
 
 
-def test_the_teacher_is_asked_about_its_share_alone_and_resumes_with_it(parties):
+def test_the_teacher_is_asked_about_its_share_alone_and_resumes_with_it(models):
     settings, seen = config(batch_size=4, sds_share=0.5, steps=4), []
-    some = parties()
+    some = models()
     predict = some.teacher.predict_noise
     some.teacher.predict_noise = lambda z, t, text: seen.append(len(z)) or predict(z, t, text)
     loop, rows = run(some, settings, stop=2)
     assert seen == [2, 2]
     assert rows[0].loss == pytest.approx(rows[0].clip + 0.05 * rows[0].sds, rel=1e-6)
-    again = Loop(settings, parties(), SomePairs())
+    again = Loop(settings, models(), SomePairs())
     again.unpack(loop.pack(), 2)
-    _, whole = run(parties(), settings)
+    _, whole = run(models(), settings)
     assert [s.loss for s in again] == [s.loss for s in whole[2:]]
 
 
 @pytest.mark.parametrize("gradient", ["through", "residual"])
 @pytest.mark.parametrize("arm", ["sds", "sds-margin"])
-def test_few_pairs_at_once_give_the_values_and_gradient_of_all_at_once(parties, gradient, arm):
+def test_few_pairs_at_once_give_the_values_and_gradient_of_all_at_once(models, gradient, arm):
     settings = config(arm=arm, batch_size=5, sds_gradient=gradient)
-    some = replace(parties(), negative=lambda caption, seed: "a green circle")
+    some = replace(models(), negative=lambda caption, seed: "a green circle")
     batch = next(batches(SomePairs(), some.student.transform, 5, 0, range(1)))
     draws, seen = draw_noise(0, 5, some.teacher.latent_shape, settings), []
     predict = some.teacher.predict_noise
@@ -688,8 +688,8 @@ class Kept:
         self.tensor = tensor
 
 
-def test_few_pairs_at_once_keep_no_activation_of_the_unet(parties):
-    some, alive = parties(), {}
+def test_few_pairs_at_once_keep_no_activation_of_the_unet(models):
+    some, alive = models(), {}
     z = torch.ones(4, 4, 4, 4, requires_grad=True)
     text = some.teacher.embed_texts(CAPTIONS[:4])
 
@@ -728,17 +728,17 @@ def test_another_caption_is_the_next_ones_of_the_whole_batch_whatever_the_part()
     assert all(torch.equal(half.whole, whole.index) for half in halves)
 
 
-def test_a_step_comes_back_from_its_row(parties):
-    _, rows = run(parties(), config(), stop=1)
+def test_a_step_comes_back_from_its_row(models):
+    _, rows = run(models(), config(), stop=1)
     step = replace(rows[0], validation={"text": 0.25})
     assert Step.from_row(step.row() | {"later": 1}) == step
 
 
-def test_a_run_that_saves_memory_goes_as_one_that_does_not(parties, folders):
+def test_a_run_that_saves_memory_goes_as_one_that_does_not(models, folders):
     settings = config(batch_size=3, steps=3)
-    _, rows = run(parties(), settings)
+    _, rows = run(models(), settings)
     saving = settings.model_copy(update={"micro_batch": 1, "checkpointing": True})
-    some = replace(parties(), teacher=load_teacher(str(folders[1]), checkpointing=True))
+    some = replace(models(), teacher=load_teacher(str(folders[1]), checkpointing=True))
     _, few = run(some, saving)
     for one, other in zip(rows, few, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-5)

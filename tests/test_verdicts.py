@@ -218,16 +218,16 @@ def test_a_verdict_is_found_by_any_of_its_captions(made, name):
 def test_the_term_is_the_cross_entropy_to_what_the_file_says(world, made):
     settings = config(world, made[0])
     pairs = load_pairs(settings.train_data)
-    parties = experiment.load_parties(settings, pairs, torch.device("cpu"))
-    assert parties.teacher is None
-    assert parties.bridge is None
-    student, places = parties.student, torch.arange(4)
+    models = experiment.load_models(settings, pairs, torch.device("cpu"))
+    assert models.teacher is None
+    assert models.bridge is None
+    student, places = models.student, torch.arange(4)
     captions = (*(scene(n)[1][0] for n in range(3)), "a caption of nobody")  # the first has no lie
     pixels = torch.stack([student.transform(pairs.image(i)) for i in range(4)])
     batch = Batch(places, pixels, captions)
     image_emb = student.encode_images(pixels)
     values = choice.choice_term(
-        parties, train.TermInputs(batch, image_emb, places, torch.empty(0)), settings
+        models, train.TermInputs(batch, image_emb, places, torch.empty(0)), settings
     )
     assert values[[0, 3]].tolist() == [0, 0]
     for i in (1, 2):

@@ -25,41 +25,41 @@ class Judged(NamedTuple):
     log_likelihoods: Tensor
 
 
-def choice_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def choice_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """The student chooses between a caption and others of the same words as the teacher does.
 
     The teacher sees the image itself, by its VAE latent, and is not told which caption is true. It
     is asked in the step, or has been: see `verdicts`. A caption that has no other one gives 0.
     """
     values = seen.image_emb.new_zeros(len(seen.batch.captions))
-    judged = (looked_up if parties.verdicts else asked)(parties, seen, config)
+    judged = (looked_up if models.verdicts else asked)(models, seen, config)
     if judged is None:
         return values
     image_emb = seen.image_emb[judged.places]
-    logits = parties.student.scale * (image_emb[:, None] * judged.text_emb).sum(-1)
+    logits = models.student.scale * (image_emb[:, None] * judged.text_emb).sum(-1)
     found = losses.choice_loss(logits, judged.log_likelihoods.to(logits))
     return values.index_put((torch.tensor(judged.places, device=values.device),), found)
 
 
-def asked(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
+def asked(models: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
     """The teacher's word on each caption and one false one, by the step's own draws."""
     batch = seen.batch
-    wrong = false_captions(parties, batch, config)
+    wrong = false_captions(models, batch, config)
     able = told_apart(batch, wrong)
     if not able:
         return None
-    z = there(parties.latents, "the pairs' latents", config)(batch.index)[able].to(seen.image_emb)
+    z = there(models.latents, "the pairs' latents", config)(batch.index)[able].to(seen.image_emb)
     captions = [[batch.captions[i] for i in able], [wrong[i] for i in able]]
     t, eps = (x[:, able] for x in spread_draws(seen.t, seen.eps, config))
     with torch.no_grad():
-        errors = torch.stack([_errors(parties, z, some, t, eps, config) for some in captions], 1)
-    text_emb = torch.stack([embed_captions(parties, some, seen.image_emb) for some in captions], 1)
+        errors = torch.stack([_errors(models, z, some, t, eps, config) for some in captions], 1)
+    text_emb = torch.stack([embed_captions(models, some, seen.image_emb) for some in captions], 1)
     return Judged(able, text_emb, losses.caption_log_likelihoods(errors, z[0].numel()))
 
 
-def looked_up(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
+def looked_up(models: Models, seen: TermInputs, config: FinetuneConfig) -> Judged | None:
     """The teacher's word on each caption and on false ones, from a file of verdicts."""
-    find = there(parties.verdicts, "verdicts", config)
+    find = there(models.verdicts, "verdicts", config)
     index, captions = seen.batch.index.tolist(), seen.batch.captions
     known = {
         i: verdict.some(config.negatives_each, derive_seed(config.seed, "negative", index[i]))
@@ -69,15 +69,15 @@ def looked_up(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Judg
     if not known:
         return None
     texts = dict.fromkeys(c for verdict in known.values() for c in verdict.captions)
-    emb, place = embed_once(parties, list(texts), seen), dict(zip(texts, count(), strict=False))
+    emb, place = embed_once(models, list(texts), seen), dict(zip(texts, count(), strict=False))
     rows = [torch.tensor([place[c] for c in verdict.captions]) for verdict in known.values()]
     said = [torch.tensor(verdict.log_likelihoods) for verdict in known.values()]
     return Judged(list(known), emb[pad_sequence(rows, True)], pad_sequence(said, True, -torch.inf))
 
 
-def embed_once(parties: Models, texts: Sequence[str], seen: TermInputs) -> Tensor:
+def embed_once(models: Models, texts: Sequence[str], seen: TermInputs) -> Tensor:
     """The texts as the student embeds them, [N, D]: those that L_CLIP has embedded not again."""
-    student, new = parties.student, [text for text in texts if text not in seen.known]
+    student, new = models.student, [text for text in texts if text not in seen.known]
     found = dict(seen.known)
     if new:
         emb = student.encode_short_texts(student.tokenize(new).to(seen.image_emb.device))
@@ -86,7 +86,7 @@ def embed_once(parties: Models, texts: Sequence[str], seen: TermInputs) -> Tenso
 
 
 def _errors(
-    parties: Models,
+    models: Models,
     z: Tensor,
     captions: Sequence[str],
     t: Tensor,
@@ -94,7 +94,7 @@ def _errors(
     config: FinetuneConfig,
 ) -> Tensor:
     """The teacher's mean squared error [A, D] on latents z [A, ...] for t, eps [D, A, ...]."""
-    teacher = there(parties.teacher, "a teacher", config)
+    teacher = there(models.teacher, "a teacher", config)
     draws, t_all, eps_all = len(t), t.flatten(), eps.flatten(0, 1)
     text = teacher.embed_texts(captions).repeat(draws, 1, 1)
 

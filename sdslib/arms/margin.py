@@ -11,13 +11,13 @@ from sdslib.config import FinetuneConfig
 from sdslib.train import Models, TermInputs, in_parts, map_images, there
 
 
-def margin_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def margin_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """z = h_w(f(x)) is to be denoised better under the image's caption than under a false one.
 
     A caption that has no false one gives 0.
     """
-    teacher = there(parties.teacher, "a teacher", config)
-    false = false_captions(parties, seen.batch, config)
+    teacher = there(models.teacher, "a teacher", config)
+    false = false_captions(models, seen.batch, config)
     able, found = told_apart(seen.batch, false), seen.image_emb.new_zeros(len(false))
     if not able:
         return found
@@ -36,5 +36,5 @@ def margin_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Te
             config.sds_reduction,
         )
 
-    margins = in_parts(values, map_images(parties, seen, config)[able], config.micro_batch)
+    margins = in_parts(values, map_images(models, seen, config)[able], config.micro_batch)
     return found.index_put((torch.tensor(able, device=found.device),), margins)

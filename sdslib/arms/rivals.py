@@ -53,26 +53,26 @@ class Compared(NamedTuple):
         return student.contrast_with_negatives(self.images, own, false, there)
 
 
-def ce_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def ce_clip_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """CE-CLIP (Zhang et al., CVPR 2024): hard negatives, intra-modal contrast, cross-modal rank."""
-    wrong, scale = several_false(parties, seen.batch, config), parties.student.scale
-    all_ = compared(parties.student, seen.image_emb, seen.batch.captions, wrong, config)
+    wrong, scale = several_false(models, seen.batch, config), models.student.scale
+    all_ = compared(models.student, seen.image_emb, seen.batch.captions, wrong, config)
     across = logits_to(all_.images, all_.captions, scale)
     within = logits_to(all_.captions[:, 0], all_.captions[:, 1:], scale)
     within = torch.cat([across[:, :1], within], 1)
     extra = INTRA_MODAL * own_caption_loss(within, all_.there)
     extra = extra + RANK * rank_loss(across, all_.there)
-    return all_.contrast(parties.student) + config.negative_weight * extra
+    return all_.contrast(models.student) + config.negative_weight * extra
 
 
-def fsc_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def fsc_clip_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """FSC-CLIP (Oh et al., EMNLP 2024): L_CLIP, and two calibrated hard negative losses.
 
     The global one compares embeddings, the local one patches with words. The images go through
     the student a second time, for their patches.
     """
-    student, batch = parties.student, seen.batch
-    wrong = several_false(parties, batch, config)
+    student, batch = models.student, seen.batch
+    wrong = several_false(models, batch, config)
     image_emb, patches = student.encode_patches(batch.pixels)
     texts = [*batch.captions, *chain.from_iterable(wrong)]
     emb, words, real = student.encode_words(student.tokenize(texts).to(image_emb.device))
@@ -86,15 +86,15 @@ def fsc_clip_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> 
     return contrast + config.negative_weight * distributed.gather(extra)
 
 
-def degla_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
+def degla_term(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
     """DeGLA-like (Hu et al. 2025): hard negatives, two grounded contrasts, self-distillation.
 
     The teacher is the untouched student. DeGLA's is a moving average that starts as the untouched
     student and keeps 0.9996 of itself a step: some hundreds of steps hardly move it.
     """
-    wrong, scale = several_false(parties, seen.batch, config), parties.student.scale
-    texts, untouched = seen.batch.captions, there(parties.untouched, "its own start", config)
-    all_ = compared(parties.student, seen.image_emb, texts, wrong, config)
+    wrong, scale = several_false(models, seen.batch, config), models.student.scale
+    texts, untouched = seen.batch.captions, there(models.untouched, "its own start", config)
+    all_ = compared(models.student, seen.image_emb, texts, wrong, config)
     with torch.no_grad():
         image_emb = untouched.encode_images(seen.batch.pixels)
         kept = compared(untouched, image_emb, texts, wrong, config)
@@ -104,7 +104,7 @@ def degla_term(parties: Models, seen: TermInputs, config: FinetuneConfig) -> Ten
     extra = GROUNDED * own_caption_loss(by_image, all_.there)
     extra = extra + GROUNDED * own_caption_loss(by_text, all_.there)
     moved = distance(all_.captions, kept.captions).sum(1) + distance(all_.images, kept.images)
-    return all_.contrast(parties.student) + config.negative_weight * (extra + DISTILLED * moved)
+    return all_.contrast(models.student) + config.negative_weight * (extra + DISTILLED * moved)
 
 
 def compared(

@@ -32,7 +32,7 @@ _PACKAGES = (
 def identify(config: Config, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: parameters that matter, data, recipe, and the id of these.
 
-    The fingerprint of a party that the arm never reads (`teacher` of `clip-only`) is left out.
+    The fingerprint of a model that the arm never reads (`teacher` of `clip-only`) is left out.
     """
     kept, known = config.identity(), type(config).model_fields
     data = {k: v for k, v in fingerprints.items() if k in kept or k not in known}

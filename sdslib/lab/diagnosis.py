@@ -107,7 +107,7 @@ def choices(
 
 
 def gradients(
-    parties: Models, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
+    models: Models, batch: Batch, t: Tensor, eps: Tensor, config: FinetuneConfig
 ) -> pd.DataFrame:
     """Norms of the gradients of L_CLIP and of sds_weight * L_SDS by part and kind of parameter.
 
@@ -117,13 +117,13 @@ def gradients(
     """
     swaps = [negatives.named("mini").pick(c, derive_seed(config.seed, "swap", n))
              for n, c in enumerate(batch.captions)]  # fmt: skip
-    terms = objective(parties, batch, t, eps, config)[1]
+    terms = objective(models, batch, t, eps, config)[1]
     for name, captions in (("swapped", swaps), ("shuffled", batch.others)):
-        _, false = objective(parties, replace(batch, captions=tuple(captions)), t, eps, config)
+        _, false = objective(models, replace(batch, captions=tuple(captions)), t, eps, config)
         terms[name] = false["sds"]
-    named = {n: p for n, p in parties.student.model.named_parameters() if p.requires_grad}
-    if parties.bridge is not None:
-        named |= {f"bridge.{n}": p for n, p in parties.bridge.named_parameters()}
+    named = {n: p for n, p in models.student.model.named_parameters() if p.requires_grad}
+    if models.bridge is not None:
+        named |= {f"bridge.{n}": p for n, p in models.bridge.named_parameters()}
     parts: dict[tuple[str, str], list[int]] = {}
     for n, name in enumerate(named):
         part = {"bridge": "bridge", "visual": "image tower"}.get(name.split(".")[0], "text tower")
@@ -247,7 +247,7 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
     with torch.no_grad():
         mapped = {name: bridge(towers["image"]) for name, towers in seen.items()}
     trained = [value for _, value in set_trainable(student, config.trainable)]
-    parties = Models(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
+    models = Models(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
     draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
     batch = next(batches(on.pairs, student.transform, config.batch_size, seed, range(1)))
     return {
@@ -255,7 +255,7 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
         "swaps": probes.swap_table(fitted, on.fit, seen, on.worlds, seed),
         "R2 of h_w": reconstruction(mapped, on.true),
         "the choice on h_w": choices(on.teacher, mapped, on.worlds, seed),
-        "gradients": gradients(parties, batch, *draws, config),
+        "gradients": gradients(models, batch, *draws, config),
     }
 
 

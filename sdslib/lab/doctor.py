@@ -130,7 +130,7 @@ def _costs(config: FinetuneConfig, absent: Sequence[str]) -> Iterator[Finding]:
     name, have = dry_run.name_and_memory(device)
     yield Finding("device", "here", f"{name}{slow if config.preset == 'paper' else ''}")
     try:
-        counts = dry_run.parameters(dry_run.random_parties(config, torch.device("meta")))
+        counts = dry_run.parameters(dry_run.stand_ins(config, torch.device("meta")))
     except WeightsError as error:
         yield Finding("memory", "optional", f"not counted: {error}")
         return

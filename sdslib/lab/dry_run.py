@@ -138,7 +138,7 @@ class Rehearsal:
 
 
 def rehearse(config: FinetuneConfig) -> Rehearsal:
-    """Build the parties of `config` with random weights, try steps of growing size, and tell.
+    """Build the models of `config` with random weights, try steps of growing size, and tell.
 
     The whole batch is tried where memory and `WHOLE_STEP_S` should allow it. WeightsError where an
     architecture is not known here and the Hub is out of reach; ParameterError where nobody can say
@@ -147,14 +147,14 @@ def rehearse(config: FinetuneConfig) -> Rehearsal:
     steps, device = steps_of(config), experiment.pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    parties = random_parties(config, device)
-    made = Rehearsal(config, parameters(parties), (), steps, *name_and_memory(device))
+    models = stand_ins(config, device)
+    made = Rehearsal(config, parameters(models), (), steps, *name_and_memory(device))
     least = max(round(1 / config.sds_share), config.choice_draws * (ARMS[config.arm].judged))
     for size in sorted({min(least, made.pairs), min(2 * least, made.pairs), made.pairs}):
         if len(made.trials) == 2 and not (made.fits and made.seconds <= WHOLE_STEP_S):
             break
         try:
-            made = replace(made, trials=(*made.trials, attempt(config, parties, size)))
+            made = replace(made, trials=(*made.trials, attempt(config, models, size)))
         except TrainingError as error:
             if not made.trials:
                 raise
@@ -162,26 +162,26 @@ def rehearse(config: FinetuneConfig) -> Rehearsal:
     return made
 
 
-def attempt(config: FinetuneConfig, parties: Models, size: int, steps: int = STEPS) -> Trial:
+def attempt(config: FinetuneConfig, models: Models, size: int, steps: int = STEPS) -> Trial:
     """Take `steps` steps of `size` pairs, and one before them that is not timed."""
     changes: dict[str, Any] = {"batch_size": size, "steps": steps + 1, "eval_every": 0}
     changes |= {"epochs": None, "train_pairs": None, "num_workers": 0, "tracker": None}
-    device, evaluated = parties.trained[0].device, list[int]()
+    device, evaluated = models.trained[0].device, list[int]()
     pictures = cast(Pairs, Pictures(size * (steps + 1)))  # as much of one as the loop asks for
     gc.collect()
     reset_peak(device)
     counted: Any = nullcontext()
-    if parties.teacher is not None:
-        unet = parties.teacher.unet
+    if models.teacher is not None:
+        unet = models.teacher.unet
         counted = unet.register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
     with counted:
-        loop = Loop(config.model_copy(update=changes), parties, pictures)
+        loop = Loop(config.model_copy(update=changes), models, pictures)
         seconds = [step.seconds for step in loop]
         memory = peak(device)
     return Trial(size, statistics.median(seconds[1:]), memory, sum(evaluated) / (steps + 1))
 
 
-def random_parties(config: FinetuneConfig, device: torch.device) -> Models:
+def stand_ins(config: FinetuneConfig, device: torch.device) -> Models:
     """Who takes part, at full size, with weights drawn from the run's seed."""
     seed = derive_seed(config.seed, "rehearsal")
     student = random_student(config.clip_model, device, seed)
@@ -262,17 +262,17 @@ def steps_of(config: FinetuneConfig) -> int:
     return (config.epochs or 1) * (pairs // config.batch_size)
 
 
-def parameters(parties: Models) -> dict[str, int]:
+def parameters(models: Models) -> dict[str, int]:
     """How many parameters each part has, and how many of them are trained."""
 
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    found = {"student": count(parties.student)}
-    found["of them trained"] = sum(p.numel() for p in parties.trained)
-    if parties.bridge is not None:
-        found["h_w, trained"] = count(parties.bridge)
-    if (teacher := parties.teacher) is not None:
+    found = {"student": count(models.student)}
+    found["of them trained"] = sum(p.numel() for p in models.trained)
+    if models.bridge is not None:
+        found["h_w, trained"] = count(models.bridge)
+    if (teacher := models.teacher) is not None:
         found |= {"UNet": count(teacher.unet), "VAE": count(teacher.vae)}
         found["text encoder"] = count(teacher.text_encoder)
     return found

@@ -7,7 +7,7 @@ import pytest
 import torch
 from saving import config as run_config
 from saving import cut, opened, saved
-from test_train import SomePairs, config, folders, moved, parties, run, state  # noqa: F401
+from test_train import SomePairs, config, folders, models, moved, run, state  # noqa: F401
 
 from faults.catalog import each, fault, refused
 from sdslib.io import storage
@@ -45,21 +45,21 @@ def detach(some):
         "image embedding cut from the graph": detach,
     }
 )
-def test_a_step_that_teaches_nonsense_or_nothing(parties, given):  # noqa: F811
-    some = parties()
+def test_a_step_that_teaches_nonsense_or_nothing(models, given):  # noqa: F811
+    some = models()
     given(some)
     return stopped(some, config())
 
 
-def test_an_infinite_loss_stops_too(parties):  # noqa: F811
-    some = parties()
+def test_an_infinite_loss_stops_too(models):  # noqa: F811
+    some = models()
     scale(some.teacher, "predict_noise", float("inf"))
     assert "L_SDS is not finite" in str(stopped(some, config()))
 
 
 @fault("NaN after a checkpoint")
-def test_the_last_good_checkpoint_stays(parties, tmp_path):  # noqa: F811
-    some, settings = parties(), config()
+def test_the_last_good_checkpoint_stays(models, tmp_path):  # noqa: F811
+    some, settings = models(), config()
     loop = Loop(settings, some, SomePairs())
     kept = open_run(settings, root=tmp_path)
 
@@ -79,23 +79,23 @@ def test_the_last_good_checkpoint_stays(parties, tmp_path):  # noqa: F811
 
 
 @fault("L_SDS that teaches nothing")
-def test_a_term_without_gradient(parties):  # noqa: F811
-    some = parties()
+def test_a_term_without_gradient(models):  # noqa: F811
+    some = models()
     torch.nn.init.zeros_(some.bridge.linear.weight)
     return stopped(some, config(arm="sds-only"))
 
 
 @fault("weight at which L_SDS does nothing")
-def test_an_inert_weight(parties):  # noqa: F811
+def test_an_inert_weight(models):  # noqa: F811
     with pytest.warns(UserWarning, match="inert") as said:
-        run(parties(), config(sds_weight=1e-9), stop=1)
+        run(models(), config(sds_weight=1e-9), stop=1)
     return said[0].message
 
 
 @fault("out of memory within a step")
-def test_out_of_memory(parties):  # noqa: F811
+def test_out_of_memory(models):  # noqa: F811
     """Asks the allocator for more than there is, and looks for what the step held."""
-    some, held = parties(), []
+    some, held = models(), []
 
     def predict(z_t, t, text):
         held.append(z_t)
