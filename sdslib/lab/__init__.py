@@ -6,6 +6,7 @@
     near_ties      near ties of a half-precision teacher, decided again in full
     verdicts       the teacher's verdicts on training pairs, by several processes and after a kill
     probes         what a student's towers encode of scenes and of their swaps, by linear probes
+    relevance      where in a picture a word is seen, by students and by the teacher
     diagnosis      that, what h_w carries, what moves a student, which t tell
     doctor         what a run needs, what of it is here, and how to get the rest
     dry_run        what a run would cost, by a few steps at full size with random weights

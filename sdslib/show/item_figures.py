@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 from sdslib.show import style
 from sdslib.show.figures import share_axis, tag_labels
 from sdslib.show.style import FULL, HALF, Kinds, Look, Picture, looks, styled
+
+if TYPE_CHECKING:
+    from sdslib.lab.relevance import Maps
 
 MODE_LOOKS = {
     "right": Look(style.GREEN, hatch=""),
@@ -166,3 +172,34 @@ def calibration(table: pd.DataFrame, note: str = "") -> Picture:
     return figure.telling(
         f"{m}: {a:.0%} at the smallest, {b:.0%} at the largest" for m, a, b in ends.itertuples()
     )
+
+
+_MAPS, _TILE = 12, (96, 96)  # of a model that fit beside one another, and the pixels of each
+
+
+@styled()
+def relevance(maps: Maps, note: str = "", teacher: str = "teacher") -> Picture:
+    """Where each model sees the caption and its first words, by `lab.relevance.maps`.
+
+    A row a model, each map from its weakest cell (none) to its strongest (full color); below a student's, Pearson's r with
+    the teacher's map of the same word.
+    """
+    names, models = maps.names[:_MAPS], list(maps.by_model)
+    title, size = "Where each word is seen", (0.72 * len(names) + 0.9, 0.3 + 0.95 * len(models))
+    figure, axes = style.canvas(title, note, *size, len(names) * len(models), len(names))
+    hot, told = np.array(to_rgb(style.VERMILLION)), list[str]()
+    gray = np.asarray(maps.image.convert("L").resize(_TILE), float)[..., None] / 255
+    for row, model in enumerate(models):
+        agree = teacher in models and model != teacher
+        r = maps.agreements(model, teacher) if agree else [np.nan] * len(maps.names)
+        for k, name in enumerate(names):
+            ax, seen = axes[row * len(names) + k], maps.by_model[model][k]
+            cells = Image.fromarray(((seen - seen.min()) / (np.ptp(seen) or 1)).astype(np.float32))
+            full = 0.85 * np.asarray(cells.resize(_TILE, Image.Resampling.BILINEAR))[..., None]
+            ax.imshow((0.35 + 0.65 * gray) * (1 - full) + hot * full)
+            ax.set(xticks=[], yticks=[], title=textwrap.fill(name, 9) if row == 0 else "")
+            ax.set_xlabel("" if np.isnan(r[k]) else f"r {r[k]:.2f}".replace("-", "−"))
+            ax.title.set(fontsize=7, ha="center")
+        axes[row * len(names)].set_ylabel(textwrap.fill(model, 12))
+        told += [f"{model} with the teacher over the whole caption: r {r[0]:.2f}"] * agree
+    return figure.telling(told or [f"{', '.join(models)}: {', '.join(names)}"])

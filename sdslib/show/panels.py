@@ -230,7 +230,8 @@ class CaptionPanel(Panel):
     def _answers(self, question: Question, teacher: bool) -> Iterator[str]:
         answer = self.demo.ask(question, teacher)
         yield html(answer)
-        yield html(self.demo.explained(answer))
+        yield html(answer := self.demo.explained(answer))
+        yield html(self.demo.mapped(answer))
 
     def ended(self) -> None:
         """The button can be pressed again."""

@@ -24,7 +24,7 @@ from sdslib.io.paths import project_path
 from sdslib.io.sources import check_caption
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
-from sdslib.lab import baseline
+from sdslib.lab import baseline, relevance
 from sdslib.lab.baseline import TEACHER
 from sdslib.miniworld import composing, drawing
 from sdslib.scorers.diffusion import DiffusionScorer, diffusion_scorer
@@ -79,7 +79,8 @@ class Answer:
     """What the models say of a question, as `explain` makes it.
 
     `seen` is the part of the picture that the first student sees (see `explain.seen`); `words` and
-    `harder` are by student; `errors` are the teacher's, if it was asked. `notes` are
+    `harder` are by student; `errors` are the teacher's, if it was asked;
+    `maps` are of the first caption. `notes` are
     sentences that a reader has to know, `passports` say which run a student is of.
     """
 
@@ -89,6 +90,7 @@ class Answer:
     words: dict[str, pd.DataFrame] = field(default_factory=dict)
     harder: dict[str, pd.DataFrame] = field(default_factory=dict)
     errors: pd.DataFrame | None = None
+    maps: relevance.Maps | None = None
     notes: tuple[str, ...] = ()
     passports: dict[str, str] = field(default_factory=dict)
 
@@ -120,7 +122,7 @@ class Demo:
     @cached_property
     def first(self) -> Answer:
         """The question that the parameters ask, taken apart; asked once."""
-        return self.explained(self.ask(start(self), self.config.ask_teacher))
+        return self.mapped(self.explained(self.ask(start(self), self.config.ask_teacher)))
 
     def scorers(self, teacher: bool = False) -> dict[str, Scorer]:
         """Every student, and the teacher if it is asked."""
@@ -211,6 +213,17 @@ class Demo:
             words = {name: explain.leave_one_out(s, *asked) for name, s in students}
             harder = {name: explain.hardest(s, *asked, seed=seed) for name, s in students}
         return replace(answer, words=words, harder=harder)
+
+    def mapped(self, answer: Answer) -> Answer:
+        """The same answer with where the words of the first caption are seen, by all asked."""
+        question, asks = answer.question, answer.errors is not None
+        with self.turn:
+            first = next(iter(self.students.values()))
+            students = {name: known.student for name, known in self.students.items()}
+            teachers = {TEACHER: self.teacher.bank.teacher} if asks else {}
+            asked = question.ref.load(), first.reads(question.captions[0])
+            maps = relevance.maps(students, *asked, teachers, self.config.seed)
+        return replace(answer, maps=maps)
 
     def grids(self, item: Item, teacher: bool = False) -> Atlas:
         """Every model's grid of two images and two captions, as the atlas of one item."""

@@ -10,7 +10,7 @@ import pandas as pd
 from sdslib.benchmarks import Item
 from sdslib.checks.captions import shortened
 from sdslib.lab.baseline import TEACHER
-from sdslib.show import atlas, page
+from sdslib.show import atlas, item_figures, page
 from sdslib.show.questions import Answer, Demo
 
 
@@ -30,6 +30,7 @@ def html(answer: Answer) -> str:
         orders=list(rows.itertuples()),
         beaten=sum(row.lead < 0 for row in rows.itertuples()),
         teacher=TEACHER,
+        maps=answer.maps and item_figures.relevance(answer.maps),
     )
 
 
