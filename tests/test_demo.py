@@ -272,7 +272,7 @@ def test_five_thousand_characters_cost_what_is_read_of_them(panel, asked):
     assert "each student reads the first 14" in said.select_one(".message").text
     words = said.select(".words")[0].select(".word")
     assert len(words) == 14
-    assert len(panel.result.value) < 40_000
+    assert len(re.sub('base64,[^"]*', "", panel.result.value)) < 40_000
 
 
 def upload(panel, name, data, piece=1 << 19):

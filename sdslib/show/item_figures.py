@@ -181,8 +181,8 @@ _MAPS, _TILE = 12, (96, 96)  # of a model that fit beside one another, and the p
 def relevance(maps: Maps, note: str = "", teacher: str = "teacher") -> Picture:
     """Where each model sees the caption and its first words, by `lab.relevance.maps`.
 
-    A row a model, each map from its weakest cell (none) to its strongest (full color); below a student's, Pearson's r with
-    the teacher's map of the same word.
+    A row a model, each map from its weakest cell (none) to its strongest (full color); below a
+    student's, Pearson's r with the teacher's map of the same word.
     """
     names, models = maps.names[:_MAPS], list(maps.by_model)
     title, size = "Where each word is seen", (0.72 * len(names) + 0.9, 0.3 + 0.95 * len(models))
