@@ -10,6 +10,7 @@ import test_verdicts
 import tiny
 import torch
 import torch.nn.functional as F
+from faults.catalog import each, refused
 
 from sdslib import evaluate, experiment, tables
 from sdslib.checks import models, teacher_files
@@ -224,7 +225,34 @@ def edit(name, **changes):
     return lambda f: tiny.write_json(f / name, json.loads((f / name).read_text()) | changes)
 
 
+INDEX, SCHEDULE = "model_index.json", "scheduler/scheduler_config.json"
 EULER = {"_class_name": "EulerDiscreteScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+
+def lose_a_piece(folder):
+    """As two files and their table, the second of which is not there."""
+    part, first = folder / "text_encoder_3", "model-00001-of-00002.safetensors"
+    (part / "model.safetensors").rename(part / first)
+    tiny.write_json(part / "model.safetensors.index.json", {"weight_map": {"shared": first}})
+
+
+@each(
+    {
+        "teacher of an unknown family": ("xl", edit(INDEX, _class_name="SanaPipeline")),
+        "flow teacher with a schedule of betas": (
+            "sd3", edit(SCHEDULE, **EULER)),
+        "teacher's weights without one of their pieces": ("sd3", lose_a_piece),
+    }
+)  # fmt: skip
+def test_a_folder_is_refused_alike_by_guard_doctor_and_loader(folders, tmp_path, given):
+    family, break_it = given
+    break_it(folder := shutil.copytree(folders[family], tmp_path / "teacher"))
+    said = str(refused(WeightsError, load_teacher, str(folder)))
+    assert teacher_files.weights_problem(str(folder)) == said
+    guarded = models.teacher_problem(str(folder), None)
+    assert guarded is None or guarded.endswith(said.partition(" ")[2])
+    return said
 
 
 @pytest.mark.parametrize(
@@ -233,13 +261,12 @@ EULER = {"_class_name": "EulerDiscreteScheduler"}
         ("xl", edit("text_encoder_2/config.json", hidden_size=48), "text of width 64, .* give 80;"),
         ("xl", edit("text_encoder_2/config.json", projection_dim=8), "pooled .* 24, .* give 8;"),
         ("xl", edit("vae/config.json", latents_mean=[0.1] * 4), "its VAE has latents_mean"),
-        ("xl", edit("scheduler/scheduler_config.json", sigma_data=0.5), "EDM's noise levels"),
+        ("xl", edit(SCHEDULE, sigma_data=0.5), "EDM's noise levels"),
         ("sd3", edit("text_encoder_3/config.json", d_model=32), "transformer .* 72, .* give 32;"),
-        ("sd3", edit("scheduler/scheduler_config.json", **EULER), "and needs a FlowMatch"),
         ("sd3", lambda f: shutil.rmtree(f / "tokenizer_3"), "has no tokenizer_3; diffusers"),
         ("flux", edit("vae/config.json", latent_channels=8), "takes 16 channels, the VAE gives 8"),
         ("flux", edit("text_encoder/config.json", hidden_size=64), "pooled .* 32, .* give 64;"),
-        ("flux", edit("model_index.json", _class_name="SanaPipeline"), "is a SanaPipeline; a teac"),
+        ("xl", edit(SCHEDULE, **FLOW), "and needs one with betas;"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(folders, tmp_path, family, break_it, message):
@@ -333,7 +360,7 @@ def test_a_run_trains_by_each_family(world, folders, tmp_path, family, changes):
     rows = run.history()
     assert run.finished
     assert len(rows) == 2
-    assert (rows[["sds", "grad_norm"]] > 0).all(None)
+    assert (rows[["sds", "grad_norm"]] > 0).to_numpy().all()
 
 
 def test_verdicts_of_a_family_are_made_and_tell_their_teacher(world, folders, tmp_path):

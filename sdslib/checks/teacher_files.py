@@ -139,8 +139,9 @@ def check_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
         raise WeightsError(f"{where}: its VAE has latents_mean, a scale that no family here has")
     scheduler = configs["scheduler/scheduler_config.json"]
     if is_flow(scheduler) != family.is_flow:
-        kind = "a FlowMatch scheduler" if family.is_flow else "a scheduler with betas"
-        raise WeightsError(f"{where} has a {scheduler.get('_class_name')}, and needs {kind}")
+        kind = "one of flow matching" if family.is_flow else "one with betas"
+        told = f"{where} has the scheduler {scheduler.get('_class_name')}, and needs {kind}"
+        raise WeightsError(f"{told}; take scheduler/ of the model that the weights belong to")
     is_velocity(scheduler)
     alpha_bar(scheduler)
     return configs
