@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from sdslib.checks.captions import check_words
+from sdslib.checks.captions import check_markers, check_words
 from sdslib.checks.teacher_files import (
     alpha_bar,
     bring_folder,
@@ -152,8 +152,10 @@ class Teacher(nn.Module):
         return [m for one in self.tokenizers for m in getattr(one, "all_special_tokens", ())]
 
     def _check_words(self, captions: Sequence[str]) -> None:
-        for tokenizer in self.tokenizers:
-            check_words(tokenizer, captions, self.name)
+        first, *others = self.tokenizers
+        check_words(first, captions, self.name)  # T5, beside it, has no token for some rare signs
+        for other in others:
+            check_markers(other.all_special_tokens, captions, self.name)
 
     def _tokens(self, tokenizer: Any, captions: list[str], most: int | None = None) -> Any:
         """Token ids [B, L] and their mask, padded to the tokenizer's own L, or to `most`."""

@@ -17,6 +17,7 @@ from saving import flip
 
 from sdslib import student, teacher
 from sdslib.checks import fingerprints, student_files, teacher_files
+from sdslib.checks.captions import VocabularyError
 from sdslib.checks.guard import guard
 from sdslib.checks.notebooks import BaselineConfig
 from sdslib.config import FinetuneConfig
@@ -115,15 +116,15 @@ def test_a_teacher_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "files", "tokens"),
+    ("shape", "files", "tokens", "pads"),
     [
-        ("stable-diffusion-xl-base-1.0", 4, (77 + 1, 2 * layouts.TEXT)),
-        ("stable-diffusion-3.5-medium", 6, (77 + 256 + 1, 2 * layouts.TEXT)),
-        ("FLUX.1-dev", 7, (512 + 1, 2 * layouts.TEXT)),
+        ("stable-diffusion-xl-base-1.0", 4, (77 + 1, 2 * layouts.TEXT), "!"),
+        ("stable-diffusion-3.5-medium", 6, (77 + 256 + 1, 2 * layouts.TEXT), "!"),
+        ("FLUX.1-dev", 7, (512 + 1, 2 * layouts.TEXT), "<pad>"),
     ],
 )
 def test_a_later_family_of_the_true_layout_is_the_same_from_the_hub_and_from_a_folder(
-    served, shape, files, tokens, offline
+    served, shape, files, tokens, pads, offline
 ):
     local = layouts.later_teacher(served.folder(f"who/{shape}"), shape)
     before = teacher_files.fingerprints(f"who/{shape}")
@@ -133,7 +134,10 @@ def test_a_later_family_of_the_true_layout_is_the_same_from_the_hub_and_from_a_f
     assert same(there, teacher.load_teacher(str(local)))
     assert len(weights_fetched(served)) == files
     assert before == teacher_files.fingerprints(str(local))
-    assert there.embed_texts(["a man rides a horse"]).shape == (1, *tokens)
+    assert there.embed_texts(["a man rides a horse! {~}"]).shape == (1, *tokens)  # T5 lacks braces
+    assert [one.pad_token for one in there.tokenizers[:2]] == [layouts.END, pads]
+    with pytest.raises(VocabularyError, match="a mark of"):
+        there.embed_texts(["a man <unk> horse" if "xl" not in shape else "a <|endoftext|> man"])
     assert there.latent_shape == (there.vae.config.latent_channels, layouts.SIDE, layouts.SIDE)
     z, t = torch.randn(1, *there.latent_shape), torch.tensor([500])
     assert there.predict_noise(z, t, there.embed_texts(["a man"])).isfinite().all()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sdslib import teacher as room
 from sdslib.checks import teacher_files
-from sdslib.checks.captions import VocabularyError
+from sdslib.checks.captions import VocabularyError, check_markers
 from sdslib.checks.teacher_files import KNOWN, latent_shape
 from sdslib.io.families import configs_of, weights_of
 from sdslib.io.model_files import WeightsError, files_below, teacher_index
@@ -292,6 +292,12 @@ def test_captions_with_unknown_words_are_refused_everywhere(one):
 def test_captions_with_a_mark_of_the_tokenizer_are_refused(one, mark):
     with pytest.raises(VocabularyError, match=r"a mark of .* tokenizer and no word"):
         one.embed_texts([f"a red circle {mark} left of a blue square"])
+
+
+def test_a_mark_of_one_sign_is_what_people_write():
+    check_markers(["!", "<end>"], ["a cat!"], "Stable Diffusion XL")
+    with pytest.raises(VocabularyError, match="has '<end>', a mark"):
+        check_markers(["!", "<end>"], ["a cat<end>!"], "Stable Diffusion XL")
 
 
 # --- images --------------------------------------------------------------------------------------

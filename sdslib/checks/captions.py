@@ -16,7 +16,8 @@ class VocabularyError(ValueError):
 def check_markers(markers: Iterable[str], captions: Sequence[str], owner: str) -> None:
     """Refuse captions that hold a tokenizer's own marks, of which it would make a beginning or an
     end: `a red circle <end> left of` reads as `a red circle`."""
-    known = [mark.lower() for mark in dict.fromkeys(markers) if mark]
+    # One sign alone is how people write: Stable Diffusion XL's second tokenizer pads with "!".
+    known = [mark.lower() for mark in dict.fromkeys(markers) if len(mark) > 1]
     for caption in captions:
         text = caption.lower()
         if mark := next((mark for mark in known if mark in text), None):

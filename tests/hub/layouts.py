@@ -36,8 +36,10 @@ OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0."
 VOCABULARY = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 TAGS = ("Object", "Relation", "Both")
 
+END = "<|endoftext|>"  # CLIP's, which ends, pads and stands for what it cannot write
 
-def clip_tokenizer(folder: Path) -> None:
+
+def clip_tokenizer(folder: Path, pad: str = END) -> None:
     """CLIP's real tokenizer, 49,408 entries, as the Hub's repositories hold it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
@@ -48,7 +50,7 @@ def clip_tokenizer(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-             "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}  # fmt: skip
+             "pad_token": pad, "unk_token": "<|endoftext|>"}  # fmt: skip
     (folder / "special_tokens_map.json").write_text(json.dumps(marks))
 
 
@@ -123,7 +125,8 @@ def later_teacher(folder: Path, shape: str, seed: int = 0) -> Path:
             in_pieces(folder / part, stem, tag, state, PIECES.get(shape, {}).get(part, 1))
     for encoder in encoders_of(index):
         is_t5 = parts_of(index)[encoder].endswith("T5EncoderModel")
-        (t5_tokenizer if is_t5 else clip_tokenizer)(folder / tokenizer_of(encoder))
+        own = folder / tokenizer_of(encoder)
+        t5_tokenizer(own) if is_t5 else clip_tokenizer(own, "!" if encoder.endswith("_2") else END)
     (folder / f"{shape}.safetensors").write_bytes(b"all weights in one file, which nobody reads")
     (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n")
     return folder
