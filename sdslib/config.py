@@ -311,7 +311,7 @@ class FinetuneConfig(ModelsConfig):
     processes: Several = 1
     dry_run: bool = False
     resume: bool = True
-    tracker: Literal["tensorboard"] | None = None
+    tracker: Literal["tensorboard", "wandb"] | None = None
 
     @property
     def has_verdicts(self) -> bool:

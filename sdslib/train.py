@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sdslib import losses
 from sdslib.bridge import Bridge
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
-from sdslib.io import distributed
+from sdslib.io import distributed, trackers
 from sdslib.io.lazy import named
 from sdslib.io.state import pack_state, plain_torch, unpack_state, without_settings
 from sdslib.pairs import Batch, Pairs, batches, steps_per_epoch
@@ -294,7 +294,7 @@ class Loop:
         folder: Path | None = None,
     ) -> None:
         self.config, self.models, self.pairs, self.validate = config, models, pairs, validate
-        self.steps, self.done = total_steps(config, pairs), 0
+        self.steps, self.done, self.folder = total_steps(config, pairs), 0, folder
         with without_settings("ACCELERATE_"):
             self.accelerator = Accelerator(
                 cpu=_device(models).type == "cpu",
@@ -330,9 +330,9 @@ class Loop:
             config.num_workers,
             distributed.part(config.batch_size),
         )
-        if config.tracker:  # what an interrupted run logged past its checkpoint is purged
-            options = {config.tracker: {"purge_step": self.done + 1}}
-            self.accelerator.init_trackers("tracker", init_kwargs=options)
+        if config.tracker and self.folder:
+            options = trackers.options(config.tracker, self.folder, self.done)
+            self.accelerator.init_trackers("tracker", init_kwargs={config.tracker: options})
         coming = iter(loader)
         while (step := self._next(coming)) is not None:
             if config.tracker:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 
 import combinations
 import numpy as np
@@ -272,11 +273,51 @@ def test_figures_of_the_mini_world_say_so(config):
     assert files.ensure_world().is_dir()
 
 
-def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(bare, tmp_path):
+def of_tensorboard(folder):
+    """What the tracker's own reader finds: (step, value) by name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = override(bare, tracker="tensorboard", runs=str(tmp_path))
-    assert settings.identity() == bare.identity()
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)]
+            for name in events.Tags()["scalars"]}  # fmt: skip
+
+
+def wandb_records(data):
+    """The records of a .wandb file: LevelDB's log format behind a head of 7 bytes."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        left = 32_768 - at % 32_768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of its parts
+            yield record
+            record = b""
+
+
+def of_wandb(folder):
+    """The same of its offline runs, one for each time that the run was gone on with."""
+    internal, found = pytest.importorskip("wandb.proto.wandb_internal_pb2"), {}
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in wandb_records(path.read_bytes()):
+            history = internal.Record.FromString(data).history
+            for item in history.item:
+                name = item.key or item.nested_key[0]
+                found.setdefault(name, {})[history.step.num] = json.loads(item.value_json)
+    return {name: list(values.items()) for name, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("tensorboard", of_tensorboard), pytest.param("wandb", of_wandb, marks=pytest.mark.slow)],
+)
+def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(config, tmp_path, name, read):
+    pytest.importorskip(name)
+    settings = override(config, tracker=name, runs=str(tmp_path))
+    assert settings.identity() == config.identity()
 
     def cut(steps, total):
         for step in steps:
@@ -288,12 +329,12 @@ def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(bare, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         experiment.finetune(settings, cut)
     run = experiment.finetune(settings)
-    events = EventAccumulator(str(run.path / "tracker")).Reload()
-    history = run.history()
-    for name in ("loss", "clip", "sds", "lr", "grad_ratio"):
+    events, history = read(run.path / "tracker"), run.history()
+    for name in ("loss", "clip", "sds", "lr", "val_text"):
         told = history.dropna(subset=[name])
-        assert [e.step for e in events.Scalars(name)] == told["step"].tolist()
-        np.testing.assert_allclose([e.value for e in events.Scalars(name)], told[name], rtol=1e-6)
+        assert [step for step, _ in events[name]] == told["step"].tolist()
+        np.testing.assert_allclose([v for _, v in events[name]], told[name], rtol=1e-6)
+    assert run.problems() == []
 
 
 def test_without_a_tracker_a_run_has_no_folder_for_it(finished):

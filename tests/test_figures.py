@@ -52,6 +52,11 @@ def differences():
     return comparison.compare(scores(), scores(2, 1.0))
 
 
+def beside():
+    table = differences().query("label == 'all'").assign(comparison="a against b")
+    return pd.concat([table.assign(set=name) for name in ("winoground", "aro-relation")])
+
+
 def run_history(steps=60):
     step = np.arange(1, steps + 1)
     due = step % 20 == 0
@@ -121,6 +126,10 @@ DRAWN = {
     "scores_by_tag": lambda note: figures.scores_by_tag(shares(), note),
     "scores_by_set": lambda note: figures.scores_by_set(sets(), note),
     "before_after": lambda note: figures.before_after(differences(), note),
+    "differences_by_set": lambda note: figures.differences_by_set(
+        differences().query("label == 'all'").assign(set="winoground", comparison="a against b"),
+        note,
+    ),
     "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
     "confusion": lambda note: figures.agreement({"": counts()}, note),
     "failure_modes": lambda note: item_figures.failure_modes(modes(), note),
@@ -161,6 +170,39 @@ def test_every_figure_shows_its_note_fits_its_page_and_has_alternative_text(name
     assert NOTE in figure.alt
     assert len(figure.alt) > 30
     assert min(t.get_fontsize() for t in texts_of(figure)) >= 6
+
+
+def narrow(note):
+    """A plain measure within a factor of 1.2, and a single weight beside 0."""
+    table = by_weight().query("sds_weight < 0.001 and measure == 'text'").replace(1e-4, 5e-4)
+    return figures.tradeoff(table.assign(mean=[0.3, 0.36]), note, plain=["text"])
+
+
+def numbers(axis):
+    """The tick labels that stand within an axis."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [tick.label1.get_text() for tick in ticks if tick.label1.get_visible()]
+
+
+# Pictures, blocks whose numbers stand beside them, and a title of columns have no axis of numbers.
+NO_NUMBERS = {"pictures", "flips", "agreement", "confusion", "changes"}
+
+
+@pytest.mark.parametrize("name", [*sorted(DRAWN.keys() - NO_NUMBERS), "narrow"])
+def test_axes_have_numbers_that_do_not_touch_and_no_mark_is_cut(name):
+    figure = DRAWN.get(name, narrow)(NOTE)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        if not ax.has_data():
+            continue
+        assert len(numbers(ax.xaxis)) >= 2
+        assert numbers(ax.yaxis) or ax is not figure.axes[0]
+        boxes = [t.label1.get_window_extent() for t in ax.xaxis.get_major_ticks()]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes) if a.width and b.width)
+        marked = [line for line in ax.lines if line.get_marker() not in ("None", "", None)]
+        points = [c for c in ax.collections if isinstance(c, PathCollection)]
+        assert not any(mark.get_clip_on() for mark in (*marked, *points))
 
 
 @pytest.mark.filterwarnings("error")
@@ -337,9 +379,20 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_notebook_shows_the_picture_once_with_its_alternative_text():
+def test_a_notebook_shows_the_picture_with_its_alternative_text_and_to_take_away():
     figure = DRAWN["confusion"]("mini-world")
     shown, metadata = figure._repr_mimebundle_()
+    page = pages.read(shown["text/html"])
+    assert page.img["alt"] == figure.alt
+    assert page.img["src"].endswith(shown["image/png"])
+    png, svg = page.select("a")
+    assert (png["download"], svg["download"]) == ("student-and-teacher-mini-world.png",
+                                                  "student-and-teacher-mini-world.svg")  # fmt: skip
+    data = base64.b64decode(svg["href"].partition(",")[2])
+    assert ET.fromstring(data).tag.endswith("svg")
+    assert not pages.outside(shown["text/html"])
+    figure.grows = True
+    assert "text/html" not in figure._repr_mimebundle_()[0]
     with Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))) as image:
         assert image.width > 500
     assert metadata["image/png"]["alt"] == figure.alt

@@ -1,8 +1,10 @@
 """The report says what the runs kept, holds all it shows, and is the same for the same runs."""
 
 import base64
+import csv
 import io
 import re
+from urllib.parse import unquote
 
 import pages
 import pandas as pd
@@ -21,7 +23,7 @@ from sdslib.results import answers, failures, finetuned, formatting, settings
 from sdslib.show import atlas, modelcard, pdf, report
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
-            "Versions", "How to run it again"]  # fmt: skip
+            "Versions", "How to run it again", "Appendix"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +98,32 @@ def test_no_place_of_this_machine_is_shown(small):
 
 def test_links_within_the_page_lead_to_its_chapters(saved):
     page = pages.read(saved[1])
-    *inside, paper = (link["href"] for link in page.select("a"))
+    *inside, paper = (link["href"] for link in page.select("a:not([download])"))
     assert inside == ["#" + c.lower().replace(" ", "-") for c in CHAPTERS]
     assert all(page.select(link) for link in inside)
     assert paper == "https://arxiv.org/abs/2307.09233"
+
+
+def test_the_first_page_has_the_answer_and_its_figure_and_long_tables_stand_last(told, saved):
+    first = saved[1].partition(">Method</h2>")[0]
+    assert flat(answers.of_setting(told.cases[0])) in flat(first)
+    assert pages.read(first).find("img", alt=told.figures["1-headline"].alt)
+    whole, _, last = saved[1].partition('id="appendix"')
+    assert max(len(table.select("tr")) for table in pages.read(whole).select(".scroll table")) < 10
+    assert len(pages.read(last).select("table")) == 3
+
+
+def test_figures_and_tables_can_be_taken_away(saved):
+    page = pages.read(saved[1])
+    for table in page.select("main > .scroll table"):
+        links = table.parent.find_next_sibling("p").select("a[download]")
+        assert [link["download"].rpartition(".")[2] for link in links] == ["csv", "tex"]
+        text = unquote(links[0]["href"].partition(",")[2])
+        rows = list(csv.reader(io.StringIO(text)))
+        shown = [[cell.text for cell in row.select("th, td")] for row in table.select("tr")]
+        assert rows == shown
+    for figure in page.select("main > figure:has(figcaption)"):
+        assert [a["download"][-3:] for a in figure.select("a[download]")] == ["png", "svg"]
 
 
 def test_the_picture_in_the_page_is_the_figure(told, saved):
@@ -183,7 +207,7 @@ def test_the_answer_is_one_sentence_a_setting_and_holds_the_figures_above_it(tol
     assert first.split(": ")[1].startswith("over 2 seeds")
     assert flat(first) in flat(saved[1])
     assert first in report.answer(told)
-    assert "page, PDF and 5 figures; 1 model card" in report.answer(told)
+    assert "page, PDF and 6 figures; 1 model card" in report.answer(told)
     row = report.changes(told).xs("text", level="metric").iloc[0]
     change, _, interval = row["difference"].partition(" ")
     assert f"{change} points {interval}" in first
@@ -253,7 +277,7 @@ def test_sets_of_other_kinds_are_reported_without_margins_and_examples(tmp_path)
         finish(tmp_path, arm, items=30, benchmark="mini:zeroshot-shape")
     config = ReportConfig(runs=str(tmp_path))
     told = report.build(config, settings.collect(config))
-    assert set(told.figures) == {"1-scores", "1-change", "1-training"}
+    assert set(told.figures) == {"1-headline", "1-scores", "1-change", "1-training"}
     assert "sets of two images and two captions" in told.page
 
 

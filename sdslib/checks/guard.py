@@ -157,7 +157,8 @@ def _negatives_problem(source: str) -> str | None:
 def _tracker_problem(name: str) -> str | None:
     if importlib.util.find_spec(name) is not None:
         return None
-    return f"tracker {name!r} needs its package; pip install {name}, or leave tracker out"
+    way = f"pip install -c constraints.txt {name}, or leave tracker out"
+    return f"tracker {name!r} needs its package; {way}"
 
 
 def _runs_problems(source: str | None, bad: Iterable[str]) -> list[str]:

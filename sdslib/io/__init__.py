@@ -17,6 +17,7 @@
     pictures     pictures as a model is shown them, a byte a value
     history      the rows of a run, a line each
     run          a run's folder: parameters, status, history, scores, weights
+    trackers     what accelerate's trackers are told
     runs         the runs that there are: opened, found, listed, verified
     progress     how far a long job is
     distributed  several processes that train one model: parts of a batch, gathered, averaged

@@ -11,6 +11,7 @@
     failures    which inequality of an item failed, by how much, and what flipped
     answers     the answer to a notebook's question, in a sentence
     formatting  numbers, intervals and tables of results as people read them
+    takeaway    what stands below figures and tables, to download and to copy
     finetuned   what one finished run says beside its controls
     side_by_side  all runs in a table, and a few set by set on the items that they share
     comparison  two models on the same items, and score grids in files

@@ -15,6 +15,7 @@ from sdslib.checks.guard import from_preset
 from sdslib.checks.notebooks import SELDOM
 from sdslib.config import Config
 from sdslib.io.paths import Shown
+from sdslib.results import takeaway
 
 FEWEST_ITEMS = 6  # items with which McNemar's exact test can reach 0.05 at all
 LEVEL = 0.05
@@ -209,7 +210,8 @@ def listing(table: pd.DataFrame, empty: str = "none", more: Iterable[str] = ()) 
     from IPython.display import HTML
 
     below = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in more)
-    return HTML((f"<p>{html.escape(empty)}</p>" if table.empty else _listed(table)) + below)
+    shown = f"<p>{html.escape(empty)}</p>" if table.empty else _listed(table)
+    return HTML(shown + takeaway.of_table(table) + below)
 
 
 def _listed(table: pd.DataFrame) -> str:
@@ -228,10 +230,12 @@ def _escaped(cell: Any) -> Any:
 def in_force(config: Config, namespace: Mapping[str, Any]) -> Any:
     """The settings of a notebook after its guard; those seldom given are folded.
 
+    From here on the notebook's tables can be taken away, see `takeaway`.
     Columns parameter, in force, preset (what it gave), asked (what was asked for in its place).
     """
     from IPython.display import HTML
 
+    takeaway.in_notebook()
     table = settings_table(config, namespace["_guarded"])
     usual = table["in force"].eq(table["preset"]) & table["asked"].eq("")
     seldom = table["parameter"].isin(SELDOM) & usual

@@ -195,7 +195,12 @@ def _rows(
     for ax, part in zip(axes, parts, strict=True):
         colors = [kinds[model].color for model in part["model"]]
         ax.hlines(part["place"], part["low"], part["high"], colors, lw=1.1)
-        marks = style.cues("model", kinds) | {"s": 22, "linewidth": 0, "zorder": 3}
+        marks = style.cues("model", kinds) | {
+            "s": 22,
+            "linewidth": 0,
+            "zorder": 3,
+            "clip_on": False,
+        }
         seaborn.scatterplot(part, x="mean", y="place", ax=ax, **marks)
         ax.set(xlabel="", ylabel="")
         ax.set_title(f"{part['metric'].iloc[0]} ({unit})", pad=12)
@@ -303,7 +308,8 @@ def _weight_axis(ax: Axes, weights: Sequence[float]) -> None:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.6)
         decades = np.arange(np.floor(np.log10(positive[0])), np.ceil(np.log10(positive[-1])) + 1)
         ticks = [0.0, *(10.0 ** decades[:: max(1, len(decades) // 4)])]
-        ax.set_xticks([t for t in ticks if t <= positive[-1] * 1.01 and not 0 < t < positive[0]])
+        ticks = [t for t in ticks if t <= positive[-1] * 1.01 and not 0 < t < positive[0]]
+        ax.set_xticks(ticks if len(ticks) > 1 else [0, *positive])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(style.plain)
         ax.set_xlim(-positive[0] / 4, positive[-1] * 1.4)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from sdslib.show import style
@@ -79,12 +80,16 @@ def margins(
     figure, (ax,) = style.canvas(f"{metric.capitalize()} margin of every item", note, HALF, 3.5)
     reach = 1.05 * max(table[["before", "after"]].abs().to_numpy().max(), 1e-9)
     dots = style.cues("flip", FLIP_LOOKS) | {"s": 16, "alpha": 0.75, "linewidth": 0}
+    dots["clip_on"] = False
     seaborn.scatterplot(table, x="before", y="after", ax=ax, **dots)
     ax.axhline(0, color="black", lw=0.7)
     ax.axvline(0, color="black", lw=0.7)
     ax.plot([-reach, reach], [-reach, reach], color="#aaaaaa", lw=0.7, ls=(0, (2, 2)))
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set(xlabel=f"margin, {names[0]}", ylabel=f"margin, {names[1]}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(style.plain)
     counts = table["flip"].value_counts()
     corners = {"gained": (0, 1), "stays right": (1, 1), "stays wrong": (0, 0), "lost": (1, 0)}
     for flip, (x, y) in corners.items():
@@ -165,7 +170,6 @@ def calibration(table: pd.DataFrame, note: str = "") -> Picture:
         ax.set(title=model, xlabel="size of the margin", ylim=(0, 1.02))
         ax.set_xlim(left=0)
         ax.yaxis.set_major_formatter(style.percent)
-        ax.tick_params(labelleft=ax is axes[0])
         style.mark_line(ax, part["chance"].iloc[0], "chance", side="above")
     axes[0].set_ylabel("right choices (%)")
     ends = table.groupby("model", sort=False)["accuracy"].agg(["first", "last"])

@@ -55,7 +55,9 @@ def _with_curves(steps: Iterator[S], total: int, note: str) -> Iterator[S]:
 
     def draw() -> None:
         table = pd.DataFrame(rows)
-        handle.update(figures.history(table, note, absent="not measured so far"))
+        curves = figures.history(table, note, absent="not measured so far")
+        curves.grows = True
+        handle.update(curves)
 
     try:
         for step in steps:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sdslib.io.progress import notebook_shell
+from sdslib.results import takeaway
 from sdslib.results.formatting import few as number
 
 THUMBNAIL = 160  # pixels of the longer side
@@ -78,7 +79,11 @@ _VIEWS = Environment(
     lstrip_blocks=True,
 )
 _VIEWS.filters |= {"data_uri": data_uri, "file_uri": file_uri, "number": number, "shade": shade}
-_VIEWS.globals |= {"asset": asset}
+_VIEWS.globals |= {
+    "asset": asset,
+    "take": lambda frame, name: Markup(takeaway.of_table(frame, name)),
+    "take_figure": lambda drawn: Markup(takeaway.of_figure(drawn.svg(), drawn.head)),
+}
 
 
 def is_live() -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -33,7 +34,7 @@ def from_page(page: str) -> bytes:
     """The page as a PDF on A4 paper."""
     soup = BeautifulSoup(page, "html.parser")
     paper = Paper(soup)
-    for element in soup.select("main > :not(nav)"):  # bookmarks are the paper's contents
+    for element in soup.select("main > :not(nav, .take)"):  # bookmarks are the paper's contents
         getattr(paper, f"put_{element.name}")(element)
     return bytes(paper.output())
 
@@ -123,6 +124,7 @@ class Paper(FPDF):
     def put_ul(self, element: Tag) -> None:
         for item in element.find_all("li"):
             self.write_pieces(item, before="•  ", after=4.6)
+        self.ln(2)
 
     def write_pieces(self, element: Tag, after: float, before: str = "") -> None:
         """Text with the links in it."""
@@ -168,7 +170,8 @@ class Paper(FPDF):
         self.under(element.figcaption, 3)
 
     def put_section(self, element: Tag) -> None:
-        self.need(_PICTURE + 38)
+        models = len(element.select(".paper tr"))
+        self.need(_PICTURE + 30 + 6 * models)  # the item is not torn
         self.ink(_BODY, style="B")
         self.lines(": ".join(_the(element, "h3").stripped_strings), 5)
         top = below = self.get_y() + 0.5
@@ -180,8 +183,33 @@ class Paper(FPDF):
             self.lines(_words(_the(figure, "figcaption")), 4.2, 50)
             below = max(below, top + _PICTURE, self.get_y())
         self.set_xy(_MARGIN, below + 1.5)
+        self.put_grids(element.select("table.grid"))
         self.put_div(_the(element, ".paper"))
         self.ln(2)
+
+    def put_grids(self, grids: Sequence[Tag]) -> None:
+        """The scores of each model side by side: rows are images, columns captions."""
+        self.need(18)
+        top = self.get_y()
+        for n, grid in enumerate(grids[:4]):
+            left = _MARGIN + n * 44
+            self.set_xy(left, top)
+            self.ink(_SMALL - 1, style="B")
+            self.cell(42, 3.6, self.fitting(_words(_the(grid, "caption b")), 41))
+            for at, cell in enumerate(grid.select("td.cell")):
+                shade = re.search("#([0-9a-f]{6})", str(cell.get("style")))
+                self.set_xy(left + at % 2 * 20, top + 4 + at // 2 * 5)
+                self.ink(_SMALL, style="B" * (at in (0, 3)))  # the true pairs
+                self.set_fill_color(*bytes.fromhex(shade[1] if shade else "ffffff"))
+                self.cell(20, 5, _words(cell), border=1, fill=True, align="C")
+        self.set_xy(_MARGIN, top + (16 if grids else 0))
+        self.set_fill_color(255, 255, 255)
+
+    def fitting(self, text: str, width: float) -> str:
+        """As much of the text as the width holds."""
+        while self.get_string_width(text) > width:
+            text = text[:-2].rstrip() + "…"
+        return text
 
 
 def _the(element: Tag, selector: str) -> Tag:

@@ -204,14 +204,19 @@ def _case(case: Setting) -> dict[str, Any]:
     """One case by the template's names: names, answers, tables of words, and figures."""
     shares, over = finetuned.before_after(case.scores), case.over_seeds
     *_, last = case.scores
+    whole = {
+        "shares": _keyed(formatting.shares(shares), "metric, tag"),
+        "paired": _keyed(formatting.differences(case.paired), "comparison", "metric, tag"),
+    }
+    short = {n: t[t["metric, tag"].str.endswith(", all")] for n, t in whole.items()}
     return {
         "setting": case,
         "model": last,
         "count": len(case.scores[last]),
         "human": bool(finetuned.human(case.config)),
         "answer": answers.of_setting(case),
-        "shares": _keyed(formatting.shares(shares), "metric, tag"),
-        "paired": _keyed(formatting.differences(case.paired), "comparison", "metric, tag"),
+        **short,
+        "appendix": whole if len(short["shares"]) < len(whole["shares"]) else None,
         "over_seeds": None if over is None else _seed_rows(over),
         "kept": _kept(case),
         "figures": _figures(case, shares),
@@ -248,6 +253,7 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     apart = control is not None and control.path != case.run.path
     trained = ({CONTROL: control} if control and apart else {}) | {last: case.run}
     found = {
+        "headline": figures.before_after(case.paired[case.paired["tag"] == "all"], note),
         "scores": figures.scores_by_tag(shares, note, finetuned.human(case.config)),
         "change": figures.before_after(case.paired, note),
         "training": figures.history(histories(trained), note),

@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sdslib.io.storage import write_bytes
+from sdslib.results import takeaway
 
 # Okabe and Ito's colors, which color-blind readers tell apart
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
@@ -113,6 +114,7 @@ class Picture(Figure):
     """A matplotlib figure that a notebook shows without pyplot, with its alternative text."""
 
     head, alt = "", ""
+    grows = False  # a picture that is soon drawn anew is not to be taken away
 
     def telling(self, words: Iterable[str]) -> Picture:
         """The figure itself, with its title and these words (the first twelve) as its `alt`."""
@@ -123,7 +125,12 @@ class Picture(Figure):
         """The picture as a PNG file; equal figures give equal bytes."""
         return _file(self, "png", dpi, {"Software": None})
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
+    def svg(self) -> bytes:
+        """The picture as an SVG file, whose letters are letters."""
+        return _file(self, "svg", PRINT_DPI, {"Title": self.alt, "Date": None, "Creator": None})
+
+    def _alone(self) -> tuple[dict[str, str], dict]:
+        """The MIME bundle of the picture and its metadata."""
         data = base64.b64encode(self.png()).decode()
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
         # JupyterLab and nbconvert take the HTML, which keeps the words and goes with a dark theme
@@ -132,18 +139,27 @@ class Picture(Figure):
         shown = {"image/png": data, "text/plain": self.alt, "text/html": markup}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
+        # nbconvert drops the alternative text of a picture, so the HTML has the picture, too
+        shown, about = self._alone()
+        if self.grows:
+            return shown, about
+        size = about["image/png"]["width"], about["image/png"]["height"]
+        told = takeaway.figure(shown["image/png"], self.svg(), (self.head, self.alt), size)
+        return shown | {"text/html": told}, about
+
 
 def save(figure: Picture, folder: Path | str, name: str) -> list[Path]:
     """Write `name`.png, .svg and .pdf, each whole or not at all; equal figures give equal files."""
     about: dict[str, dict] = {
         "png": {"Description": figure.alt, "Software": None},
-        "svg": {"Title": figure.alt, "Date": None, "Creator": None},
         "pdf": {"Title": figure.alt, "CreationDate": None, "Producer": None, "Creator": None},
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = [Path(folder, f"{name}.{kind}") for kind in about]
-    for path, (kind, metadata) in zip(paths, about.items(), strict=True):
-        write_bytes(path, _file(figure, kind, PRINT_DPI, metadata))
+    files = {kind: _file(figure, kind, PRINT_DPI, told) for kind, told in about.items()}
+    paths = [Path(folder, f"{name}.{kind}") for kind in ("png", "svg", "pdf")]
+    for path, data in zip(paths, (files["png"], figure.svg(), files["pdf"]), strict=True):
+        write_bytes(path, data)
     return paths
 
 
@@ -193,6 +209,7 @@ def curves(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, kinds: Kinds)
 
     few, whole = table[by].value_counts().max() <= 24, pd.api.types.is_integer_dtype(table[x])
     looked = cues(by, kinds) | ({"mew": 0, "ms": 5} if few else {"markers": False, "lw": 0.9})
+    looked |= {"clip_on": False, "zorder": 3}  # no mark is cut where the axes end
     dashes = {name: look.dash or "" for name, look in kinds.items()}
     seaborn.lineplot(table, x=x, y=y, dashes=dashes, estimator=None, ax=ax, **looked)
     for name, part in table.sort_values(x).groupby(by) if "low" in table else ():
@@ -224,8 +241,10 @@ def log_axis(ax: Axes, low: float = np.inf, high: float = 0.0) -> None:
     ax.set_yscale("log")
     low, high = min(low, ax.get_ylim()[0]), max(high, ax.get_ylim()[1])
     ax.set_ylim(low, high)
-    subs = (1, 2, 5) if high < 300 * low else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+    named = LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=6)
+    inside = [tick for tick in named.tick_values(low, high) if low <= tick <= high]
+    # a narrow range has no round number in it
+    ax.yaxis.set_major_locator(named if len(inside) > 1 else MaxNLocator(4))
     ax.yaxis.set_major_formatter(plain)
     ax.yaxis.set_minor_locator(NullLocator())
 
