@@ -55,14 +55,11 @@ def test_a_table_whose_index_is_named_as_a_column_and_has_two_heads_leaves_too()
     assert takeaway.csv(two) == "a x,a y\n1,2\n"
 
 
-def test_a_notebook_shows_tables_with_their_links():
-    shell = InteractiveShell.instance()
+def test_a_notebook_shows_tables_with_their_links(monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr(takeaway, "notebook_shell", lambda: shell)
     takeaway.in_notebook()
-    try:
-        shown = shell.display_formatter.format(TABLE)[0]["text/html"]
-    finally:
-        shell.display_formatter.formatters["text/html"].pop(pd.DataFrame)
-        InteractiveShell.clear_instance()
+    shown = shell.display_formatter.format(TABLE)[0]["text/html"]
     assert len(pages.read(shown).select("table")) == 1
     assert [a.text for a in pages.read(shown).select("a")] == ["CSV", "LaTeX"]
 

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from sdslib.io.progress import notebook_shell
+
 LARGEST = 5000  # cells of a table; the files of a larger one are in its run's folder
 _TEX = str.maketrans(
     {"−": "$-$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
@@ -60,19 +62,9 @@ def of_figure(svg: bytes, name: str) -> str:
     return _below([png, _link("SVG", f"{name}.svg", f"data:image/svg+xml;base64,{data}")])
 
 
-def figure(png: str, svg: bytes, told: tuple[str, str], size: tuple[int, int]) -> str:
-    """A picture as HTML: its PNG in base64, its links, `told` its name and alternative text."""
-    name, alt = told
-    img = f'<img width="{size[0]}" height="{size[1]}" alt="{html.escape(alt)}"'
-    img += f' style="max-width: 100%; height: auto" src="data:image/png;base64,{png}">'
-    return f'<figure style="margin: 0">{img}{of_figure(svg, name)}</figure>'
-
-
 def in_notebook() -> None:
     """From here on a notebook shows every table with its links."""
-    from IPython import get_ipython
-
-    if shell := get_ipython():
+    if shell := notebook_shell():
         formats = shell.display_formatter.formatters["text/html"]
         formats.for_type(pd.DataFrame, lambda table: table._repr_html_() + of_table(table))
 

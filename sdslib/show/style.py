@@ -129,24 +129,16 @@ class Picture(Figure):
         """The picture as an SVG file, whose letters are letters."""
         return _file(self, "svg", PRINT_DPI, {"Title": self.alt, "Date": None, "Creator": None})
 
-    def _alone(self) -> tuple[dict[str, str], dict]:
-        """The MIME bundle of the picture and its metadata."""
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
         data = base64.b64encode(self.png()).decode()
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
         # JupyterLab and nbconvert take the HTML, which keeps the words and goes with a dark theme
         told = f'alt="{html.escape(self.alt)}" width="{width}" src="data:image/png;base64,{data}"'
-        markup = f'<style>{_DARK}</style><img class="drawn" {told}>'
+        below = "" if self.grows else takeaway.of_figure(self.svg(), self.head)
+        img = f'<img class="drawn" {told}>'
+        markup = f'<style>{_DARK}</style><figure style="margin: 0">{img}{below}</figure>'
         shown = {"image/png": data, "text/plain": self.alt, "text/html": markup}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
-        # nbconvert drops the alternative text of a picture, so the HTML has the picture, too
-        shown, about = self._alone()
-        if self.grows:
-            return shown, about
-        size = about["image/png"]["width"], about["image/png"]["height"]
-        told = takeaway.figure(shown["image/png"], self.svg(), (self.head, self.alt), size)
-        return shown | {"text/html": told}, about
 
 
 def save(figure: Picture, folder: Path | str, name: str) -> list[Path]:
