@@ -126,10 +126,7 @@ DRAWN = {
     "scores_by_tag": lambda note: figures.scores_by_tag(shares(), note),
     "scores_by_set": lambda note: figures.scores_by_set(sets(), note),
     "before_after": lambda note: figures.before_after(differences(), note),
-    "differences_by_set": lambda note: figures.differences_by_set(
-        differences().query("label == 'all'").assign(set="winoground", comparison="a against b"),
-        note,
-    ),
+    "differences_by_set": lambda note: figures.differences_by_set(beside(), note),
     "agreement": lambda note: figures.agreement({"winoground": counts(), "aro": counts()}, note),
     "confusion": lambda note: figures.agreement({"": counts()}, note),
     "failure_modes": lambda note: item_figures.failure_modes(modes(), note),

@@ -22,8 +22,8 @@ def found(tmp_path_factory):
 def test_flips_are_counted_as_the_paired_table_counts_them_and_have_their_pictures(found):
     row = side_by_side.differences(found).iloc[0]
     page = str(flipped.show(found, 3).data)
-    told = f"sds is right (text) in {row['up']} items where L_CLIP only is not, and L_CLIP only in"
-    assert f"On {NAME}, {told} {row['down']} where sds is not. Shown are 3." in words(page)
+    told = f"on which sds is right (text) and L_CLIP only is not: {row['up']}; the other way round:"
+    assert f"Items of {NAME} {told} {row['down']}. Shown are 3." in words(page)
     assert len(read(page).select("tr")) == 1 + 3
     items = {str(item.id): item for item in load_set("mini:winoground").items}
     for line in read(page).select("tr")[1:]:

@@ -36,7 +36,7 @@ def test_only_items_and_sets_that_are_shared_are_compared(root):
     expected = comparison.compare(other, own, by=()).loc[0, ["difference", "low", "high"]]
     assert table.loc[0, ["difference", "low", "high"]].equals(expected)
     shown = formatting.differences(table)
-    assert shown.index.names == ["comparison", "set", "metric", "label"]
+    assert shown.index.names == ["comparison", "set", "metric"]
 
 
 def test_a_set_of_another_content_is_left_out_and_named(root):

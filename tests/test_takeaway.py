@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
@@ -71,3 +72,31 @@ def test_alternative_text_survives_nbconvert():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
     assert [img["alt"] for img in pages.read(page).select("img")] == [figure.alt]
+
+
+@pytest.mark.browser
+def test_in_a_browser_files_are_downloaded_and_copied(chromium, tmp_path):
+    figure = DRAWN["confusion"]("mini-world")
+    shown = figure._repr_mimebundle_()[0]["text/html"] + takeaway.of_table(TABLE)
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{shown}", "utf-8")
+    context, troubles = chromium.new_context(), []
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab = context.new_page()
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.goto((tmp_path / "page.html").as_uri())
+    files = {"PNG": figure.png(), "SVG": figure.svg()}
+    files |= {"CSV": takeaway.csv(TABLE).encode(), "LaTeX": takeaway.latex(TABLE).encode()}
+    for label, data in files.items():
+        with tab.expect_download() as got:
+            tab.get_by_role("link", name=label, exact=True).click()
+        assert Path(got.value.path()).read_bytes() == data
+    for label in ("CSV", "PNG"):
+        tab.get_by_role("button", name=f"copy {label}").click()
+        tab.get_by_text("copied").first.wait_for()
+        if label == "CSV":
+            assert tab.evaluate("navigator.clipboard.readText()") == takeaway.csv(TABLE)
+    kinds = "navigator.clipboard.read().then(found => found[0].types)"
+    tab.get_by_text("copied").nth(1).wait_for()
+    assert "image/png" in tab.evaluate(kinds)
+    assert troubles == []

@@ -115,14 +115,14 @@ def _cell(row: pd.Series, most: int) -> str:
 
 
 def differences(paired: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences in points, one row a comparison, set where there is one, metric and label.
+    """Paired differences in points, one row a comparison, metric and label; or set and metric.
 
     Rows of `tables.compare` with a column comparison. `flips` are items that went right and wrong,
     `smallest` is the difference that so many items and flips would show with power 0.8. A column
     `remark` stands where an interval and its exact test disagree.
     """
     told = _in_words(paired)
-    keys = [key for key in ("comparison", "set", "metric", "label") if key in told]
+    keys = ["comparison", *(["set", "metric"] if "set" in told else ["metric", "label"])]
     rows = [
         {**{key: getattr(row, key) for key in keys},
          "items": row.n, "difference": gap(row),

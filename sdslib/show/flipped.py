@@ -31,8 +31,8 @@ def show(found: Beside, count: int) -> HTML:
     metric, right = _right(tables)
     changes = failures.flips(right[other], right[first])
     ways = [np.flatnonzero(changes == way) for way in ("gained", "lost")]
-    told = f"On {of}, {first} is right ({metric}) in {len(ways[0])} items where {other} is not, and"
-    told += f" {other} in {len(ways[1])} where {first} is not."
+    told = f"Items of {of} on which {first} is right ({metric}) and {other} is not: {len(ways[0])};"
+    told += f" the other way round: {len(ways[1])}."
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
     places = [int(place) for place in turns if place is not None][:count]
     items, absent = _items(found, of)
