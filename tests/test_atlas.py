@@ -340,6 +340,7 @@ def test_keys_buttons_and_clicks_step_and_markup_in_captions_does_nothing(visit)
     assert tab.inner_text(".count") == "6 of 6 items, at 4"
     tab.locator("article img").first.press("Enter")
     assert tab.locator(".zoom img").bounding_box()["width"] > 500
+    assert tab.locator(".zoom").inner_text().endswith("caption: " + ATTACK)
     tab.keyboard.press("Escape")
     assert not tab.locator(".zoom").is_visible()
     tab.locator(".atlas").press("/")

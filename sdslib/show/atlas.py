@@ -21,7 +21,7 @@ import pandas as pd
 
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.lab.baseline import TEACHER, rule_of
-from sdslib.metrics import labels_of
+from sdslib.metrics import groups_of, labels_of
 from sdslib.results import answers, failures, formatting
 from sdslib.show import page
 from sdslib.show.page import THUMBNAIL
@@ -133,12 +133,9 @@ class Atlas:
         parts, change, metric = self.parts[last], "", self.metrics[0]
         if first != last:
             pairs = failures.margin_pairs(self.parts[first], parts, metric)
-            counts, by = (
-                pairs["flip"].value_counts(),
-                f"the {metric} score" if self.modes else metric,
-            )
-            change = f" Against {first} it gains {counts.get('gained', 0)} items by {by} "
-            change += f"and loses {counts.get('lost', 0)}."
+            gained, lost = (int((pairs["flip"] == way).sum()) for way in ("gained", "lost"))
+            by = f"the {metric} score" if self.modes else metric
+            change = f" Against {first} it gains {gained} items by {by} and loses {lost}."
         note = "" if f"{len(parts)} items" in self.note else self.note
         told = answers.failing(failures.kinds(parts), last, len(parts), note)
         return answers.Sentence(told + change)
@@ -149,11 +146,9 @@ class Atlas:
         return self.first["id"].astype(str).tolist()
 
     @cached_property
-    def tags(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Labels of every item by tag column; tags with a value for each item tell nothing."""
-        columns = [c for c in tags_of(self.first) if self.first[c].nunique() <= 100]
-        cells = {c: [labels_of(cell) for cell in self.first[c]] for c in columns}
-        return {i: {c: cells[c][n] for c in columns} for n, i in enumerate(self.ids)}
+    def tags(self) -> list[str]:
+        """The tag columns; those with a value for each item tell nothing."""
+        return [c for c in tags_of(self.first) if self.first[c].nunique() <= 100]
 
     @cached_property
     def verdicts(self) -> dict[str, dict[str, Verdict]]:
@@ -167,11 +162,10 @@ class Atlas:
             leads = failures.leads_of(*scored).tolist() if square else [()] * len(parts)
             for part, grid, leading in zip(parts, grids, leads, strict=True):
                 named = dict(zip(failures.INEQUALITIES, leading, strict=False))
-                right, margins = (
-                    [part[f"{of}{m}"] for m in self.metrics] for of in ("", "margin_")
-                )
-                decided = tuple(right), tuple(margins), part["mode"], part["tie"]
-                found.setdefault(name, {})[part["id"]] = Verdict(grid, named, *decided)
+                right = tuple(part[metric] for metric in self.metrics)
+                margins = tuple(part[f"margin_{metric}"] for metric in self.metrics)
+                verdict = Verdict(grid, named, right, margins, part["mode"], part["tie"])
+                found.setdefault(name, {})[part["id"]] = verdict
         return found
 
     @cached_property
@@ -199,10 +193,10 @@ class Atlas:
                 flips = failures.flips(a, b)
                 found |= {("change", before, model, metric, change): both & np.isin(flips, meant)
                           for change, meant in CHANGES.items()}  # fmt: skip
-        for column, labels in self.labels_by_tag.items():
-            for label in labels:
-                of = [label in self.tags[i].get(column, ()) for i in self.ids]
-                found["tag", f"{column}: {label}"] = np.array(of)
+        for column in self.tags:
+            groups, places = groups_of(self.first[column]), np.arange(len(self.ids))
+            for label, of in groups.items() if len(groups) > 1 else ():
+                found["tag", f"{column}: {label}"] = np.isin(places, of)
         return found
 
     @cached_property
@@ -210,15 +204,6 @@ class Atlas:
         """Ways to fail beside right and wrong."""
         known = failures.modes_of(next(iter(self.parts.values())))
         return tuple(mode for mode in known if mode not in ("right", "wrong"))
-
-    @cached_property
-    def labels_by_tag(self) -> dict[str, list[str]]:
-        """The labels of every tag that tells items apart."""
-        found: dict[str, set[str]] = {}
-        for columns in self.tags.values():
-            for column, labels in columns.items():
-                found.setdefault(column, set()).update(labels)
-        return {column: sorted(labels) for column, labels in found.items() if len(labels) > 1}
 
     @cached_property
     def margins(self) -> dict[Key, np.ndarray]:
@@ -258,7 +243,8 @@ class Atlas:
 
     def labels(self, item: str) -> list[str]:
         """The item's tags in words, each once."""
-        known = [(c, label) for c, labels in self.tags[item].items() for label in labels]
+        row = self.first.iloc[self.ids.index(item)]
+        known = [(c, label) for c in self.tags for label in labels_of(row[c])]
         told = [formatting.tag(*pair) for pair in known if pair[1] != "untagged"]
         return list(dict.fromkeys(told))
 

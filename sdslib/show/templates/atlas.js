@@ -98,7 +98,7 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
     find(".link").textContent = ways || "the address bar has it";
   }
   function enlarge(picture) {
-    zoom.replaceChildren(Object.assign(picture.cloneNode(), { tabIndex: -1, title: "" }));
+    zoom.replaceChildren(Object.assign(picture.cloneNode(), { tabIndex: -1, title: "" }), picture.alt);
     zoom.showModal();
   }
   const step = by => draw(at + by * sizes[value("view")]);
