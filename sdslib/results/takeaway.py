@@ -81,7 +81,8 @@ def _link(label: str, file: str, address: str, script: str = "") -> str:
 
 def _button(script: str, label: str) -> str:
     done = html.escape(f"{script}.then(() => {{ this.textContent = 'copied' }})")
-    look = "font: inherit; margin-left: .4em"
+    # no color of its own, so that it goes with a dark theme
+    look = "font: inherit; color: inherit; background: none; border: 1px solid; margin-left: .4em"
     return f'<button style="{look}" aria-label="copy {label}" onclick="{done}">copy</button>'
 
 
