@@ -298,7 +298,7 @@ class FinetuneConfig(ModelsConfig):
     t_max: Annotated[int, Field(ge=0, le=999)] = 980
     bridge_start: Literal["ridge", "random", "zero"] = "ridge"
     bridge_pairs: Count = 2048
-    bridge_input: Literal["projected", "pooled"] = "projected"
+    bridge_input: Literal["projected", "pooled", "tokens-1", "tokens-2", "tokens-4"] = "projected"
     choice_draws: Count = 4  # (t, eps) draws a caption with which `teacher-choice` asks the teacher
     negatives_each: Count = 1  # false captions a caption in a step, of rivals and by verdicts
     negative_weight: Weight = 1.0  # a factor on what a rival adds to its contrastive loss
@@ -442,7 +442,7 @@ _RULES: tuple[tuple[Callable[..., Any], str], ...] = (
         "arm 'sds-only' learns nothing at sds_weight 0; give a weight above 0",
     ),
     (
-        lambda arm, bridge_input: arm == "sds-text" and bridge_input == "pooled",
+        lambda arm, bridge_input: arm == "sds-text" and bridge_input != "projected",
         "arm 'sds-text' maps text embeddings too; leave bridge_input at 'projected'",
     ),
     (  # L_SDS is a loss on the image embedding

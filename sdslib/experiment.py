@@ -29,7 +29,7 @@ from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
-from sdslib.checks.models import gives_tokens, no_tokens
+from sdslib.checks.models import gives_tokens, no_tokens, reads_tokens
 from sdslib.checks.notebooks import from_shell
 from sdslib.config import ARMS, UNTOUCHED, FinetuneConfig, derive_seed
 from sdslib.io import distributed, launch, shared
@@ -62,8 +62,9 @@ def load_models(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> M
     student = load_student(config.clip_model, config.clip_pretrained, device)
     captions.check_markers(student.marks, pairs.all_captions(), student.origin.name)
     negative = negatives.load_negatives(config).pick if config.needs_false_captions else None
-    if ARMS[config.arm].tokens and not gives_tokens(student.origin.model_cfg):
-        raise ParameterError([no_tokens(config.arm, config.clip_model)])
+    reader = (config.arm, config.bridge_input)
+    if reads_tokens(*reader) and not gives_tokens(student.origin.model_cfg):
+        raise ParameterError([no_tokens(*reader, config.clip_model)])
     if not has_teacher(config):
         said = load_verdicts(config.verdicts or "").on(pairs) if config.has_verdicts else None
         start = copy.deepcopy(student) if ARMS[config.arm].distils else None
@@ -132,8 +133,7 @@ def start_bridge(
     config: FinetuneConfig, student: Student, latents: LatentCache, pairs: Pairs
 ) -> Bridge:
     """The bridge as `bridge_start` says; ridge regression takes `bridge_pairs` of the pairs."""
-    pooled = config.bridge_input == "pooled"
-    width = student.pooled_width if pooled else student.width
+    width = student.map_width(config.bridge_input)
     bridge = Bridge(width, latents.teacher.latent_shape)
     if config.bridge_start == "random":
         seed = derive_seed(config.seed, "bridge")
@@ -143,22 +143,22 @@ def start_bridge(
         index = rng.permutation(len(pairs))[: config.bridge_pairs].tolist()
         emb = shared.tensors(
             "embeddings",
-            lambda: student.embeds() | {"images": pairs.keys(index), "pooled": pooled},
-            lambda: {"emb": embed_pairs(student, pairs, index, pooled)},
+            lambda: student.embeds() | {"images": pairs.keys(index), "input": config.bridge_input},
+            lambda: {"emb": embed_pairs(student, pairs, index, config.bridge_input)},
         )["emb"]
         bridge.load_state_dict(ridge_start(emb, latents.start(index)).state)
     return bridge
 
 
 @torch.no_grad()
-def embed_pairs(student: Student, pairs: Pairs, index: Iterable[int], pooled: bool) -> Tensor:
+def embed_pairs(student: Student, pairs: Pairs, index: Iterable[int], kind: str) -> Tensor:
     """What enters the bridge, [N, D] of unit length, for the pairs' images."""
     device, rows, index = next(student.parameters()).device, [], list(index)
     student.eval()
     for start in range(0, len(index), 64):
         images = [student.transform(pairs.image(int(i))) for i in index[start : start + 64]]
         pixels = torch.stack(images).to(device)
-        emb = student.pooled_images(pixels) if pooled else student.encode_images(pixels)
+        emb = student.map_input(pixels, kind)
         rows.append(torch.nn.functional.normalize(emb, dim=-1).cpu())
     return torch.cat(rows)
 

@@ -176,6 +176,27 @@ class Student(nn.Module):
         out = torch.func.functional_call(visual, stand_in, pixels)
         return (out[0] if isinstance(out, tuple) else out).float()
 
+    def map_input(self, pixels: Tensor, kind: str) -> Tensor:
+        """What enters h_w as `bridge_input` says, [B, `map_width`], not always of unit length.
+
+        "projected" is the embedding, "pooled" stands before its projection, and "tokens-G" are the
+        last layer's patches in the joint space, averaged over G×G squares of the image.
+        """
+        if kind == "projected":
+            return self.encode_images(pixels)
+        if kind == "pooled":
+            return self.pooled_images(pixels)
+        _, patches = self.encode_patches(pixels)
+        grid = patches.mT.unflatten(2, self.model.visual.grid_size)
+        return F.adaptive_avg_pool2d(grid, int(kind.removeprefix("tokens-"))).flatten(1)
+
+    def map_width(self, kind: str) -> int:
+        """The width of what enters h_w."""
+        if kind == "pooled":
+            return self.pooled_width
+        squares = int(kind.partition("-")[2] or 1) ** 2
+        return squares * self.width
+
     @property
     def pooled_width(self) -> int:
         """P: the image tower's width before projection."""

@@ -170,11 +170,11 @@ def embed_captions(models: Models, captions: Sequence[str], like: Tensor) -> Ten
 
 
 def map_images(models: Models, seen: TermInputs, config: FinetuneConfig) -> Tensor:
-    """z = h_w(f(x)), the latents [B, C, H, W] of the images; f is pooled or projected."""
+    """z = h_w(f(x)), the latents [B, C, H, W] of the images; f is what `bridge_input` says."""
     emb = seen.image_emb
-    if config.bridge_input == "pooled":
-        pooled = models.student.pooled_images(seen.batch.pixels)
-        emb = nn.functional.normalize(pooled, dim=-1)
+    if config.bridge_input != "projected":
+        entering = models.student.map_input(seen.batch.pixels, config.bridge_input)
+        emb = nn.functional.normalize(entering, dim=-1)
     return there(models.bridge, "a bridge", config)(emb)
 
 

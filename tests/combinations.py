@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sds_gradient": ("through", "residual"),
     "sds_reduction": ("sum", "mean"),
     "bridge_start": ("ridge", "random", "zero"),
-    "bridge_input": ("projected", "pooled"),
+    "bridge_input": ("projected", "pooled", "tokens-2"),
     "precision": ("fp32", "fp32", "bf16"),
     "micro_batch": (None, 1, 3),
     "sds_share": (1.0, 0.5, 0.1),

@@ -304,12 +304,18 @@ def test_lora_keeps_patches_and_words_with_their_embeddings(folders):
 
 
 @pytest.mark.parametrize("kind", ["resnet", "coca"])
-def test_a_student_without_patches_and_words_is_refused_before_anything_is_loaded(folders, kind):
-    given = {"clip_model": str(folders[kind]), "arm": "fsc-clip"}
-    wanted = r"arm 'fsc-clip' compares patches with words, and '.*' gives none .* or arm 'ce-clip'"
+@pytest.mark.parametrize(
+    ("reader", "wanted"),
+    [({"arm": "fsc-clip"}, "arm 'fsc-clip' compares patches with words, .* or arm 'ce-clip'"),
+     ({"bridge_input": "tokens-2"}, "bridge_input 'tokens-2' takes patches, .* 'projected'")],
+)  # fmt: skip
+def test_a_student_without_patches_and_words_is_refused_before_anything_is_loaded(
+    folders, kind, reader, wanted
+):
+    given = {"clip_model": str(folders[kind])} | reader
     with pytest.raises(ParameterError, match=wanted):
         guard(dict(given))
-    assert guard(given | {"arm": "ce-clip"}).arm == "ce-clip"
+    assert guard(given | {"arm": "ce-clip"}).arm == "ce-clip"  # which has no map either
     unseen = FinetuneConfig(**given)
     with pytest.raises(ParameterError, match=wanted):  # a model of the Hub is told here
         experiment.load_models(unseen, Captioned(), torch.device("cpu"))

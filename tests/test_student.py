@@ -104,6 +104,19 @@ def test_projecting_the_pooled_output_gives_the_embedding(load, kind):
     torch.testing.assert_close(F.normalize(projected, dim=-1), one.encode_images(pixels()))
 
 
+def test_patches_enter_the_map_averaged_over_squares_of_the_image_row_by_row(load):
+    one = load()
+    _, patches = one.encode_patches(pixels())
+    rows = patches.unflatten(1, (4, 4))  # 32 pixels in patches of 8
+    quarters = [rows[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].mean((1, 2))
+                for r in (0, 1) for c in (0, 1)]  # fmt: skip
+    found = one.map_input(pixels(), "tokens-2").unflatten(1, (one.width, 4)).mT
+    torch.testing.assert_close(found, torch.stack(quarters, 1))
+    assert one.map_width("tokens-2") == 4 * one.width
+    assert torch.equal(one.map_input(pixels(), "tokens-4"), patches.mT.flatten(1))
+    torch.testing.assert_close(one.map_input(pixels(), "tokens-1"), patches.mean(1))
+
+
 def test_pooled_output_passes_gradients_to_the_tower(load):
     one = load()
     chosen = set_trainable(one, "layernorm")

@@ -544,10 +544,10 @@ def test_the_margin_is_between_the_caption_and_the_false_one_that_is_given(model
     assert partly[1:].tolist() == [0] * 3
 
 
-@pytest.mark.parametrize("entry", ["projected", "pooled"])
+@pytest.mark.parametrize("entry", ["projected", "pooled", "tokens-1", "tokens-2"])
 def test_what_enters_the_map_has_unit_length(models, entry):
     some, entered = models(), []
-    width = some.student.pooled_width if entry == "pooled" else some.student.width
+    width = some.student.map_width(entry)
     bridge = Bridge(width, some.teacher.latent_shape)
     bridge.load_state_dict(random_start(width, some.teacher.latent_shape, 0))
     bridge.register_forward_pre_hook(lambda module, given: entered.append(given[0].detach()))
@@ -556,8 +556,8 @@ def test_what_enters_the_map_has_unit_length(models, entry):
     second_term(some, batch, draw_noise(0, 4, (4, 4, 4), config()), bridge_input=entry)
     assert len(entered) == 1
     torch.testing.assert_close(entered[0].norm(dim=-1), torch.ones(4))
-    pooled = some.student.pooled_images(batch.pixels).detach()
-    direct = pooled if entry == "pooled" else some.student.encode_images(batch.pixels).detach()
+    direct = some.student.map_input(batch.pixels, entry).detach()
+    assert direct.shape == (4, width)
     cosine = torch.nn.functional.cosine_similarity(entered[0], direct)
     torch.testing.assert_close(cosine, torch.ones(4))
 

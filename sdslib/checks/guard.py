@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sdslib.checks.models import is_folder, student_problem, teacher_problem, tokens_problem
+from sdslib.checks.models import (
+    is_folder,
+    reads_tokens,
+    student_problem,
+    teacher_problem,
+    tokens_problem,
+)
 from sdslib.checks.notebooks import MODELS, ranged, schema_of
 from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
@@ -125,9 +131,14 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     bad, problems = set(bad), []
     if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
         problems.append(student_problem(values["clip_model"], values["clip_pretrained"]))
-    arm = arm_of(values.get("arm"))
-    if arm and arm.tokens and not any(problems) and "clip_model" not in bad:
-        problems.append(tokens_problem(values["arm"], values["clip_model"]))
+    arm, entering = arm_of(values.get("arm")), values.get("bridge_input")
+    if (
+        arm
+        and reads_tokens(values["arm"], entering)
+        and not any(problems)
+        and "clip_model" not in bad
+    ):
+        problems.append(tokens_problem(values["arm"], entering, values["clip_model"]))
     idle = arm and not arm.asks(values.get("verdicts"))
     if "teacher" in values and not idle and bad.isdisjoint(("teacher", "variant")):
         problems.append(teacher_problem(values["teacher"], values.get("variant")))

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sdslib.config import ARMS
 from sdslib.io.model_files import (
     PICKLES,
     WeightsError,
@@ -56,8 +57,8 @@ def student_problem(source: str, pretrained: str | None) -> str | None:
     return f"clip_model folder {shown!r} has no weights; {way}"
 
 
-def tokens_problem(arm: str, source: str) -> str | None:
-    """Why an arm that reads patches and words cannot have them of this student, or None.
+def tokens_problem(arm: str, entering: str | None, source: str) -> str | None:
+    """Why an arm or a `bridge_input` cannot have the patches of this student, or None.
 
     None too where the description of the student cannot be read yet.
     """
@@ -72,14 +73,24 @@ def tokens_problem(arm: str, source: str) -> str | None:
             return None
     except (OSError, ValueError, AttributeError):
         return None
-    return no_tokens(arm, source)
+    return no_tokens(arm, entering, source)
 
 
-def no_tokens(arm: str, source: str) -> str:
+def reads_tokens(arm: str, entering: str | None) -> bool:
+    """Whether an arm, or what enters its map, needs patches and words in one space."""
+    known = ARMS[arm]
+    enters = "bridge_input" not in known.unread and str(entering).startswith("tokens")
+    return known.tokens or enters
+
+
+def no_tokens(arm: str, entering: str | None, source: str) -> str:
     """What is said where a student gives no patches or no words."""
+    who, other = f"arm {arm!r} compares patches with words", "arm 'ce-clip'"
+    if not ARMS[arm].tokens:
+        who, other = f"bridge_input {entering!r} takes patches", "bridge_input 'projected'"
     return (
-        f"arm {arm!r} compares patches with words, and {source!r} gives none in one space; take a "
-        "clip_model of CLIP's own ViT and text tower, or arm 'ce-clip'"
+        f"{who}, and {source!r} gives none in one space; take a "
+        f"clip_model of CLIP's own ViT and text tower, or {other}"
     )
 
 

@@ -199,7 +199,7 @@ def stand_ins(config: FinetuneConfig, device: torch.device) -> Models:
     teacher = random_teacher(*source, device, config.precision, seed, config.checkpointing)
     shape = teacher.latent_shape
     if ARMS[config.arm].maps:
-        width = student.pooled_width if config.bridge_input == "pooled" else student.width
+        width = student.map_width(config.bridge_input)
         bridge = Bridge(width, shape)
         bridge.load_state_dict(random_start(width, shape, seed))
         bridge.to(device)

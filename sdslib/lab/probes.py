@@ -130,8 +130,8 @@ def embed(student: Student, shown: World) -> dict[str, Tensor]:
     every, scorer = range(len(shown.scenes)), clip_scorer(student)
     text, row = scorer.embed_texts(shown.captions)
     return {
-        "image, pooled": embed_pairs(student, shown.pairs, every, pooled=True),
-        "image": embed_pairs(student, shown.pairs, every, pooled=False),
+        "image, pooled": embed_pairs(student, shown.pairs, every, "pooled"),
+        "image": embed_pairs(student, shown.pairs, every, "projected"),
         "caption": torch.from_numpy(text[row]).float(),
     }
 

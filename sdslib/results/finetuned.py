@@ -35,7 +35,7 @@ def parameter_table(config: FinetuneConfig) -> pd.DataFrame:
     what_trains(student, config)
     bridge = None
     if has_bridge(config):
-        width = student.pooled_width if config.bridge_input == "pooled" else student.width
+        width = student.map_width(config.bridge_input)
         bridge = Bridge(width, latent_shape(config.teacher, config.teacher_revision))
     return trainable_table(student, bridge)
 
