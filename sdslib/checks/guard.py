@@ -132,12 +132,8 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     if "clip_model" in values and bad.isdisjoint(("clip_model", "clip_pretrained")):
         problems.append(student_problem(values["clip_model"], values["clip_pretrained"]))
     arm, entering = arm_of(values.get("arm")), values.get("bridge_input")
-    if (
-        arm
-        and reads_tokens(values["arm"], entering)
-        and not any(problems)
-        and "clip_model" not in bad
-    ):
+    there = "clip_model" not in bad and not any(problems)
+    if arm and there and reads_tokens(values["arm"], entering):
         problems.append(tokens_problem(values["arm"], entering, values["clip_model"]))
     idle = arm and not arm.asks(values.get("verdicts"))
     if "teacher" in values and not idle and bad.isdisjoint(("teacher", "variant")):
