@@ -2,14 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune tables reproduce report miniworld lab test test-slow faults soak fuzz bench bench-gpu check lock clean
+.PHONY: help setup finetune tables reproduce report miniworld lab demo test test-slow faults soak fuzz bench bench-gpu check lock clean
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 READY  := .venv/.ready
-EXTRAS := dev,ray,slurm,trackers
+EXTRAS := demo,dev,ray,slurm,trackers
 TOOLS  := .venv/.tools
 HEAVY  := browser,fuzz,wandb
 JOBS   ?= 2
@@ -44,6 +44,9 @@ miniworld: $(READY) ## draw the mini-world and train its models anew (up to 90 m
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+
+demo: $(READY) ## serve the demo as a page without code, on this machine alone, with a token
+	JUPYTER_PATH=$(CURDIR)/etc voila notebooks/06_caption_demo.ipynb --Voila.ip=127.0.0.1 --token --template=page
 
 test: $(READY) ## fast tests; at least 90% of the library must be covered
 	pytest -n $(JOBS) -m "$(FAST)" --cov --cov-report=term --cov-fail-under=90

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -400,3 +402,38 @@ def test_training_is_watched_and_stopped_after_a_step_with_a_checkpoint(page, la
     assert error.traceback == [f"stopped after step {done}; run again to go on"]
     assert not any(WIDGET in data for data in outputs)
     assert (seen.dialogs, seen.outside) == ([], [])
+
+
+def test_the_demo_as_a_page_shows_no_code_and_lets_nobody_in_without_its_token(
+    page, seen, tmp_path
+):
+    (tmp_path / "runs").mkdir()
+    copy_notebook("06_caption_demo", tmp_path, runs=str(tmp_path / "runs"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    recipe = re.search(r"^demo:.*\n\t(.*)$", (project_root() / "Makefile").read_text(), re.M)[1]
+    setting, *words = shlex.split(recipe.replace("$(CURDIR)", str(project_root())))
+    token, home = secrets.token_hex(16), own_home(tmp_path, "")
+    words[words.index("--token")] = f"--token={token}"
+    words[1] = str(tmp_path / "06_caption_demo.ipynb")
+    home |= dict([setting.split("=", 1)])
+    command = [sys.executable, "-m", *words, "--no-browser", f"--port={port}"]
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen(command, env=home, stdout=file, stderr=file) as it:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            assert b"panel" not in wait_for(f"{url}/", it, log)  # the way in, that asks for it
+            page.goto(f"{url}/?token={token}")
+            panel = page.locator(".demo-panel").first
+            panel.get_by_role("button", name="score", exact=True).wait_for()
+            text = panel.get_by_label("captions, one a line")
+            text.fill("\n".join(CAPTIONS))
+            text.press("Control+Enter")
+            answers(panel, CAPTIONS[0], "Where each word is seen")
+            assert not page.get_by_text("demo.captions(models)").count()
+            twins = page.locator("[id^='twin-']")
+            assert not any(twins.nth(n).is_visible() for n in range(twins.count()))
+            assert seen == Seen()
+        finally:
+            it.terminate()

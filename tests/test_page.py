@@ -64,3 +64,9 @@ def test_a_saved_view_says_how_to_get_the_live_one(name, twin):
     assert "<p>it</p>" in text
     assert "make lab" in text
     assert ('id="twin-live-1"' in text) == twin
+
+
+@pytest.mark.parametrize(("server", "live"), [("voila/0.5", True), ("other/1", False), ("", False)])
+def test_a_page_of_voila_is_live_though_its_kernel_takes_no_input(monkeypatch, server, live):
+    monkeypatch.setenv("SERVER_SOFTWARE", server)
+    assert page.is_live() == live

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -90,7 +91,10 @@ def is_live() -> bool:
     """Whether a person's notebook front end runs this cell.
 
     papermill and nbconvert run cells too, but forbid input; a widget they show would stay empty.
+    Voilà forbids it as well, and says in the kernel's environment that it is there.
     """
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila/"):
+        return True
     return bool(getattr(getattr(notebook_shell(), "kernel", None), "_allow_stdin", False))
 
 
