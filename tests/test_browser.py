@@ -317,6 +317,7 @@ def test_the_demo_scores_as_the_library_and_survives_what_is_thrown_at_it(
     assert panel.locator(".stale table.answers").count()
     ask(panel, *CAPTIONS)
     panel.get_by_text("to an earlier question").wait_for(state="hidden")
+    answers(panel, CAPTIONS[0], "Where each word is seen")
     assert numbers(panel.locator("b.score").all_inner_texts()) == found
 
     saved = save(page, lab.folder / "06_caption_demo.ipynb")
