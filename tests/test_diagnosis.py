@@ -352,7 +352,8 @@ def test_the_command_prints_every_table_of_every_student(run, teacher, monkeypat
         monkeypatch.setattr(diagnosis, name, value)
     monkeypatch.setattr(diagnosis, "mini", lambda: FinetuneConfig(bridge_pairs=16))
     monkeypatch.setattr(diagnosis, "load_teacher", lambda *place, **of: teacher)
-    assert diagnosis.main([str(run[0].path), "--scenes", "24"]) == 0
+    given = ["--scenes", "24", "--bridge-input", "tokens-2"]
+    assert diagnosis.main([str(run[0].path), *given]) == 0
     text = capsys.readouterr().out
     for name in ("untouched", run[0].name):
         for title in ("linear probes", "swaps", "R2 of h_w", "the choice on h_w", "gradients"):

@@ -22,7 +22,7 @@ from sdslib.arms import negatives
 from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, derive_seed, mini
-from sdslib.experiment import LatentCache, start_bridge
+from sdslib.experiment import LatentCache, embed_pairs, start_bridge
 from sdslib.io.exits import ended
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
@@ -244,8 +244,12 @@ def of_student(on: Ground, student: Student) -> dict[str, pd.DataFrame]:
     bridge = start_bridge(config, student, on.cache, on.pairs)
     fitted = embed(student, on.fit)
     seen = {name: embed(student, shown) for name, shown in on.worlds.items()}
+    entering = {
+        name: embed_pairs(student, shown.pairs, range(len(shown.scenes)), config.bridge_input)
+        for name, shown in on.worlds.items()
+    }
     with torch.no_grad():
-        mapped = {name: bridge(towers["image"]) for name, towers in seen.items()}
+        mapped = {name: bridge(emb) for name, emb in entering.items()}
     trained = [value for _, value in set_trainable(student, config.trainable)]
     models = Models(student, trained, on.teacher, bridge, negatives.named("mini").pick, on.cache)
     draws = draw_noise(0, config.batch_size, on.teacher.latent_shape, config)
@@ -280,11 +284,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", help="the folder of runs (default: reports/runs)")
     parser.add_argument("--scenes", type=int, default=2048, help="scenes that probes are fitted to")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bridge-input", default="projected", help="what enters h_w")
     options = parser.parse_args(words)
     if options.scenes < 10:
         parser.error(f"--scenes is 10 or more, got {options.scenes}: a probe is fitted to them")
     try:
-        config = override(mini(), trainable="all", batch_size=BATCH, seed=options.seed)
+        asked = {"seed": options.seed, "bridge_input": options.bridge_input}
+        config = override(mini(), trainable="all", batch_size=BATCH, **asked)
         found = [find_run(key, options.runs) for key in options.run]
         students = {"untouched": load_student(config.clip_model, None)}
         students |= {run.name: student_of(run) for run in found}
