@@ -16,7 +16,7 @@ from sdslib import evaluate, experiment, tables
 from sdslib.checks import models, teacher_files
 from sdslib.checks.captions import VocabularyError
 from sdslib.io.model_files import WeightsError
-from sdslib.lab import dry_run, verdicts
+from sdslib.lab import dry_run, relevance, verdicts
 from sdslib.lab.random_models import random_teacher
 from sdslib.losses import denoising_loss
 from sdslib.scorers import diffusion
@@ -412,3 +412,13 @@ def test_the_scorer_tells_the_right_pair_from_the_wrong_of_items_that_were_fitte
     ((right, wrong), (other_wrong, other_right)) = tables.grids_of(table)[0]
     assert right > wrong
     assert other_right > other_wrong
+
+
+def test_a_word_is_seen_somewhere_by_a_unet_alone(teachers):
+    image = test_evaluate.noise(0).load()
+    found = relevance.teacher_maps(teachers["xl"], image, CAPTIONS[0], draws=2)
+    assert found.shape == (1 + len(CAPTIONS[0].split()), *tiny.LATENT[1:])
+    assert (found[1:].sum((1, 2)) > 0).all()
+    for family in FLOWS:
+        with pytest.raises(relevance.NoMapError, match="no UNet whose attention to words"):
+            relevance.teacher_maps(teachers[family], image, CAPTIONS[0])

@@ -161,6 +161,8 @@ def teacher_maps(
     Averaged over `draws` of (t, eps), see `scorers.diffusion.shared_draws`. A word that the text
     encoder does not read has an even map of zeros.
     """
+    if "cross_attention_dim" not in teacher.unet.config:
+        raise NoMapError(f"{teacher.name}: no UNet whose attention to words has places")
     shared = shared_draws(teacher.latent_shape, draws, seed)
     seen: list[Tensor] = []
 
@@ -193,10 +195,11 @@ def teacher_maps(
 
 def _words_of_tokens(teacher: Teacher, caption: str) -> list[int]:
     """Of each token that is read, the number of its word; -1 for a mark."""
-    told = teacher.tokenizer(
+    tokenizer = teacher.tokenizers[0]
+    told = tokenizer(
         " ".join(caption.split()),
         truncation=True,
-        max_length=teacher.tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
