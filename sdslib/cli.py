@@ -115,13 +115,15 @@ def report(given: dict[str, Any]) -> None:
 
 
 @verb("06_caption_demo", "demo")
-def demo(given: dict[str, Any]) -> None:
-    """Which caption fits a picture, and which word decides."""
+def demo(given: dict[str, Any]) -> int:
+    """Which caption fits a picture, and which word decides; 1 where one caption alone is left."""
     from sdslib.show import demo
 
     models = demo.load(_checked("demo", given))
-    print(models.first.scores.drop(columns="far").to_string(index=False))
-    print(demo.told(models))
+    first, way = models.first, "Maps of where each word is seen: notebooks/06_caption_demo.ipynb"
+    print(first.scores.drop(columns="far").to_string(index=False, na_rep="–"))
+    print(*first.notes, demo.told(models), way, sep="\n")
+    return int(bool(first.left_out) and len(first.question.captions) == 1)
 
 
 @verb("06_caption_demo", "demo")

@@ -107,7 +107,9 @@ ASKED = {"n": 90, "said": 0.9, "mean": 0.7, "low": 0.6, "high": 0.8, "reference"
 SAID = pd.DataFrame([{"set": kind, **ASKED} for kind in ("swap", "color", "all kinds")])
 SCORED = pd.DataFrame({"model": "sds", "caption": ["a b", "b a"], "score": [0.4, 0.1],
                        "margin": [0.3, -0.3]})  # fmt: skip
-WORDS = pd.DataFrame({"caption": [0, 0], "word": ["a", "b"], "decides": [True, False]})
+WORDS = pd.DataFrame(
+    {"caption": [0, 0], "word": ["a", "b"], "decides": [True, False], "change": [0.35, 0.5]}
+)
 BESIDE = pd.concat([paired(UP).assign(set=name, p_holm=0.01) for name in ("winoground", "aro")])
 
 # The answer of each notebook from its tables, and a column of each that the sentence tells of.
@@ -161,7 +163,9 @@ def test_the_teachers_sureness_is_held_to_how_often_it_is_right(mean, low, high,
 
 def test_a_caption_that_is_alone_or_ties_decides_nothing():
     told = answers.captions(SCORED, {"sds": WORDS})
-    assert told == "sds: takes “a b”, 0.3000 ahead; without “a” it would not."
+    assert told == "sds: takes “a b”, 0.3000 ahead; without “a” (−0.3500) it would not."
+    both = answers.captions(SCORED, {"sds": WORDS.assign(decides=True)})
+    assert "; without any one of “b” (−0.5000), “a” (−0.3500) it would not, the heaviest" in both
     none = WORDS.assign(decides=False)
     assert answers.captions(SCORED, {"sds": none}).endswith("; it would without any one word.")
     assert "stands alone" in answers.captions(SCORED.head(1), {})

@@ -64,7 +64,8 @@ def test_the_page_has_a_card_an_item_with_both_pictures_described(whole):
 def test_the_page_can_be_read_without_its_script(whole):
     text = atlas.document(whole)
     assert not pages.read(text).select("article[hidden], noscript[hidden], form:not([hidden])")
-    for words in ("caption 0: a red circle above item 4", "untouched : image wrong", "6 items"):
+    for words in ("caption 0: a red circle above item 4", "untouched : image wrong", "6 items",
+                  "text ✓ by +1.0000, image ✗ by −2.0000, group ✗"):  # fmt: skip
         assert words in pages.words(text)
 
 
@@ -360,6 +361,11 @@ def test_a_link_opens_the_item_with_its_filter_and_the_rows_can_be_taken_away(wh
     ask(tab, **FLIPS, change="flips", tag="finer: b")
     tab.locator(".tile[data-id='5']").click()
     sent = tab.url.partition("#")[2]
+    tab.evaluate("""Object.defineProperty(navigator, 'clipboard', { value: {
+      writeText: text => Promise.resolve(window.copied = text) } })""")
+    tab.get_by_role("button", name="copy link").click()
+    tab.get_by_role("button", name="copied; send atlas.html with it").wait_for()
+    assert tab.evaluate("copied") == f"atlas.html#{sent}"
     with tab.expect_download() as saved:
         tab.get_by_role("button", name="CSV").click()
     rows = pd.read_csv(saved.value.path(), dtype={"id": str})
@@ -372,6 +378,19 @@ def test_a_link_opens_the_item_with_its_filter_and_the_rows_can_be_taken_away(wh
     assert again.inner_text(".count") == "3 of 6 items, at 3"
     assert again.get_by_label("before").input_value() == "untouched"
     assert shown(visit(whole, "model=nobody&view=cards&odd=1")) == list("012345")
+
+
+@pytest.mark.browser
+def test_of_two_runs_the_page_begins_with_what_flips_between_them(visit):
+    tables = three_models()
+    tab = visit(replace(atlas.build(tables | {"b": tables["untouched"]}), begun="sds"))
+    assert shown(tab) == list("0145")
+    assert tab.get_by_label("before").input_value() == "sds"
+    assert tab.get_by_text("Against sds b gains").is_visible()
+    tab.get_by_role("button", name="all items").click()
+    tab.wait_for_function("location.hash === '#all'")
+    tab.reload()
+    assert shown(tab) == list("012345")
 
 
 @pytest.mark.browser

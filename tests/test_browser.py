@@ -358,7 +358,7 @@ def test_the_failure_atlas_is_filtered_and_stepped_through(page, lab, seen, scor
 
     page.keyboard.press("Control+b")  # the list of files goes
     page.set_viewport_size({"width": 800, "height": 1000})
-    cell(page, "study.atlas.answer").get_by_text(f"Of {len(items.items)} items").wait_for()
+    cell(page, "failure_study.told").get_by_text(f"Of {len(items.items)} items").wait_for()
     assert page.locator("img.drawn").count() == 4
     assert page.evaluate(LAB_FAULTS) == []
     cell(page, "failure_study.save").get_by_role("link", name="atlas.html").click()

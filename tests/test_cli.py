@@ -224,6 +224,21 @@ def test_runs_are_listed_with_their_scores_sorted_and_filtered(root):
     assert run("runs", "--runs", root, "--where", "arm=mse").output == "no runs\n"
 
 
+@pytest.mark.parametrize(
+    ("captions", "status"),
+    [("a red ball|a blue square", 1), ("a red ball|a blue square|a circle", 0), ("a circle", 0)],
+)
+def test_a_caption_of_unknown_words_is_told_and_one_that_is_left_decides_nothing(
+    captions, status, tiny_models, tmp_path
+):
+    given = ("--clip-model", tiny_models["clip_model"], "--runs", tmp_path, "--benchmark", tmp_path)
+    done = run("demo", *given, "--captions", captions, COLUMNS="300")
+    assert done.exit_code == status
+    assert "06_caption_demo" in done.stdout
+    left_out = "left out: caption 'a red ball' has words outside" in done.stdout
+    assert left_out == ("ball" in captions) == ("'ball' (known are" in done.stdout)
+
+
 def test_exported_weights_are_loaded_by_open_clip_and_bring_their_card(root, tmp_path):
     folder = tmp_path / "out" / "student"
     assert run("export", "taught", folder, "--runs", root).exit_code == 0

@@ -52,6 +52,14 @@ def test_the_page_says_in_text_what_the_answer_holds(models):
     assert 'alt="noise"' in text
 
 
+def test_the_maps_are_of_the_caption_that_wins(models):
+    for captions in ((TRUE, "circle"), ("circle", TRUE)):
+        answer = models.mapped(models.ask(question(*captions)))
+        best = answer.scores["score"].argmax()
+        assert answer.maps.names[1:] == captions[best].split()
+        assert f"“{captions[best]}”, which scores highest by untouched" in views.html(answer)
+
+
 def test_a_tie_and_a_lone_caption_are_told(models):
     assert views.html(whole(models, TRUE, TRUE.upper())).count("= tie") == 2
     alone = views.html(whole(models, "circle"))
@@ -461,6 +469,7 @@ def test_one_caption_of_unknown_words_is_left_out_and_the_rest_is_answered(panel
     assert "left out: caption 'a redd circle'" in told
     assert "'redd' (known are 'red'" in told
     assert len(said.select("table.answers b.score")) == 2
+    assert panel.demo.ask(question("a redd circle", TRUE)).left_out.keys() == {"a redd circle"}
 
 
 def test_the_square_that_the_student_sees_is_framed(panel):

@@ -123,6 +123,13 @@ def test_runs_bring_the_untouched_student_the_control_and_the_taught_one(two_run
     study = failure_study.collect(FailuresConfig(runs=names, teacher_items=0))
     assert list(study.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
     assert failure_study.html(study.atlas).count("<img ") == 12
+    answer, where = failure_study.told(study).split("\n")
+    assert answer.startswith("Against L_CLIP only sds gains ")
+    assert where == f"The page: {study.run.shown_path}/atlas/atlas.html"
+    assert "weights" in failure_study.seen(study).data
+    for gathered in ({}, {"runs": two_runs[1].name}):  # nobody named two
+        alone = failure_study.collect(FailuresConfig(teacher_items=0, **gathered))
+        assert "Against untouched it gains " in alone.atlas.answer
 
 
 def test_the_newest_finished_run_and_its_control_are_taken_by_default(two_runs, tmp_path):
@@ -269,6 +276,7 @@ def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teach
     assert study.atlas.rules == {"untouched": "", "teacher": "relative"}
     drawn = failure_study.draw(study)
     assert isinstance(drawn["agreement"], Picture)
+    assert "untouched: whole caption, a, red, circle" in failure_study.seen(study).alt
     failure_study.save(study, drawn)
 
 

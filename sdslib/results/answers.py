@@ -302,13 +302,17 @@ def captions(scores: pd.DataFrame, words: dict[str, pd.DataFrame]) -> Sentence:
 
 
 def _decide(words: pd.DataFrame | None, number: int) -> str:
-    """The words of a caption that decide, or that none does."""
+    """The words of a caption that decide, the heaviest first, with what the score loses without
+    them; or that none does."""
     if words is None:
         return ""
     own = words[words["caption"] == number]
-    found = [f"“{word}”" for word in own[own["decides"]]["word"]]
+    ranked = own[own["decides"]].sort_values("change", ascending=False, kind="stable")
+    found = [f"“{row.word}” ({few(-row.change, sign=True)})" for row in ranked.itertuples()]
+    if len(found) > 1:
+        return f"; without any one of {', '.join(found)} it would not, the heaviest first"
     if found:
-        return f"; without {' or '.join(found)} it would not"
+        return f"; without {found[0]} it would not"
     return "; it would without any one word"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,8 @@ class Atlas:
 
     A model may have scored some of the items only (the teacher does). `items` has captions and
     images by id, where they are at hand; `absent` says why where they are not. `passports` say of
-    which run a model is, `remarks` what a reader has to know of the choice.
+    which run a model is, `remarks` what a reader has to know of the choice. `begun` is the student
+    that the last one is held against where that is not the first: the page begins with their flips.
     """
 
     title: str
@@ -99,6 +101,7 @@ class Atlas:
     absent: str = ""
     passports: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    begun: str = ""
 
     @cached_property
     def rules(self) -> dict[str, str]:
@@ -127,18 +130,25 @@ class Atlas:
         return [name for name in self.tables if name != TEACHER] or [*self.tables]
 
     @cached_property
+    def compared(self) -> tuple[str, str]:
+        """The student that the last one is held against, and the last; alone it is both."""
+        return self.begun or self.students[0], self.students[-1]
+
+    @cached_property
     def answer(self) -> answers.Sentence:
-        """How the last student fails, and what it changed against the first."""
-        first, last = self.students[0], self.students[-1]
+        """How the last student fails, and what it changed; between two runs that comes first."""
+        first, last = self.compared
         parts, change, metric = self.parts[last], "", self.metrics[0]
         if first != last:
             pairs = failures.margin_pairs(self.parts[first], parts, metric)
             gained, lost = (int((pairs["flip"] == way).sum()) for way in ("gained", "lost"))
             by = f"the {metric} score" if self.modes else metric
-            change = f" Against {first} it gains {gained} items by {by} and loses {lost}."
+            items = "items" if gained != 1 else "item"
+            who = last if self.begun else "it"
+            change = f"Against {first} {who} gains {gained} {items} by {by} and loses {lost}."
         note = "" if f"{len(parts)} items" in self.note else self.note
         told = answers.failing(failures.kinds(parts), last, len(parts), note)
-        return answers.Sentence(told + change)
+        return answers.Sentence(" ".join([change, told] if self.begun else [told, change]).strip())
 
     @cached_property
     def ids(self) -> list[str]:
@@ -290,6 +300,13 @@ def select(atlas: Atlas, query: Query) -> list[str]:
     return [atlas.ids[place] for place in atlas.orders[order] if kept[place]]
 
 
+def flipped(atlas: Atlas) -> list[str]:
+    """Ids of the items that changed between the two that are compared; none where one is alone."""
+    before, model = atlas.compared
+    query = Query(model=model, against=before, change="flips")
+    return select(atlas, query) if before != model else []
+
+
 # --- the page ------------------------------------------------------------------------------------
 
 
@@ -361,7 +378,14 @@ def _data(atlas: Atlas) -> dict[str, Any]:
         what: {"\t".join(key): of for key, of in found.items()} for what, found in named.items()
     }
     return told | {"asks": ASKS, "sorts": SORTS, "rows": _rows(atlas), "ids": atlas.ids,
-                   "words": [*map(atlas.words, atlas.ids)]}  # fmt: skip
+                   "words": [*map(atlas.words, atlas.ids)], "begin": _begin(atlas)}  # fmt: skip
+
+
+def _begin(atlas: Atlas) -> str:
+    """What the page asks for where no link does: the flips between two runs, if there are any."""
+    before, model = atlas.compared
+    change = {"change": "flips"} if flipped(atlas) else {}
+    return urlencode({"model": model, "against": before} | change) if atlas.begun else ""
 
 
 def _rows(atlas: Atlas) -> list[str]:

@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from sdslib.benchmarks import Benchmark
+from sdslib.checks.captions import shortened
 from sdslib.checks.fingerprints import weights_fingerprints
 from sdslib.checks.notebooks import FailuresConfig
 from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
@@ -26,16 +27,16 @@ from sdslib.io.paths import folder_at, project_path, shown_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run, runs_root
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError, listed
-from sdslib.lab import baseline
+from sdslib.lab import baseline, relevance
 from sdslib.lab.baseline import TEACHER
-from sdslib.results import failures, formatting
+from sdslib.results import answers, failures, formatting
 from sdslib.results.comparison import read_scores
 from sdslib.results.settings import Controls, made_by
 from sdslib.results.side_by_side import newest
 from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
 from sdslib.show import figures, item_figures, page, style
-from sdslib.show.atlas import Atlas, build, document, html
+from sdslib.show.atlas import Atlas, build, document, flipped, html
 from sdslib.show.run_picker import RunPicker
 from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, TableError, tabulate, tags_of
@@ -86,8 +87,15 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     title = f"{benchmark.name} failures" if benchmark else "Failures"
     atlas = build(found, benchmark, title, note, absent)
     told = {label: made_by(model) for label, model in models.items()}
-    atlas = replace(atlas, passports=told, remarks=tuple(_remarks(config, found)))
+    named = models if listed(config.runs) and not _root(config) else {}
+    remarks = tuple(_remarks(config, found))
+    atlas = replace(atlas, passports=told, remarks=remarks, begun=_begun(named))
     return Study(atlas, run, world, config)
+
+
+def _begun(models: Mapping[str, Run]) -> str:
+    """Of two or more runs that somebody named the first; the last is held against it."""
+    return next(iter(models)) if len(models) > 1 else ""
 
 
 def _remarks(config: FailuresConfig, found: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -270,7 +278,7 @@ def draw(study: Study) -> dict[str, Any]:
     """The figures of the atlas by name; a sentence where one would need another model or set."""
     atlas, parts, note = study.atlas, study.atlas.parts, study.atlas.note
     students, metric = atlas.students, atlas.metrics[0]
-    last = students[-1]
+    first, last = atlas.compared
     people = "human, real set" if study.world else "human"
     shares = failures.mode_shares(atlas.tables[last], parts[last], _tags(atlas.first))
     alone = Markdown("One model only: two score files, or runs, show what changes between them.")
@@ -287,8 +295,8 @@ def draw(study: Study) -> dict[str, Any]:
         choices = failures.choice_counts(parts[last])
         drawn["choices"] = figures.agreement({"": choices}, note, f"Text against image, {last}")
     if len(students) > 1:
-        pairs = failures.margin_pairs(parts[students[0]], parts[last], metric)
-        drawn["margins"] = item_figures.margins(pairs, note, (students[0], last), metric)
+        pairs = failures.margin_pairs(parts[first], parts[last], metric)
+        drawn["margins"] = item_figures.margins(pairs, note, (first, last), metric)
         drawn["flips"] = item_figures.flips(failures.flows({s: parts[s] for s in students}), note)
     if TEACHER in atlas.tables:
         right = {name: part.set_index("id")[metric] for name, part in parts.items()}
@@ -327,6 +335,29 @@ def save(study: Study, drawn: Mapping[str, Any]) -> str:
     return _page_of(run)
 
 
+def seen(study: Study) -> Any:
+    """Where each run's student, else the untouched one, sees the words of one item: the first that
+    changed, or the first. A sentence where pictures or weights are not there."""
+    atlas, config = study.atlas, study.config
+    models = {} if config.scores else chosen(config)
+    here = all(run.weights.is_dir() for run in models.values())
+    if config.scores or not atlas.items or not here:
+        return Markdown("No maps: they need pictures, and the students' weights.")
+    sources = {name: (f"local-dir:{run.weights}", None) for name, run in models.items()}
+    untouched = {UNTOUCHED: (config.clip_model, config.clip_pretrained)}
+    device, item = pick_device(config.device), atlas.items[[*flipped(atlas), *atlas.ids][0]]
+    caption = item.captions[(atlas.true[str(item.id)] or (0,))[0]]
+    asked = (sources or untouched).items()
+    students = {name: load_student(*source, device) for name, source in asked}
+    maps = relevance.maps(students, item.images[0].load(), caption)
+    return item_figures.relevance(maps, f"item {item.id}: {shortened(caption, 60)}")
+
+
+def told(study: Study) -> answers.Sentence:
+    """The answer, and where the page is."""
+    return answers.together([study.atlas.answer, f"The page: {_page_of(study.run)}"])
+
+
 def show(study: Study) -> Any:
     """The atlas, with a list of the finished runs above it where somebody can pick others."""
     if not page.is_live():
@@ -359,7 +390,7 @@ def of_runs(study: Study, runs: Sequence[Run]) -> Atlas:
     found |= {name: table for name, table in old.tables.items() if name == TEACHER}
     told = {label: made_by(run) for label, run in models.items()}
     return replace(build(found), title=old.title, note=old.note, items=old.items,
-                   absent=old.absent, passports=told)  # fmt: skip
+                   absent=old.absent, passports=told, begun=_begun(models))  # fmt: skip
 
 
 def _page_of(run: Run) -> str:

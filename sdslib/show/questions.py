@@ -80,8 +80,8 @@ class Answer:
 
     `seen` is the part of the picture that the first student sees (see `explain.seen`); `words` and
     `harder` are by student; `errors` are the teacher's, if it was asked;
-    `maps` are of the first caption. `notes` are
-    sentences that a reader has to know, `passports` say which run a student is of.
+    `maps` are of the `winner`. `left_out` says why a caption is not there, `notes` are sentences
+    that a reader has to know, `passports` say which run a student is of.
     """
 
     question: Question
@@ -92,7 +92,18 @@ class Answer:
     errors: pd.DataFrame | None = None
     maps: relevance.Maps | None = None
     notes: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
     passports: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def taker(self) -> str:
+        """The last student, whose winner is mapped."""
+        return [name for name in self.scores["model"] if name != TEACHER][-1]
+
+    @property
+    def winner(self) -> int:
+        """The number of the caption that scores highest by the `taker`."""
+        return int(self.scores.loc[self.scores["model"] == self.taker, "score"].argmax())
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,7 @@ class Demo:
         notes += [f"“{shortened(caption, 40)}”: {told}" for caption, told in cut.items()]
         notes += self.cautions(question)
         told = Answer(question, scores, seen, errors=errors, notes=tuple(notes))
-        return replace(told, passports={**self.passports})
+        return replace(told, left_out=refused, passports={**self.passports})
 
     def seen(self, question: Question) -> explain.Part:
         """The part of the picture that the first student sees."""
@@ -215,13 +226,13 @@ class Demo:
         return replace(answer, words=words, harder=harder)
 
     def mapped(self, answer: Answer) -> Answer:
-        """The same answer with where the words of the first caption are seen, by all asked."""
+        """The same answer with where the words of the winning caption are seen, by all asked."""
         question, asks = answer.question, answer.errors is not None
         with self.turn:
             first = next(iter(self.students.values()))
             students = {name: known.student for name, known in self.students.items()}
             teachers = {TEACHER: self.teacher.bank.teacher} if asks else {}
-            asked = question.ref.load(), first.reads(question.captions[0])
+            asked = question.ref.load(), first.reads(question.captions[answer.winner])
             maps = relevance.maps(students, *asked, teachers, self.config.seed)
         return replace(answer, maps=maps)
 

@@ -31,7 +31,7 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
       const right = data.sets[["outcome", model, value("metric"), "right"].join("\t")];
       return has(right, n) ? "✓" : "✗";
     });
-    told.textContent = `${data.ids[n]} ${signs.join(" → ")}`;
+    told.textContent = `${data.ids[n]} ${value("metric")} ${signs.join(" → ")}`;
     button.className = `tile ${signs.at(-1) === "✓" ? "holds" : "fails"}`;
     button.dataset.id = data.ids[n];
     button.title = whole.querySelector("figcaption, th.text").textContent;
@@ -65,7 +65,7 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
     find(".count").textContent = part.length < shown.length ? `${total}, at ${from}` : total;
     find(".previous").disabled = !at;
     find(".next").disabled = at + size >= shown.length;
-    if (address) history.replaceState(null, "", `#${new URLSearchParams(asked())}`);
+    if (address) history.replaceState(null, "", `#${String(new URLSearchParams(asked())) || (data.begin && "all")}`);
   }
   function asked() {
     const told = [...form.elements].filter(c => c.name && value(c.name) !== (c.options ? c.options[0].value : ""));
@@ -77,7 +77,7 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
     draw(shown.indexOf(n));
   }
   function read() { // a link that somebody sent
-    const said = new URLSearchParams(address ? location.hash.slice(1) : "");
+    const said = new URLSearchParams(address && location.hash.slice(1) || data.begin);
     for (const [name, text] of said) {
       const control = form.elements[name];
       if (control) control.type === "checkbox" ? control.checked = true : control.value = text;
@@ -93,9 +93,11 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
     file.click();
     URL.revokeObjectURL(file.href);
   }
-  async function copy() {
-    const ways = await navigator.clipboard?.writeText(location.href).then(() => "link copied", () => "");
-    find(".link").textContent = ways || "the address bar has it";
+  async function copy() { // a file's address is of this machine alone
+    const file = location.protocol === "file:" ? decodeURIComponent(location.pathname.split("/").at(-1)) : "";
+    const sent = file ? file + location.hash : location.href, said = file ? `copied; send ${file} with it` : "link copied";
+    const ways = await navigator.clipboard?.writeText(sent).then(() => said, () => "");
+    find(".link").textContent = ways || (file ? `the address bar has it, from “${file}” on` : "the address bar has it");
   }
   function enlarge(picture) {
     zoom.replaceChildren(Object.assign(picture.cloneNode(), { tabIndex: -1, title: "" }), picture.alt);
