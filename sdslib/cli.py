@@ -253,13 +253,13 @@ def compare(
 
     if len(names) == 1:
         (setting,) = settings.group([find_run(names[0], runs)])
-        print(formatting.differences(setting.paired).to_string())
+        print(formatting.differences(setting.paired).to_string(), formatting.LEGEND, sep="\n")
         print(answers.of_setting(setting))
         return
     found = side_by_side.beside(names, runs)
     table = side_by_side.differences(found)
-    print(side_by_side.parameters(found).to_string(index=False))
-    print("", formatting.differences(table).to_string(), "", *found.left_out, sep="\n")
+    print(found.legend, side_by_side.parameters(found).to_string(index=False), "", sep="\n")
+    print(formatting.differences(table).to_string(), formatting.LEGEND, *found.left_out, sep="\n")
     print(answers.beside(table, found.note))
 
 

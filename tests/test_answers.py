@@ -4,10 +4,12 @@ import pandas as pd
 import pytest
 from finished import finish
 
-from sdslib.results import answers, failures, settings
+from sdslib.results import answers, failures, formatting, settings
 from sdslib.show import atlas, modelcard
 
 UP, DOWN, FLAT = (0.04, 0.02, 0.06, 0.001), (-0.04, -0.06, -0.02, 0.001), (0.01, -0.01, 0.03, 0.3)
+
+LEAST = "a true change of 2.1 points or more with power 0.8"
 
 
 def paired(against, beside=None, n=400, arm="sds"):
@@ -43,7 +45,7 @@ def test_the_head_of_a_gain_is_what_its_figures_show(against, beside, head, word
     told = answers.gain(paired(against, beside), note="mini-world")
     assert told.startswith(f"{head} (mini-world): over one seed the text score changed by ")
     assert words in told
-    assert told.endswith("; such a set can show 2.1 points or more.")
+    assert told.endswith(f"; such a set shows {LEAST}, a smaller one less often.")
 
 
 def test_a_few_items_show_nothing_and_have_no_interval():
@@ -55,15 +57,17 @@ def test_a_few_items_show_nothing_and_have_no_interval():
 
 def test_a_run_of_l_clip_alone_is_no_word_about_a_teacher():
     told = answers.gain(paired(UP, arm="L_CLIP only"))
-    assert told.startswith("No teacher was at work, a gain: over one seed")
+    assert told.startswith("A gain, and no teacher was at work: over one seed")
     assert "beside it" not in told
+    flat = answers.gain(paired(FLAT, arm="L_CLIP only"), note="mini-world")
+    assert flat.startswith("No difference shown, and no teacher was at work (mini-world): over one")
 
 
 def test_several_seeds_are_counted_and_need_no_test_by_item():
     over = paired(UP, FLAT).drop(columns=["p", "tag", "mdd"]).assign(seeds=3)
     told = answers.gain(paired(DOWN, DOWN), over)
     assert told.startswith("No gain of the teacher's shown: over 3 seeds")
-    assert told.endswith("one seed can show 2.1 points or more here.")
+    assert told.endswith(f"one seed here shows {LEAST}, a smaller one less often.")
     few = over.assign(seeds=1, n=100, difference=0.04)  # of one seed without a test: four net flips
     assert answers.gain(paired(DOWN), few.head(1)).startswith("No gain shown")
 
@@ -173,6 +177,21 @@ def test_a_caption_that_is_alone_or_ties_decides_nothing():
         assert "cannot tell" in answers.captions(SCORED.assign(**told), {})
 
 
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        ([0.01, 0.3, 0.3], "ahead on a, where the text score differs by +4.0 points"),
+        ([0.3, 0.01, 0.3], "its other scores it is there ahead in image by +4.0 points (+2.0 to"),
+        ([0.3, 0.3, 0.01], "On 1 more set it is ahead in b group by +4.0 points (+2.0 to +6.0)"),
+        ([0.3, 0.3, 0.3], "there ahead in none, behind in none. On 1 more set it is ahead in none"),
+    ],
+)
+def test_every_metric_of_a_set_is_counted_by_itself(p, words):
+    rows = [paired(UP).assign(set=of, metric=m, p_holm=value)
+            for of, m, value in zip("aab", ("text", "image", "group"), p, strict=True)]  # fmt: skip
+    assert words in answers.beside(pd.concat(rows))
+
+
 def test_an_answer_is_shown_as_text_whatever_it_holds():
     shown = answers.Sentence("“<b>”\nover")._repr_html_()
     assert shown == '<p class="answer">“&lt;b&gt;”<br>over</p>'
@@ -187,6 +206,10 @@ def setting(tmp_path_factory):
 
 
 def test_model_card_and_atlas_say_the_notebooks_sentence(setting):
+    (row,) = answers.at_a_glance([setting]).to_dict("records")
+    assert answers.of_setting(setting).startswith(f"{row['gain']} (mini-world): over one seed")
+    against = setting.paired.query("tag == 'all' and metric == 'text'").itertuples()
+    assert list(row.values())[-2:] == [formatting.gap(one) for one in against]
     assert answers.of_setting(setting) in str(modelcard.card(setting.run, setting.control))
     whole = atlas.build(setting.scores, note=setting.note)
     parts = failures.anatomy(setting.scores["sds"])

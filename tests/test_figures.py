@@ -217,6 +217,12 @@ def test_figures_of_a_single_row_have_room():
         assert min(heights) > 0.15, figure.alt
 
 
+def test_differences_by_set_name_each_set_in_words():
+    alt = figures.differences_by_set(beside(), NOTE).alt
+    assert "a against b winoground text " in alt
+    assert "a against b aro-relation text " in alt
+
+
 def test_the_note_is_the_callers_and_not_a_constant():
     assert "mini-world" not in DRAWN["tradeoff"]("real").get_suptitle()
 

@@ -11,10 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import ReportConfig
+from sdslib.config import ARMS, FinetuneConfig
 from sdslib.io import storage
 from sdslib.io.wording import ParameterError
-from sdslib.results import comparison, finetuned, formatting, settings
-from sdslib.show import modelcard
+from sdslib.results import comparison, finetuned, formatting, objectives, settings
+from sdslib.show import modelcard, report
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_card_gives_the_tables_own_figures(runs, card):
         assert formatting.share(row.accuracy, row.low, row.high) in card.text
     paired = comparison.paired(settings.score_tables(*runs)).query("tag == 'all'")
     for row in paired.itertuples():
-        assert formatting.points(row.difference, row.low, row.high) in card.text
+        assert formatting.gap(row) in card.text
         assert f"| {100 * row.mdd:.1f} |" in card.text
 
 
@@ -83,6 +84,34 @@ def test_weights_made_from_others_carry_the_others_licence(tmp_path):
     assert card.data.license == "other"
     assert card.data.base_model == "laion/some-clip"
     assert "`owner/sd`, weights `main`" in card.text
+
+
+def test_every_arm_says_what_it_is_taught_by():
+    assert set(objectives.OBJECTIVES) == set(ARMS)
+    for name, arm in ARMS.items():
+        config = FinetuneConfig.model_construct(**{**FinetuneConfig().model_dump(), "arm": name})
+        told, teacher = objectives.method(config), objectives.taught_by(config, "the model")
+        assert ("the model" in teacher) == (arm.sds is not None)
+        assert told.startswith(f"{objectives.objective_in_words(config)}, where ")
+        assert ("gradient of L_SDS goes through" in told) == bool(arm.sds and arm.denoises)
+        assert (objectives.own_term(config) in report.TERMS) == (arm.sds is not None)
+
+
+def test_a_run_taught_by_verdicts_is_said_to_be(tmp_path):
+    given = {"sds_weight": 0.01, "verdicts": "data/mini/verdicts.parquet"}
+    run = finish(tmp_path, "teacher-choice", items=20, **given)
+    for text in (str(modelcard.card(run)), report.build(*reporting(tmp_path)).page):
+        assert "L_CLIP + 0.01 * L_choice, arm teacher-choice, where L_choice is" in text.replace(
+            "`", ""
+        )
+        assert "its verdicts, made before: data/mini/verdicts.parquet" in text
+        assert "goes through the UNet" not in text
+        assert "L_SDS" not in text
+
+
+def reporting(root):
+    config = ReportConfig(runs=str(root), examples=0)
+    return config, settings.collect(config)
 
 
 class Api:

@@ -195,6 +195,21 @@ def test_a_part_of_a_set_says_of_how_many_items():
     assert report.count(table) == "16 items"
     table.attrs["total"] = 400
     assert report.count(table) == "16 of 400 items"
+    table.attrs["total"] = 4
+    assert report.count(table) == "16 questions about 4 items"
+
+
+def test_a_report_of_several_settings_begins_with_their_runs(tmp_path):
+    for arm in ("sds", "sds-margin", "clip-only"):
+        finish(tmp_path, arm, items=20, **{} if arm == "clip-only" else {"sds_weight": 0.01})
+    config = ReportConfig(runs=str(tmp_path), examples=0)
+    told = report.build(config, settings.collect(config))
+    first = pages.read(told.page.partition(">Method</h2>")[0])
+    rows = [[cell.text for cell in row.select("th, td")] for row in first.select("tr")][1:]
+    assert rows == answers.at_a_glance(told.cases).to_numpy().tolist()
+    assert [row[0] for row in rows] == [case.run.name for case in told.cases]
+    assert len(first.select("main > figure")) == len(rows) == 2
+    assert all(name in "".join(c.text for c in first.select("figcaption")) for name, *_ in rows)
 
 
 def test_seeds_are_summed_up_over_seeds_and_items(told, saved):

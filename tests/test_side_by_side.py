@@ -59,9 +59,13 @@ def test_an_item_whose_candidates_differ_is_another_item(root):
 
 
 def test_parameters_that_differ_stand_beside_each_other(root):
-    table = side_by_side.parameters(side_by_side.beside(["taught", "far"], root))
-    rows = table.set_index("parameter")
-    assert list(rows.columns) == [("lr 0.5" in c and c) or c for c in rows.columns]
+    found = side_by_side.beside(["taught", "far"], root)
+    rows = side_by_side.parameters(found).set_index("parameter")
+    assert list(rows.columns) == ["A", "B"]
+    first, far = rows.loc["run"]
+    own, other = found.runs
+    assert found.legend == f"A is {own} (run {first}); B is {other} (run {far})."
+    assert "lr 0.5" in other
     assert list(rows.loc["lr"]) == ["0.001", "0.5"]
     assert set(rows.index) == {"run", "lr"}
 
@@ -117,7 +121,8 @@ def test_a_run_without_readable_scores_is_listed_without(root, tmp_path):
 def test_the_answer_counts_sets_and_claims_only_what_holds_over_all(root):
     table = side_by_side.differences(side_by_side.beside(["taught", "plain"], root))
     told = answers.beside(table, "mini-world")
-    assert told.startswith(f"sds against L_CLIP only (mini-world): no difference shown on {NAME}")
+    assert told.startswith(f"A against B (mini-world): no difference shown on {NAME}")
     sure = table.assign(p_holm=0.01, difference=0.1, low=0.05, high=0.15)
-    assert f"ahead on {ZERO} by +10.0 points (+5.0 to +15.0)" in answers.beside(sure)
-    assert "ahead on none, behind on none" in answers.beside(sure.assign(p_holm=0.2, p=0.01))
+    words = f"ahead in {ZERO} accuracy by +10.0 points (+5.0 to +15.0), {ZERO} top5 by +10.0"
+    assert words in answers.beside(sure)
+    assert "ahead in none, behind in none" in answers.beside(sure.assign(p_holm=0.2, p=0.01))

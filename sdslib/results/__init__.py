@@ -1,6 +1,7 @@
 """Many runs together.
 
     settings    finished runs by setting: seeds together, each beside its control, in words
+    objectives  what each arm's objective is in words
     studies     what settings show over seeds: means, paired differences, by tag, trade-offs
     grid        a grid over a notebook's parameters: checked, and named by the ids of its runs
     sweep       many runs of one notebook: which are to do, run, failed, and how they stand

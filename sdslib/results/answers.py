@@ -22,6 +22,7 @@ from sdslib.results.formatting import (
     percent_of,
     share,
 )
+from sdslib.results.objectives import objective_in_words
 from sdslib.results.settings import Setting
 
 
@@ -62,8 +63,9 @@ def limit(n: int, mdd: float, seeds: int = 1) -> str:
     """The least difference that so many items show: `mdd` of one run."""
     if n < FEWEST_ITEMS:
         return f"{n} items can show no difference at all"
-    least = f"{100 * mdd:.1f} points or more"
-    return f"such a set can show {least}" if seeds == 1 else f"one seed can show {least} here"
+    who = "such a set" if seeds == 1 else "one seed here"
+    least = f"{100 * mdd:.1f} points or more with power 0.8"
+    return f"{who} shows a true change of {least}, a smaller one less often"
 
 
 def gain(first: pd.DataFrame, over: pd.DataFrame | None = None, note: str = "") -> Sentence:
@@ -77,10 +79,9 @@ def gain(first: pd.DataFrame, over: pd.DataFrame | None = None, note: str = "") 
     seeds = getattr(row, "seeds", 1)
     told = f"over {_seeds(seeds)} the {row.metric} score changed by {change(row)}"
     end = limit(row.n, single[UNTOUCHED].mdd, seeds)
-    if row.comparison.startswith(f"{CONTROL} "):
-        head = ("no difference shown", "a gain", "a loss")[shown(row)]
-        return Sentence(f"No teacher was at work, {head}{_noted(note)}: {told}; {end}.")
-    return Sentence(f"{_verdict(row, control)}{_noted(note)}: {told}; {_beside(control)}; {end}.")
+    if not row.comparison.startswith(f"{CONTROL} "):
+        end = f"{_beside(control)}; {end}"
+    return Sentence(f"{_verdict(row, control)}{_noted(note)}: {told}; {end}.")
 
 
 def of_setting(setting: Setting) -> Sentence:
@@ -88,13 +89,26 @@ def of_setting(setting: Setting) -> Sentence:
     return gain(setting.paired, setting.over_seeds, setting.note)
 
 
+def at_a_glance(settings: Iterable[Setting]) -> pd.DataFrame:
+    """The verdict of `gain` on each setting, by run, and the differences that it is made of."""
+    rows = []
+    for setting in settings:
+        over = setting.over_seeds
+        by = _by_other(setting.paired.query("tag == 'all'") if over is None else over)
+        told = {f"against {other}": gap(by[other]) if other in by else "–"
+                for other in (UNTOUCHED, CONTROL)}  # fmt: skip
+        gained = _verdict(by[UNTOUCHED], by.get(CONTROL))
+        first = {"run": setting.run.name, "trained by": objective_in_words(setting.config)}
+        rows.append({**first, "gain": gained, "metric": by[UNTOUCHED].metric, **told})
+    return pd.DataFrame(rows)
+
+
 def beside(differences: pd.DataFrame, note: str = "") -> Sentence:
     """Where a run is ahead of each other one: on the first set, and on how many of the others.
 
     Frame of `side_by_side.differences`. A claim holds over all sets and metrics (Holm).
     """
-    rows = differences.drop_duplicates(["comparison", "set"])
-    rows = rows.assign(p=rows["p_holm"])
+    rows = differences.assign(p=differences["p_holm"])
     told = [
         _held(list(part.itertuples()), note) for _, part in rows.groupby("comparison", sort=False)
     ]
@@ -103,18 +117,28 @@ def beside(differences: pd.DataFrame, note: str = "") -> Sentence:
 
 
 def _held(rows: list[Any], note: str) -> str:
-    first, *others = rows
+    first, sets = rows[0], dict.fromkeys(row.set for row in rows)
     head = ("no difference shown", "ahead", "behind")[shown(first)]
     told = (
         f"{first.comparison}{_noted(note)}: {head} on {first.set}, where the {first.metric} score"
     )
-    told += f" differs by {change(first)}; {limit(first.n, first.mdd)}"
-    if not others:
-        return f"{told}."
-    ways = {word: [f"{row.set} by {change(row)}" for row in others if shown(row) == sign]
-            for word, sign in (("ahead", 1), ("behind", -1))}  # fmt: skip
-    moved = [f"{word} on {', '.join(sets) or 'none'}" for word, sets in ways.items()]
-    return f"{told}. Of {len(others)} more set{'s' * (len(others) > 1)} it is {', '.join(moved)}."
+    told += f" differs by {change(first)}; {limit(first.n, first.mdd)}."
+    own = [row for row in rows[1:] if row.set == first.set]
+    told += f" By its other scores it is there {_ways(own, False)}." if own else ""
+    count = len(sets) - 1
+    more = [row for row in rows if row.set != first.set]
+    told += f" On {count} more set{'s' * (count > 1)} it is {_ways(more, True)}." if more else ""
+    return told
+
+
+def _ways(rows: list[Any], named: bool) -> str:
+    """Where it is ahead and where behind, every metric of a set by itself."""
+    told = []
+    for word, sign in (("ahead", 1), ("behind", -1)):
+        found = [f"{row.set} " * named + f"{row.metric} by {change(row)}"
+                 for row in rows if shown(row) == sign]  # fmt: skip
+        told.append(f"{word} in {', '.join(found) or 'none'}")
+    return ", ".join(told)
 
 
 def _by_other(table: pd.DataFrame) -> dict[str, Any]:
@@ -124,6 +148,9 @@ def _by_other(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _verdict(row: Any, control: Any) -> str:
+    if row.comparison.startswith(f"{CONTROL} "):
+        head = ("No difference shown", "A gain", "A loss")[shown(row)]
+        return f"{head}, and no teacher was at work"
     signs = {shown(row), 0 if control is None else shown(control)}
     if -1 in signs:
         return "No"

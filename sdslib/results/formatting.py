@@ -114,11 +114,18 @@ def _cell(row: pd.Series, most: int) -> str:
     return (f"{percent_of(row['accuracy'])} (–: {why})" if why else told) + few
 
 
+LEGEND = (
+    "Differences are in points of the share of right items, with a 95% bootstrap interval; p is "
+    "McNemar's exact one, p Holm corrected over those tested together; flips are items that went "
+    "right and wrong; smallest is the true difference that so many items and flips show with power "
+    "0.8. text, image: right when captions, or images, are chosen between; group: both."
+)
+
+
 def differences(paired: pd.DataFrame) -> pd.DataFrame:
     """Paired differences in points, one row a comparison, metric and label; or set and metric.
 
-    Rows of `tables.compare` with a column comparison. `flips` are items that went right and wrong,
-    `smallest` is the difference that so many items and flips would show with power 0.8. A column
+    Rows of `tables.compare` with a column comparison; `LEGEND` says what the columns mean. A column
     `remark` stands where an interval and its exact test disagree.
     """
     told = _in_words(paired)

@@ -25,6 +25,7 @@ from sdslib.io.paths import folder_at, project_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.wording import InWords, ParameterError, listed
 from sdslib.results import comparison
+from sdslib.results.objectives import objective_in_words
 
 if TYPE_CHECKING:
     from sdslib.experiment import Show
@@ -264,18 +265,6 @@ def said(name: str, value: Any) -> str:
     if name == "arm":
         return CONTROL if value == "clip-only" else str(value)
     return f"{name} {'all' if value is None else value}"
-
-
-def objective_in_words(config: FinetuneConfig) -> str:
-    """The run's objective in one line."""
-    weighed = f"{config.sds_weight:g} * "
-    return {
-        "sds": f"L_CLIP + {weighed}L_SDS",
-        "clip-only": "L_CLIP",
-        "hard-negatives": "L_CLIP with swapped captions as negatives",
-        **{name: f"L_CLIP and {name}'s losses" for name, arm in ARMS.items() if arm.several},
-        "sds-only": f"{weighed}L_SDS",
-    }.get(config.arm, f"L_CLIP + {weighed}L_SDS, arm {config.arm}")
 
 
 def duration(config: FinetuneConfig) -> str:

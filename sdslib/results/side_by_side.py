@@ -124,6 +124,18 @@ class Beside:
         return {name: run for name, run in self.runs.items() if run is not None}
 
     @property
+    def letters(self) -> dict[str, str]:
+        """A, B, … in the tables, where names may be as long as all that tells runs apart."""
+        return {name: chr(65 + n % 26) + str(n // 26 or "") for n, name in enumerate(self.runs)}
+
+    @property
+    def legend(self) -> str:
+        """What each letter is."""
+        kinds = [f"run {run.name}" if run else "a file of scores" for run in self.runs.values()]
+        told = zip(self.letters.items(), kinds, strict=True)
+        return "; ".join(f"{letter} is {name} ({kind})" for (name, letter), kind in told) + "."
+
+    @property
     def note(self) -> str:
         """What stands in the titles of figures."""
         return ", ".join(dict.fromkeys(config_of(run).label for run in self.known.values()))
@@ -247,21 +259,24 @@ def parameters(found: Beside) -> pd.DataFrame:
     if not found.known:
         return pd.DataFrame()
     table = formatting.varying(settings.parameters_as_text(list(found.known.values())))
-    table = table.set_axis(list(found.known)).T.rename_axis("parameter")
-    run = pd.DataFrame({name: run.name for name, run in found.known.items()}, index=["run"])
+    letters = [found.letters[name] for name in found.known]
+    table = table.set_axis(letters).T.rename_axis("parameter")
+    run = pd.DataFrame([[run.name for run in found.known.values()]], ["run"], letters)
     return pd.concat([run, table]).rename_axis("parameter").reset_index()
 
 
 def differences(found: Beside) -> pd.DataFrame:
     """The first model against each other one on every set, as `comparison.compare`.
 
-    Columns more: comparison and set. `p_holm` is over all sets and metrics of a comparison.
+    Columns more: comparison, by `letters`, and set. `p_holm` is over all sets and metrics of a
+    comparison.
     """
-    first, parts = next(iter(found.runs)), []
+    called, first, parts = found.letters, next(iter(found.runs)), []
     for of, tables in found.scores.items():
         for name in [name for name in tables if name != first]:
             part = comparison.compare(tables[name], tables[first], by=())
-            parts.append(part.assign(set=of, comparison=f"{first} against {name}"))
+            pair = f"{called[first]} against {called[name]}"
+            parts.append(part.assign(set=of, comparison=pair))
     if not parts:
         sets = " ".join(found.left_out)
         raise TableError(f"no set has items that these runs share, so nothing compares. {sets}")

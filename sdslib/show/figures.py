@@ -150,7 +150,8 @@ def before_after(
             ax.annotate(f"+{r.up:.0f}/−{r.down:.0f}{sure}", (1.01, r.place), va="center",
                         xycoords=("axes fraction", "data"), fontsize=6)  # fmt: skip
     return figure.telling(
-        f"{r.model} {r.metric} {100 * r.mean:+.1f} points ".lstrip()
+        f"{r.model} {r.metric if labels is None else f'{r.tag} {r.label}'} ".lstrip()
+        + f"{100 * r.mean:+.1f} points "
         + f"({100 * r.low:+.1f} to {100 * r.high:+.1f})"
         for r in (table[table["label"] == "all"] if labels is None else table).itertuples()
     )

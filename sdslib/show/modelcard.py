@@ -7,6 +7,7 @@ and its manifest stay as they are.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdslib.checks import fingerprints
 from sdslib.config import FinetuneConfig, is_mini, set_name
 from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.io.wording import first_line
-from sdslib.results import answers, comparison, finetuned
-from sdslib.results.formatting import p_value, points, share
-from sdslib.results.settings import config_of, duration, objective_in_words, score_tables
+from sdslib.results import answers, comparison, finetuned, objectives
+from sdslib.results.formatting import gap, p_value, share
+from sdslib.results.settings import config_of, duration, score_tables
 from sdslib.show import page
 
 NAME = "README.md"
@@ -68,8 +68,9 @@ def card(
         run=run.name,
         mini=is_mini(config.benchmark),
         drawn=drawn(config),
-        objective=objective_in_words(config),
-        taught=fingerprints.has_teacher(config),
+        objective=objectives.objective_in_words(config),
+        term=objectives.OBJECTIVES[config.arm].term,
+        taught=partial(objectives.taught_by, config),
         params=without_places(config.model_dump()),
         duration=duration(config),
         source=source or f"local-dir:{run.shown_path}/weights",
@@ -190,7 +191,7 @@ def _shares(whole: pd.DataFrame) -> pd.DataFrame:
 def _differences(told: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"comparison": row.comparison, "metric": row.metric,
-         "difference": points(row.difference, row.low, row.high), "p": p_value(row.p),
+         "difference": gap(row), "p": p_value(row.p),
          "smallest shown": f"{100 * row.mdd:.1f}"}
         for row in told.itertuples()
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from sdslib import tables
+from sdslib.checks import fingerprints
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import CONTROL, UNTOUCHED, FinetuneConfig, is_mini
 from sdslib.io import storage
@@ -25,7 +26,7 @@ from sdslib.io.paths import shown_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
-from sdslib.results import answers, failures, finetuned, formatting
+from sdslib.results import answers, failures, finetuned, formatting, objectives
 from sdslib.results.formatting import span
 from sdslib.results.settings import (
     SMALL,
@@ -43,12 +44,9 @@ from sdslib.show.atlas import Atlas, Query
 
 NAME = "report"
 TITLE = "Does a diffusion teacher make CLIP compositional?"
-EQUATIONS = (
-    (
-        r"L_{\mathrm{total}} = L_{\mathrm{CLIP}} + \lambda\, L_{\mathrm{SDS}}",
-        "L total equals L CLIP plus lambda times L SDS; lambda is the parameter sds_weight",
-    ),
-    (
+# What an arm weighs beside L_CLIP, by `objectives.own_term`, and the words for who cannot see it.
+TERMS = {
+    "SDS": (
         r"L_{\mathrm{SDS}} = \mathbb{E}_{t,\epsilon}\,\left\Vert \epsilon_\theta\left("
         r"\sqrt{\bar\alpha_t}\,z + \sqrt{1-\bar\alpha_t}\,\epsilon,\ t,\ c\right) - \epsilon"
         r"\right\Vert_2^2, \qquad z = h_w\left(f_\phi(x)\right)",
@@ -56,7 +54,23 @@ EQUATIONS = (
         "noise that the teacher epsilon theta predicts, from the noised latent under caption c, "
         "and the noise epsilon; the latent z is the linear map h w of CLIP's embedding f of x",
     ),
-)
+    "margin": (
+        r"L_{\mathrm{margin}} = \mathbb{E}_{t,\epsilon}\,\log\left(1 + e^{E(c) - E(c')}\right), "
+        r"\qquad E(c) = \left\Vert \epsilon_\theta(z_t,\ t,\ c) - \epsilon\right\Vert_2^2",
+        "L margin is the mean of the softplus of E of c minus E of c prime, where E is the "
+        "teacher's squared error under a caption",
+    ),
+    "regression": (
+        r"L_{\mathrm{regression}} = \left\Vert h_w\left(f_\phi(x)\right) - z\right\Vert_2^2",
+        "L regression is the squared distance between the linear map of CLIP's embedding and z, "
+        "the latent of the image",
+    ),
+    "choice": (
+        r"L_{\mathrm{choice}} = -\sum_k p_\theta(c_k \mid x)\,\log\,q_\phi(c_k \mid x)",
+        "L choice is minus the sum over captions of the teacher's probability p of a caption, "
+        "given the image x, times the logarithm of the student's, q",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,8 @@ def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
         date=max(datetime.fromisoformat(run.status()["updated"]) for run in runs).isoformat(),
         drawn=list(dict.fromkeys(filter(None, (modelcard.drawn(c.config) for c in cases)))),
         small=any(case.run.name.startswith(f"{SMALL}-") for case in cases),
-        equations=[figures.equation(tex, words) for tex, words in EQUATIONS],
-        through=cases[0].config.sds_gradient == "through",
+        methods=_methods(cases),
+        glance=answers.at_a_glance(cases) if len(cases) > 1 else None,
         data=_data(cases[0]),
         cases=told,
         before=UNTOUCHED,
@@ -137,9 +151,9 @@ def changes(report: Report) -> pd.DataFrame:
 
 
 def answer(report: Report) -> answers.Sentence:
-    """What each setting came to, and what is handed on of it."""
+    """What each setting, by its run, came to, and what is handed on of it."""
     told = [answers.of_setting(case) for case in report.cases]
-    named = [f"{case.title}: " * (len(told) > 1) for case in report.cases]
+    named = [f"{case.run.name}: " * (len(told) > 1) for case in report.cases]
     cards = sum((run.path / modelcard.NAME).is_file() for run, _ in members(report.cases))
     handed = (
         f"Handed on in {shown_path(report.folder)}: page, PDF and {len(report.figures)} figures"
@@ -160,9 +174,22 @@ def push(config: ReportConfig, report: Report) -> str:
 # --- question, answer and data -------------------------------------------------------------------
 
 
+def _methods(cases: Sequence[Setting]) -> list[tuple[str, list[style.Picture]]]:
+    """Each objective once: in words and, where it weighs a term, in formulas."""
+    told: dict[str, list[style.Picture]] = {}
+    for config in (case.config for case in cases):
+        name, first = objectives.own_term(config), config.arm != "sds-only"
+        tex = r"L_{\mathrm{CLIP}} + " * first + rf"\lambda\, L_{{\mathrm{{{name}}}}}"
+        words = "L CLIP plus " * first + f"lambda times L {name}; lambda is sds_weight"
+        total = rf"L_{{\mathrm{{total}}}} = {tex}", f"L total equals {words}"
+        formulas = [total, TERMS[name]] if name else []
+        told[objectives.method(config)] = [figures.equation(*one) for one in formulas]
+    return list(told.items())
+
+
 def _data(case: Setting) -> pd.DataFrame:
     """What was read: part, source, use and the beginning of its content's SHA-256."""
-    config, run = case.config, case.run
+    config, run, prints = case.config, case.run, case.run.identity["data"]
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     parts = [("training pairs", config.train_data, pairs, "pairs")]
     own = reported(run)
@@ -174,9 +201,12 @@ def _data(case: Setting) -> pd.DataFrame:
     student = f"{config.clip_model} {config.clip_pretrained or ''}"
     teacher = f"{config.teacher} {config.teacher_revision or ''}"
     parts.append(("student", student.strip(), f"{config.trainable} trained", "student"))
-    parts.append(("teacher", teacher.strip(), f"frozen, {config.precision}", "teacher"))
-    prints = run.identity["data"]
-    rows = [(part, source(name, config), use, str(prints.get(key, "by its name"))[:12])
+    taught = objectives.taught_by(config, source(teacher.strip(), config))
+    told = f"frozen, {config.precision}" if fingerprints.has_teacher(config) else ""
+    asked = "verdicts_sha256" if config.has_verdicts else "teacher"
+    parts.append(("teacher", taught, told, asked if asked in prints or told else ""))
+    rows = [(part, source(name, config) if part != "teacher" else name, use,
+             str(prints.get(key, "by its name"))[:12] if key else "")
             for part, name, use, key in parts]  # fmt: skip
     return pd.DataFrame(rows, columns=["part", "source", "use", "content"])
 
@@ -192,8 +222,13 @@ def source(name: str, config: FinetuneConfig) -> str:
 
 
 def count(scores: pd.DataFrame) -> str:
-    """How many items were scored, and of how many where the set has more."""
+    """How many items were scored, and of how many where the set has more.
+
+    Retrieval asks several questions about an item.
+    """
     n, total = len(scores), scores.attrs.get("total", len(scores))
+    if n > total:
+        return f"{n} questions about {total} items"
     return f"{n} items" if n == total else f"{n} of {total} items"
 
 
