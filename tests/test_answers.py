@@ -181,9 +181,9 @@ def test_a_caption_that_is_alone_or_ties_decides_nothing():
     ("p", "words"),
     [
         ([0.01, 0.3, 0.3], "ahead on a, where the text score differs by +4.0 points"),
-        ([0.3, 0.01, 0.3], "its other scores it is there ahead in image by +4.0 points (+2.0 to"),
-        ([0.3, 0.3, 0.01], "On 1 more set it is ahead in b group by +4.0 points (+2.0 to +6.0)"),
-        ([0.3, 0.3, 0.3], "there ahead in none, behind in none. On 1 more set it is ahead in none"),
+        ([0.3, 0.01, 0.3], "Of 2 more scores it is ahead in a image by +4.0 points (+2.0 to"),
+        ([0.3, 0.3, 0.01], "ahead in b group by +4.0 points (+2.0 to +6.0), behind in none"),
+        ([0.3, 0.3, 0.3], "Of 2 more scores it is ahead in none, behind in none"),
     ],
 )
 def test_every_metric_of_a_set_is_counted_by_itself(p, words):

@@ -18,7 +18,7 @@ from sdslib.io import exits, runs, storage
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.lab import to_transformers
-from sdslib.results import comparison
+from sdslib.results import comparison, formatting
 from sdslib.student import load_student
 from sdslib.tables import outcomes
 from sdslib.train import TrainingError
@@ -199,7 +199,11 @@ def test_a_run_is_compared_with_its_control_and_with_another(root):
     assert "over one seed the text score changed by" in alone.output
     control = next(p.name for p in root.iterdir() if "clip-only" in p.name)
     both = run("compare", "taught", control, "--runs", root)
-    assert "sds against L_CLIP only (mini-world): " in both.output
+    told = " ".join(both.output.split())
+    assert "A against B (mini-world): " in told
+    assert f"B is L_CLIP only (run {control})." in told
+    assert formatting.LEGEND in told
+    assert formatting.LEGEND in " ".join(alone.output.split())
     assert re.search(r"arm +sds +clip-only", both.output)
     tables = [runs.find_run(name, root).scores("mini-winoground") for name in (control, "taught")]
     row = comparison.compare(*tables).iloc[0]

@@ -210,7 +210,7 @@ def test_the_report_of_photographs_says_nothing_of_drawn_scenes(shop, finetuned)
 def test_two_runs_of_photographs_stand_side_by_side_with_their_pictures(shop, finetuned):
     shown = shop.execute("09_compare", items=2)
     assert "mini-world" not in shown
-    assert "sds against L_CLIP only (ViT-S-16-tiny, winoground): " in shown
+    assert "A against B (ViT-S-16-tiny, winoground): " in shown
     assert ('<img src="data:image' in shown) == ("Shown are" in shown)
 
 

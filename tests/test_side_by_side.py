@@ -123,6 +123,6 @@ def test_the_answer_counts_sets_and_claims_only_what_holds_over_all(root):
     told = answers.beside(table, "mini-world")
     assert told.startswith(f"A against B (mini-world): no difference shown on {NAME}")
     sure = table.assign(p_holm=0.01, difference=0.1, low=0.05, high=0.15)
-    words = f"ahead in {ZERO} accuracy by +10.0 points (+5.0 to +15.0), {ZERO} top5 by +10.0"
+    words = f"{ZERO} accuracy by +10.0 points (+5.0 to +15.0), {ZERO} top5 by +10.0"
     assert words in answers.beside(sure)
     assert "ahead in none, behind in none" in answers.beside(sure.assign(p_holm=0.2, p=0.01))

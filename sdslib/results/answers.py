@@ -104,7 +104,7 @@ def at_a_glance(settings: Iterable[Setting]) -> pd.DataFrame:
 
 
 def beside(differences: pd.DataFrame, note: str = "") -> Sentence:
-    """Where a run is ahead of each other one: on the first set, and on how many of the others.
+    """Where a run is ahead of each other one: in the first score, and in which others.
 
     Frame of `side_by_side.differences`. A claim holds over all sets and metrics (Holm).
     """
@@ -117,28 +117,17 @@ def beside(differences: pd.DataFrame, note: str = "") -> Sentence:
 
 
 def _held(rows: list[Any], note: str) -> str:
-    first, sets = rows[0], dict.fromkeys(row.set for row in rows)
+    first, *others = rows
     head = ("no difference shown", "ahead", "behind")[shown(first)]
     told = (
         f"{first.comparison}{_noted(note)}: {head} on {first.set}, where the {first.metric} score"
     )
     told += f" differs by {change(first)}; {limit(first.n, first.mdd)}."
-    own = [row for row in rows[1:] if row.set == first.set]
-    told += f" By its other scores it is there {_ways(own, False)}." if own else ""
-    count = len(sets) - 1
-    more = [row for row in rows if row.set != first.set]
-    told += f" On {count} more set{'s' * (count > 1)} it is {_ways(more, True)}." if more else ""
-    return told
-
-
-def _ways(rows: list[Any], named: bool) -> str:
-    """Where it is ahead and where behind, every metric of a set by itself."""
-    told = []
-    for word, sign in (("ahead", 1), ("behind", -1)):
-        found = [f"{row.set} " * named + f"{row.metric} by {change(row)}"
-                 for row in rows if shown(row) == sign]  # fmt: skip
-        told.append(f"{word} in {', '.join(found) or 'none'}")
-    return ", ".join(told)
+    ways = {word: [f"{row.set} {row.metric} by {change(row)}" for row in others if shown(row) == s]
+            for word, s in (("ahead", 1), ("behind", -1))}  # fmt: skip
+    moved = [f"{word} in {', '.join(found) or 'none'}" for word, found in ways.items()]
+    more = f" Of {len(others)} more score{'s' * (len(others) > 1)} it is {', '.join(moved)}."
+    return told + more * bool(others)
 
 
 def _by_other(table: pd.DataFrame) -> dict[str, Any]:
