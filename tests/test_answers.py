@@ -9,7 +9,7 @@ from sdslib.show import atlas, modelcard
 
 UP, DOWN, FLAT = (0.04, 0.02, 0.06, 0.001), (-0.04, -0.06, -0.02, 0.001), (0.01, -0.01, 0.03, 0.3)
 
-LEAST = "a true change of 2.1 points or more with power 0.8"
+LEAST = "a true change of 2.1 points or more four times in five"
 
 
 def paired(against, beside=None, n=400, arm="sds"):
@@ -181,9 +181,9 @@ def test_a_caption_that_is_alone_or_ties_decides_nothing():
     ("p", "words"),
     [
         ([0.01, 0.3, 0.3], "ahead on a, where the text score differs by +4.0 points"),
-        ([0.3, 0.01, 0.3], "Of 2 more scores it is ahead in a image by +4.0 points (+2.0 to"),
+        ([0.3, 0.01, 0.3], "Of the other scores it is ahead in a image by +4.0 points (+2.0 to"),
         ([0.3, 0.3, 0.01], "ahead in b group by +4.0 points (+2.0 to +6.0), behind in none"),
-        ([0.3, 0.3, 0.3], "Of 2 more scores it is ahead in none, behind in none"),
+        ([0.3, 0.3, 0.3], "Of the other scores it is ahead in none, behind in none"),
     ],
 )
 def test_every_metric_of_a_set_is_counted_by_itself(p, words):

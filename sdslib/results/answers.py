@@ -64,7 +64,7 @@ def limit(n: int, mdd: float, seeds: int = 1) -> str:
     if n < FEWEST_ITEMS:
         return f"{n} items can show no difference at all"
     who = "such a set" if seeds == 1 else "one seed here"
-    least = f"{100 * mdd:.1f} points or more with power 0.8"
+    least = f"{100 * mdd:.1f} points or more four times in five"
     return f"{who} shows a true change of {least}, a smaller one less often"
 
 
@@ -126,8 +126,7 @@ def _held(rows: list[Any], note: str) -> str:
     ways = {word: [f"{row.set} {row.metric} by {change(row)}" for row in others if shown(row) == s]
             for word, s in (("ahead", 1), ("behind", -1))}  # fmt: skip
     moved = [f"{word} in {', '.join(found) or 'none'}" for word, found in ways.items()]
-    more = f" Of {len(others)} more score{'s' * (len(others) > 1)} it is {', '.join(moved)}."
-    return told + more * bool(others)
+    return told + f" Of the other scores it is {', '.join(moved)}." * bool(others)
 
 
 def _by_other(table: pd.DataFrame) -> dict[str, Any]:
