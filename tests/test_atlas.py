@@ -359,6 +359,7 @@ def test_keys_buttons_and_clicks_step_and_markup_in_captions_does_nothing(visit)
 def test_a_link_opens_the_item_with_its_filter_and_the_rows_can_be_taken_away(whole, visit):
     tab = visit(whole)
     ask(tab, **FLIPS, change="flips", tag="finer: b")
+    assert tab.inner_text(".tile[data-id='5'] small") == "5 text ✗ → ✓"
     tab.locator(".tile[data-id='5']").click()
     sent = tab.url.partition("#")[2]
     tab.evaluate("""Object.defineProperty(navigator, 'clipboard', { value: {
