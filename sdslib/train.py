@@ -335,8 +335,9 @@ class Loop:
             self.accelerator.init_trackers("tracker", init_kwargs={config.tracker: options})
         coming = iter(loader)
         while (step := self._next(coming)) is not None:
-            if config.tracker:
-                self.accelerator.log(step.row(), step.step)
+            if config.tracker:  # nothing of what this step did not measure
+                told = {k: v for k, v in step.row().items() if v is not None}
+                self.accelerator.log(told, step.step)
             yield step
         if config.tracker:
             self.accelerator.end_training()
