@@ -11,20 +11,24 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from sdslib.io import exits
 from sdslib.io.paths import project_path
+from sdslib.io.wording import ParameterError, did_you_mean, suggest, warn_in_words
 
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it
 Where = Literal["local", "ray", "slurm"]
 RUN = "a run's id, name or folder"
 RUNS = "the folder of runs; reports/runs by default"
+_REFUSED: Any = typer.BadParameter.__mro__[1]  # click's UsageError, or that of typer's own click
 _VERBS: dict[str, tuple[Callable[..., int | None], str, str]] = {}
 
 
@@ -45,7 +49,10 @@ def verb(notebook: str = "", model: str = "") -> Callable:
 
 
 @verb("02_finetune", "finetune")
-def finetune(given: dict[str, Any]) -> int | None:
+def finetune(
+    given: dict[str, Any],
+    control: Annotated[bool, typer.Option(help="train L_CLIP alone beside it")] = True,
+) -> int | None:
     """Fine-tune CLIP with L_CLIP + sds_weight * L_SDS, and say what came of it."""
     from sdslib import experiment
     from sdslib.arms.negatives import check
@@ -57,6 +64,8 @@ def finetune(given: dict[str, Any]) -> int | None:
     if config.dry_run:
         return dry_run(given)
     run = experiment.finetune(config, track("fine-tuning"))
+    if control and config.arm != "clip-only":
+        experiment.finetune(experiment.control(config), track("L_CLIP alone"))
     (setting,) = settings.group([run])
     print(run.shown_path, answers.of_setting(setting), sep="\n")
     return None
@@ -131,19 +140,24 @@ def score(
     given: dict[str, Any],
     source: Annotated[str, typer.Argument(help="a folder of pictures, or a CSV: image, caption")],
     out: Annotated[Path, typer.Option(help="the CSV that is written")] = Path("scores.csv"),
-) -> None:
+) -> int:
     """Score many pictures with their captions: a folder or a CSV in, a CSV out."""
     from sdslib.io.progress import track
     from sdslib.io.storage import write_bytes
     from sdslib.show import batch, demo, questions
 
     config = _checked("demo", given)
+    if idle := [name for name in ("image", "item") if name in given]:
+        raise ParameterError([f"{idle[0]}: score reads {source!r} alone; take `sdsclip demo`"])
+    if project_path(source).resolve() == out.resolve():
+        raise ParameterError([f"out: {out} is what is scored; name another file"])
     asked = batch.gather(source, questions.given(config.captions))
     models = demo.load(config)
     table = batch.score(models, asked, config.ask_teacher, track("pictures"))
+    replaced = ", in place of the file that was there" if out.exists() else ""
     write_bytes(out, table.to_csv(index=False).encode())
-    failed = int((table["problem"] != "").sum())
-    print(f"{out}: {len(table)} rows, {failed} with a problem", *models.cautions(*asked), sep="\n")
+    print(f"{out}{replaced}", *batch.told(models, table), *models.cautions(*asked), sep="\n")
+    return int((table["problem"] != "").all())
 
 
 @verb("08_verdicts", "verdicts")
@@ -234,8 +248,7 @@ def runs(
 
     if does != "list":
         return room.main([does, *(names or ()), *_words(runs=runs)])
-    with room.warned_in_words():
-        table = side_by_side.overview(runs, where or (), sort)
+    table = side_by_side.overview(runs, where or (), sort)
     print(side_by_side.as_text(table, format_) if len(table) else "no runs")
     return 0
 
@@ -302,8 +315,8 @@ def export(
         typer.Argument(help="a new folder; RUN-open_clip or RUN-transformers here by default"),
     ] = None,
     to: Annotated[
-        Literal["open_clip", "transformers"], typer.Option(help="what will load it")
-    ] = "open_clip",
+        Literal["open-clip", "transformers"], typer.Option(help="what will load it")
+    ] = "open-clip",
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
 ) -> None:
     """A run's weights as a folder that open_clip or transformers loads, with their model card."""
@@ -312,8 +325,9 @@ def export(
     from sdslib.show import modelcard
 
     (setting,) = group([find_run(run, runs)])
-    write = modelcard.export if to == "open_clip" else modelcard.export_to_transformers
-    print(write(setting.run, folder or Path(f"{setting.run.name}-{to}"), setting.control))
+    write = modelcard.export if to == "open-clip" else modelcard.export_to_transformers
+    usual = f"{setting.run.name}-{to.replace('-', '_')}"
+    print(write(setting.run, folder or Path(usual), setting.control))
 
 
 @verb()
@@ -406,6 +420,21 @@ def _read(model: str, given: dict[str, Any]) -> dict[str, Any]:
 # --- the program ---------------------------------------------------------------------------------
 
 
+class _Verb(TyperCommand):
+    """Says of a word that is not taken which one was most likely meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except _REFUSED as error:
+            word, options = getattr(error, "option_name", ""), getattr(error, "possibilities", ())
+            if of := re.search("'([^']*)' is not one of '(.*)'", error.message):
+                word, options, error.message = of[1], of[2].split("', '"), of[0]
+            error.message += did_you_mean(suggest(word, options or ()))
+            error.possibilities = ()
+            raise
+
+
 def _command(name: str, whole: bool) -> Callable[..., None]:
     """A verb as typer takes it; its notebook's options are there only where they are `whole`."""
     function, notebook, model = _VERBS[name]
@@ -452,7 +481,8 @@ def app(words: Sequence[str]) -> typer.Typer:
     )
     as_written = {"token_normalize_func": lambda option: option.replace("_", "-")}
     for name in _VERBS:
-        made.command(name, context_settings=as_written)(_command(name, completing or name == asked))
+        function = _command(name, completing or name == asked)
+        made.command(name, cls=_Verb, context_settings=as_written)(function)
     made.callback()(lambda: None)
     return made
 
@@ -460,4 +490,5 @@ def app(words: Sequence[str]) -> typer.Typer:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the verb that the words of the command line name; ends the process with its status."""
     given = [*(sys.argv[1:] if words is None else words)]
+    warn_in_words()
     app(given)(given, prog_name="sdsclip")

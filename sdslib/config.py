@@ -130,6 +130,7 @@ _JUDGE_KNOBS = frozenset(
     ]
 )
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+INERT = 0.01  # share of L_CLIP's gradient norm under which a term does nothing to the student
 FEWEST_RIDGE = 10  # pairs that `bridge.ridge_start` takes at least
 
 
@@ -361,6 +362,18 @@ def paper() -> FinetuneConfig:
         num_workers=4,
         precision="bf16",
     )
+
+
+def inert(config: FinetuneConfig, ratio: float) -> str:
+    """That a term does next to nothing where its gradient is so large a share of L_CLIP's."""
+    if not 0 < ratio < INERT:
+        return ""
+    weight = config.sds_weight
+    term = "L_SDS" if ARMS[config.arm].denoises else f"the term of {config.arm}"
+    told = (
+        f"{term} is inert at sds_weight {weight:g}: its gradient is {100 * ratio:.2g}% of L_CLIP's"
+    )
+    return f"{told}; sds_weight {0.1 * weight / ratio:.1g} would make it 10%"
 
 
 PRESETS: dict[str, Callable[[], FinetuneConfig]] = {"mini": mini, "paper": paper}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sdslib import losses
 from sdslib.bridge import Bridge
-from sdslib.config import ARMS, FinetuneConfig, derive_seed
+from sdslib.config import ARMS, FinetuneConfig, derive_seed, inert
 from sdslib.io import distributed, trackers
 from sdslib.io.lazy import named
 from sdslib.io.state import pack_state, plain_torch, unpack_state, without_settings
@@ -32,7 +32,6 @@ from sdslib.teacher import Teacher
 
 ESTIMATORS = {"through": losses.denoising_loss, "residual": losses.score_distillation_loss}
 P = TypeVar("P")
-INERT = 0.01  # share of L_CLIP's gradient norm under which L_SDS does nothing to the student
 
 
 class TrainingError(RuntimeError):
@@ -423,12 +422,8 @@ class Loop:
         if "clip" not in terms:
             return None
         ratio = sds / max(_norm(terms["clip"], self.models.trained), 1e-30)
-        if step == 0 and ratio < INERT:
-            warnings.warn(
-                f"L_SDS is inert at this weight: its gradient is {ratio:.2%} of L_CLIP's "
-                f"(sds_weight {self.config.sds_weight:g} under {self.config.sds_reduction!r})",
-                stacklevel=2,
-            )
+        if step == 0 and (told := inert(self.config, ratio)):
+            warnings.warn(told, stacklevel=2)
         return ratio
 
     def _clip(self, step: int, batch: Batch) -> tuple[float, float | None]:

@@ -205,6 +205,12 @@ def setting(tmp_path_factory):
     return found
 
 
+def test_an_inert_term_is_known_to_the_answer(setting, monkeypatch):
+    history = pd.DataFrame({"grad_ratio": [None, 0.0014, 0.002]})
+    monkeypatch.setattr(type(setting.run), "history", lambda _: history)
+    assert "\nBy its history L_SDS is inert at sds_weight " in answers.of_setting(setting)
+
+
 def test_model_card_and_atlas_say_the_notebooks_sentence(setting):
     (row,) = answers.at_a_glance([setting]).to_dict("records")
     assert answers.of_setting(setting).startswith(f"{row['gain']} (mini-world): over one seed")

@@ -54,7 +54,8 @@ def test_a_csv_says_pictures_and_captions_by_its_head(folder, head):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("picture,caption\na.png,x", "no column 'image'"), ("image,caption\n", "no column 'image'"),
+    [("picture,caption\na.png,x", "needs columns image and caption; it has 'picture', 'caption'"),
+     ("image,caption\n", "it has no rows"), ("image,caption\na.png,x", "leave out --captions"),
      ("image\na.png", r"a\.png has no caption"), (None, "no folder with pictures and no CSV")],
 )  # fmt: skip
 def test_what_is_no_batch_is_refused(tmp_path, text, told):
@@ -62,7 +63,12 @@ def test_what_is_no_batch_is_refused(tmp_path, text, told):
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError, match=told):
-        batch.gather(str(path))
+        batch.gather(str(path), ("a circle",) if "leave out" in told else ())
+
+
+def test_a_picture_is_no_batch_of_them(folder):
+    with pytest.raises(DataError, match=r"is a picture; give a folder or a CSV"):
+        batch.gather(str(folder / "a.png"))
 
 
 def test_each_picture_gets_what_it_gets_alone_and_a_problem_stays_in_its_row(models, folder):
@@ -94,7 +100,14 @@ def test_the_verb_writes_the_csv_that_the_panel_gives_to_take_away(
              tiny_models.items())]  # fmt: skip
     done = run("score", str(folder), "--out", str(out), *given)
     assert done.exit_code == 0, done.stderr
-    assert "4 rows, 0 with a problem" in done.stdout
+    assert f"{out}\n4 rows, 0 with a problem\n{batch.LEGEND}\n" in done.stdout
+    table = pd.read_csv(out)
+    assert (table["wins untouched"] == (table["margin untouched"] > table["noise untouched"])).all()
+    again = ["--captions", "a purple circle|a red sphere", *given[2:]]
+    (folder / "a.txt").unlink()
+    done = run("score", str(folder), "--out", str(tmp_path / "bad.csv"), *again)
+    assert done.exit_code == 1
+    assert "a.png: caption 'a purple circle' has words" in done.stdout
     panel = BatchPanel(models, at_once)
     panel.source.value, panel.captions.value = str(folder), f"{TRUE}\n{FALSE}"
     panel.button.click()

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sdslib import cli, experiment
 from sdslib.checks import notebooks
 from sdslib.io import exits, runs, storage
+from sdslib.io.history import RunWarning
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.lab import to_transformers
@@ -119,7 +120,7 @@ def test_the_shell_completes_verbs_options_and_values():
         (["finetune", "--clip_model", "ViT-B-23"], "did you mean 'ViT-B-32'?"),
         (["dry-run", "--steps", "0"], "steps must be a whole number ≥ 1"),
         (["verdicts", "--choice-draws", "0"], "choice_draws must be"),
-        (["runs", "show", "nothing"], "no run 'nothing'"),
+        (["runs", "show", "nothing"], "no run 'nothing'; `sdsclip runs` shows them"),
         (["tune", "--arms", "clip-onyl", "--search", "lr=1e-5:1"], "did you mean 'clip-only'?"),
         (
             ["tune", "--arms", "sds", "--search", "lr=1e-5:1", "--set", "stesp=3"],
@@ -131,6 +132,12 @@ def test_the_shell_completes_verbs_options_and_values():
         (["runs", "--where", "seed"], "where is NAME=VALUE"),
         (["runs", "--sort", "scor"], "did you mean 'score'?"),
         (["export", "nothing", "there"], "no run 'nothing'"),
+        (["export", "nothing", "--to", "transformer"], "did you mean 'transformers'?"),
+        (["export", "nothing", "--to", "open_clip"], "no run 'nothing'"),
+        (["finetune", "--sds-wieght", "3"], "did you mean '--sds-weight'?"),
+        (["score", "a.csv", "--captions", "?!"], "has no word"),
+        (["score", "a.csv", "--item", "3"], "item: score reads 'a.csv' alone"),
+        (["score", "a.csv", "--out", "a.csv"], "out: a.csv is what is scored"),
         (
             ["sweep", "notebooks/02_finetun.ipynb", "--seeds", "1"],
             "did you mean 'notebooks/02_finetune.ipynb'?",
@@ -169,6 +176,28 @@ def test_a_dry_run_is_asked_for_in_two_ways_and_trains_nothing(monkeypatch):
     assert run("finetune", "--steps", "3", "--dry-run").exit_code == 1
     assert run("dry-run", "--steps", "3").exit_code == 1
     assert asked == [["-p", "steps", "3", "-p", "dry_run", "True"], ["-p", "steps", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "arms"),
+    [
+        ([], ["sds", "clip-only"]),
+        (["--no-control"], ["sds"]),
+        (["--arm", "clip-only"], ["clip-only"]),
+    ],
+)
+def test_a_fine_tuning_makes_its_control_too(words, arms, monkeypatch, tmp_path):
+    made = []
+
+    def train(config, progress):
+        made.append(finish(tmp_path, config.arm, items=20))
+        return made[-1]
+
+    monkeypatch.setattr(experiment, "finetune", train)
+    done = run("finetune", *words)
+    assert [found.params["arm"] for found in made] == arms
+    told = re.search("The run with L_CLIP alone: sdsclip finetune .*--arm clip-only", done.stdout)
+    assert bool(told) == (words == ["--no-control"])
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
@@ -225,7 +254,9 @@ def test_runs_are_listed_with_their_scores_sorted_and_filtered(root):
     assert int(taught["items"]) == len(table)
     told = run("runs", "--format", "markdown", "--runs", root, "--where", "arm=sds").output
     assert f"| {100 * float(taught['score']):.1f}% | " in told
-    assert run("runs", "--runs", root, "--where", "arm=mse").output == "no runs\n"
+    assert run("runs", "--runs", root, "--where", "arm=mse").stdout == "no runs\n"
+    with pytest.warns(RunWarning, match="no run has arm 'mse'; there are 'clip-only', 'sds'"):
+        run("runs", "--runs", root, "--where", "arm=mse")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from sdslib.checks import models
 from sdslib.checks.guard import guard, override, validate
 from sdslib.checks.notebooks import MODELS, BaselineConfig, FailuresConfig
-from sdslib.config import ARMS, FinetuneConfig, derive_seed, mini, paper, preset
+from sdslib.config import ARMS, FinetuneConfig, derive_seed, inert, mini, paper, preset
 from sdslib.io import paths
 from sdslib.io.families import configs_of, weights_of
 from sdslib.io.paths import folder_at, project_path, project_root, shown_path
@@ -222,10 +223,26 @@ def test_an_unknown_notebook_is_named():
         guard({}, "finetun")
 
 
-def test_what_papermill_and_ipython_put_into_the_namespace_is_left_alone(folders):
+def test_what_papermill_and_ipython_put_into_the_namespace_is_left_alone(folders, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     noise = {"In": [], "Out": {}, "exit": 1, "quit": 1, "get_ipython": 1, "open": open}
     noise |= {"display": 1, "_ih": [], "__name__": "x", "PAPERMILL_INPUT_PATH": "a", "guard": guard}
     assert guard(folders | noise | {"json": json, "Path": Path}) == guard(dict(folders))
+    assert warnings.formatwarning("as it is", UserWarning, "x.py", 3) == "as it is\n"
+
+
+@pytest.mark.parametrize(
+    ("arm", "ratio", "told"),
+    [
+        ("sds", 0.0014, "L_SDS is inert at sds_weight 0.001: its gradient is 0.14% of L_CLIP's; "
+                        "sds_weight 0.07 would make it 10%"),
+        ("teacher-choice", 1e-4, "the term of teacher-choice is inert"),
+        ("sds", 0.02, None), ("clip-only", 0.0, None), ("sds", float("nan"), None),
+    ],
+)  # fmt: skip
+def test_a_term_that_does_nothing_is_named_with_a_weight_that_would(arm, ratio, told):
+    said = inert(FinetuneConfig(arm=arm, sds_weight=0.001), ratio)
+    assert said.startswith(told) if told else said == ""
 
 
 def test_the_guard_cell_can_be_run_again_in_a_used_kernel(folders):

@@ -236,7 +236,7 @@ def test_gradient_ratio_is_that_of_the_two_terms_alone(models):
 
 
 def test_an_inert_weight_is_said_to_be_inert(models):
-    with pytest.warns(UserWarning, match="L_SDS is inert at this weight"):
+    with pytest.warns(UserWarning, match="L_SDS is inert at sds_weight 1e-09"):
         run(models(), config(sds_weight=1e-9), stop=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _TOLD = 6  # unknown words that an error names
+_FEW = 60  # words of a vocabulary that an error lists
 
 
 class VocabularyError(ValueError):
@@ -57,6 +58,7 @@ def check_words(tokenizer: Any, captions: Sequence[str], owner: str) -> None:
                 f"caption {shortened(caption)!r} has words outside {owner}'s vocabulary: "
                 + ", ".join(told)
                 + more
+                + (f"; it knows {' '.join(sorted(known))}" if len(known) <= _FEW else "")
             )
 
 

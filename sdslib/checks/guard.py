@@ -25,7 +25,7 @@ from sdslib.checks.notebooks import MODELS, ranged, schema_of
 from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.stopping import stop_calmly
-from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest
+from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest, warn_in_words
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"}
 _FLAT = (type(None), bool, int, float, str, list, tuple, dict)
@@ -40,6 +40,8 @@ def guard(namespace: dict[str, Any], model: str = "finetune") -> Any:
     """
     __tracebackhide__ = True
     stop_calmly()
+    if "get_ipython" in namespace:  # a kernel, and not a test or script
+        warn_in_words()
     if model not in MODELS:
         raise ParameterError([one_of("notebook", model, MODELS)])
     cls, before = MODELS[model], namespace.get("_guarded")

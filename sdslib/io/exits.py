@@ -10,7 +10,10 @@ EXITS: dict[int, tuple[str, tuple[str, ...]]] = {
     1: ("done, and it shows what is missing, damaged, failed or too large", ()),
     2: (
         "a verb, a parameter or a name that is none; nothing was done",
-        ("io.wording:ParameterError", "io.run:RunError", "results.executors:ExecutorError"),
+        (
+            *("io.wording:ParameterError", "io.run:RunError", "show.questions:QuestionError"),
+            "results.executors:ExecutorError",
+        ),
     ),
     3: (
         "data, weights or runs that cannot be read, written or sent",

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from sdslib.io.identity import code_hash, identify
 from sdslib.io.paths import path_problem, project_path, shown_path
 from sdslib.io.run import REMEDY, Run, RunError
 from sdslib.io.storage import StorageError
-from sdslib.io.wording import suggest
+from sdslib.io.wording import suggest, warn_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +124,7 @@ def find_run(key: str | Path, root: Path | str | None = None) -> Run:
     if found:
         raise RunError(f"{key!r} names several runs: {', '.join(f.name for f in found)}")
     close = suggest(key, [f.name for f in folders])
-    hint = f"did you mean {close!r}?" if close else "`python -m sdslib.io.runs list` shows them"
+    hint = f"did you mean {close!r}?" if close else "`sdsclip runs` shows them"
     raise RunError(f"no run {key!r}; {hint}")
 
 
@@ -142,7 +141,7 @@ def _run_of_notebook(path: Path, folders: list[Path]) -> Run:
         ) from error
     named = {text.rfind(folder.name): folder for folder in folders if folder.name in text}
     if not named:
-        raise RunError(f"{path.name} names no run; `python -m sdslib.io.runs list` shows all")
+        raise RunError(f"{path.name} names no run; `sdsclip runs` shows all")
     return Run(named[max(named)])
 
 
@@ -154,7 +153,7 @@ def list_runs(root: Path | str | None = None, more: Sequence[str] = ()) -> pd.Da
     import pandas as pd
 
     rows = [_listed(Run(folder)) for folder in run_folders(runs_root(root=root))]
-    return pd.DataFrame(rows, columns=[*LISTED, *more])
+    return pd.DataFrame(rows, columns=[*LISTED, *more], dtype=object)  # 20 steps, not 20.0
 
 
 def _listed(run: Run) -> dict[str, Any]:
@@ -203,14 +202,6 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def warned_in_words() -> Iterator[None]:
-    """Warnings are said on stderr, without the line of code that they are from."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda text, *_, **__: print(text, file=sys.stderr)
-        yield
-
-
 def _list(root: str | None) -> int:
     table = list_runs(root)
     print(table.to_string(index=False) if len(table) else "no runs yet")
@@ -252,17 +243,17 @@ def main(words: list[str] | None = None) -> int:
     check = verbs.add_parser("verify", help="hold files to their checksums", parents=[where])
     check.add_argument("names", nargs="*", metavar="RUN", help="as above, or a published study")
     options = parser.parse_args(words)
-    with warned_in_words():
-        try:
-            if options.verb == "list":
-                return _list(options.runs)
-            if options.verb == "verify":
-                return _verify(options.names, options.runs)
-            print(describe(find_run(options.run, options.runs)))
-        except (RunError, StorageError) as error:
-            return ended(error)
+    try:
+        if options.verb == "list":
+            return _list(options.runs)
+        if options.verb == "verify":
+            return _verify(options.names, options.runs)
+        print(describe(find_run(options.run, options.runs)))
+    except (RunError, StorageError) as error:
+        return ended(error)
     return 0
 
 
 if __name__ == "__main__":
+    warn_in_words()
     sys.exit(main())

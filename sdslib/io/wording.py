@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
@@ -20,6 +21,11 @@ class ParameterError(InWords, ValueError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("invalid parameters: " + "\n".join(self.problems))
+
+
+def warn_in_words() -> None:
+    """From now on a warning is one line, without the line of code that it is from."""
+    warnings.formatwarning = lambda text, *_, **__: f"{text}\n"
 
 
 def suggest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:

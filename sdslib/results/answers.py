@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from sdslib.checks.captions import shortened
-from sdslib.config import CONTROL, UNTOUCHED
+from sdslib.config import CONTROL, UNTOUCHED, inert
 from sdslib.results.formatting import (
     FEWEST_ITEMS,
     LEVEL,
@@ -23,7 +23,7 @@ from sdslib.results.formatting import (
     share,
 )
 from sdslib.results.objectives import objective_in_words
-from sdslib.results.settings import Setting
+from sdslib.results.settings import Setting, control_of, sdsclip_of
 
 
 class Sentence(str):
@@ -86,7 +86,14 @@ def gain(first: pd.DataFrame, over: pd.DataFrame | None = None, note: str = "") 
 
 def of_setting(setting: Setting) -> Sentence:
     """`gain` of a setting, over its seeds where each has its control."""
-    return gain(setting.paired, setting.over_seeds, setting.note)
+    told: list[str] = [gain(setting.paired, setting.over_seeds, setting.note)]
+    history = setting.run.history()
+    ratio = history["grad_ratio"].median() if "grad_ratio" in history else 0.0
+    if why := inert(setting.config, ratio):
+        told.append(f"By its history {why}.")
+    if setting.control is None:
+        told.append(f"The run with L_CLIP alone: {sdsclip_of(control_of(setting.config))}")
+    return together(told)
 
 
 def at_a_glance(settings: Iterable[Setting]) -> pd.DataFrame:

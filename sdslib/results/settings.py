@@ -152,8 +152,12 @@ class Controls:
 
 
 def _control_key(run: Run) -> str:
-    plain = config_of(run).model_copy(update={"arm": "clip-only", "sds_weight": 0.0})
-    return _key(plain.identity())
+    return _key(control_of(config_of(run)).identity())
+
+
+def control_of(config: FinetuneConfig) -> FinetuneConfig:
+    """The parameters of the same run with L_CLIP alone, of files that need not be there."""
+    return config.model_copy(update={"arm": "clip-only", "sds_weight": 0.0, "run": None})
 
 
 def _same_data(run: Run, data: Mapping[str, Any]) -> bool:
@@ -299,18 +303,29 @@ def papermill_line(run: Run) -> str:
 
 def papermill_of(config: FinetuneConfig) -> str:
     """The line that makes the run of these parameters."""
+    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
+    for name, value in _given(config).items():
+        # papermill reads numbers and truth values out of -p; what is text goes through -r.
+        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
+    return " ".join(words)
+
+
+def sdsclip_of(config: FinetuneConfig) -> str:
+    """The same as a line of `sdsclip`; its switches change no number."""
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+             for name, value in _given(config).items() if not isinstance(value, bool)]  # fmt: skip
+    return " ".join(["sdsclip finetune", *words])
+
+
+def _given(config: FinetuneConfig) -> dict[str, Any]:
+    """The parameters that make a run, beside those of the preset."""
     standard = preset(config.preset).model_dump()
     given = {k: v for k, v in config.model_dump().items() if v is not None and v != standard[k]}
     left_out = {"device", "threads", "num_workers", "resume", "tracker", "preset"}
     left_out |= {"runs"} if config.runs == "reports/runs" else set()
-    left_out |= {"sds_weight"} if ARMS[config.arm].sds is None else set()
+    left_out |= ARMS[config.arm].unread | {"verdicts"} if ARMS[config.arm].sds is None else set()
     given = {name: value for name, value in given.items() if name not in left_out}
-    given = ({"preset": config.preset} if config.preset != "mini" else {}) | given
-    words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
-    for name, value in given.items():
-        # papermill reads numbers and truth values out of -p; what is text goes through -r.
-        words += ["-r" if isinstance(value, str) else "-p", name, shlex.quote(str(value))]
-    return " ".join(words)
+    return ({"preset": config.preset} if config.preset != "mini" else {}) | given
 
 
 # --- of which a report tells ---------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sdslib.io.history import RunWarning
 from sdslib.io.paths import folder_at, project_path
 from sdslib.io.run import Run, RunError
 from sdslib.io.storage import StorageError
-from sdslib.io.wording import ParameterError, did_you_mean, listed, suggest
+from sdslib.io.wording import ParameterError, a_few, did_you_mean, listed, suggest
 from sdslib.metrics import ScoreError
 from sdslib.results import comparison, formatting, settings, statistics
 from sdslib.results.settings import config_of, reported
@@ -58,7 +58,10 @@ def overview(
     scores = [_scored(Run(folder / name)) for name in table["run"]]
     table = table.join(pd.DataFrame(scores, index=table.index, columns=SCORED))
     for name, _, text in pairs:
-        table = table[[_is(value, text) for value in table[name].astype(object)]]
+        there, table = table, table[[_is(value, text) for value in table[name].astype(object)]]
+        if len(there) > len(table) == 0:
+            values = a_few([*map(str, there[name].dropna().unique())])
+            warnings.warn(f"no run has {name} {text!r}; there are {values}", RunWarning, 2)
     if sort:
         down, name = sort.startswith("-"), sort.removeprefix("-")
         table = table.sort_values(name, ascending=not down, kind="stable", key=_sortable)
