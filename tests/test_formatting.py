@@ -98,6 +98,7 @@ def test_an_interval_that_means_nothing_is_a_dash_with_the_reason(row, said):
             "50.0% (–: each label all right or all wrong",
         ),
         ({"accuracy": 0.0, "low": 0.0, "high": 0.1, "ties": 60}, "0.0% (–: all tied"),
+        ({"accuracy": 0.5, "low": 0.4, "high": 0.6, "ties": pd.NA}, "50.0% (40.0 to 60.0"),
     ],
 )
 def test_a_share_whose_items_say_nothing_of_its_spread_has_a_dash(row, said):

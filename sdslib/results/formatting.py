@@ -109,7 +109,8 @@ def _cell(row: pd.Series, most: int) -> str:
     """A share; where the items say nothing of its spread a dash with the reason."""
     few = f" of {row['n']}" if row["n"] < most else ""
     why = "each label all right or all wrong" if row["low"] == row["high"] else ""
-    why = "all tied" if row.get("ties") == row["n"] else why
+    ties = row.get("ties")  # unknown where the metric has none
+    why = "all tied" if pd.notna(ties) and ties == row["n"] else why
     told = share(row["accuracy"], row["low"], row["high"])
     return (f"{percent_of(row['accuracy'])} (–: {why})" if why else told) + few
 
