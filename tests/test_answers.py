@@ -169,7 +169,7 @@ def test_a_caption_that_is_alone_or_ties_decides_nothing():
     told = answers.captions(SCORED, {"sds": WORDS})
     assert told == "sds: takes “a b”, 0.3000 ahead; without “a” (−0.3500) it would not."
     both = answers.captions(SCORED, {"sds": WORDS.assign(decides=True)})
-    assert "; without any one of “b” (−0.5000), “a” (−0.3500) it would not, the heaviest" in both
+    assert "; without any one of “b” (+0.5000), “a” (+0.3500) it would not, the heaviest" in both
     none = WORDS.assign(decides=False)
     assert answers.captions(SCORED, {"sds": none}).endswith("; it would without any one word.")
     assert "stands alone" in answers.captions(SCORED.head(1), {})

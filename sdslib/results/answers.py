@@ -324,13 +324,13 @@ def captions(scores: pd.DataFrame, words: dict[str, pd.DataFrame]) -> Sentence:
 
 
 def _decide(words: pd.DataFrame | None, number: int) -> str:
-    """The words of a caption that decide, the heaviest first, with what the score loses without
-    them; or that none does."""
+    """The words of a caption that decide, the heaviest first, with what each adds to the score,
+    as the table of words has it; or that none does."""
     if words is None:
         return ""
     own = words[words["caption"] == number]
     ranked = own[own["decides"]].sort_values("change", ascending=False, kind="stable")
-    found = [f"“{row.word}” ({few(-row.change, sign=True)})" for row in ranked.itertuples()]
+    found = [f"“{row.word}” ({few(row.change, sign=True)})" for row in ranked.itertuples()]
     if len(found) > 1:
         return f"; without any one of {', '.join(found)} it would not, the heaviest first"
     if found:
