@@ -167,7 +167,7 @@ def test_the_teachers_sureness_is_held_to_how_often_it_is_right(mean, low, high,
 
 def test_a_caption_that_is_alone_or_ties_decides_nothing():
     told = answers.captions(SCORED, {"sds": WORDS})
-    assert told == "sds: takes “a b”, 0.3000 ahead; without “a” (−0.3500) it would not."
+    assert told == "sds: takes “a b”, 0.3000 ahead; without “a” (+0.3500) it would not."
     both = answers.captions(SCORED, {"sds": WORDS.assign(decides=True)})
     assert "; without any one of “b” (+0.5000), “a” (+0.3500) it would not, the heaviest" in both
     none = WORDS.assign(decides=False)
