@@ -229,6 +229,7 @@ def test_what_papermill_and_ipython_put_into_the_namespace_is_left_alone(folders
     noise |= {"display": 1, "_ih": [], "__name__": "x", "PAPERMILL_INPUT_PATH": "a", "guard": guard}
     assert guard(folders | noise | {"json": json, "Path": Path}) == guard(dict(folders))
     assert warnings.formatwarning("as it is", UserWarning, "x.py", 3) == "as it is\n"
+    assert warnings.formatwarning("old", FutureWarning, "x.py", 3) == "FutureWarning: old\n"
 
 
 @pytest.mark.parametrize(

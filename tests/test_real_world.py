@@ -35,7 +35,7 @@ class Workshop:
         assert all(cell.execution_count for cell in cells)
         shown = [output for cell in cells for output in cell.outputs]
         warned = [o["text"] for o in shown if o.get("name") == "stderr"]
-        assert [text for text in warned if " Caution: " not in text] == []
+        assert [text for text in warned if "Caution: " not in text] == []
         return "\n".join(_text(output) for output in shown)
 
 

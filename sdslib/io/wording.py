@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from typing import Any
 
 
 class InWords(Exception):
@@ -25,7 +26,11 @@ class ParameterError(InWords, ValueError):
 
 def warn_in_words() -> None:
     """From now on a warning is one line, without the line of code that it is from."""
-    warnings.formatwarning = lambda text, *_, **__: f"{text}\n"
+
+    def told(message: Any, category: type, *_: Any, **__: Any) -> str:
+        return f"{message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
+
+    warnings.formatwarning = told
 
 
 def suggest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
