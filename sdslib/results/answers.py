@@ -85,14 +85,20 @@ def gain(first: pd.DataFrame, over: pd.DataFrame | None = None, note: str = "") 
 
 
 def of_setting(setting: Setting) -> Sentence:
-    """`gain` of a setting, over its seeds where each has its control."""
+    """`judged`, and the line that makes the control where there is none, for this machine."""
+    told: list[str] = [judged(setting)]
+    if setting.control is None:
+        told.append(f"The run with L_CLIP alone: {sdsclip_of(control_of(setting.config))}")
+    return together(told)
+
+
+def judged(setting: Setting) -> Sentence:
+    """`gain` of a setting, over its seeds where each has its control, and whether it was inert."""
     told: list[str] = [gain(setting.paired, setting.over_seeds, setting.note)]
     history = setting.run.history()
     ratio = history["grad_ratio"].median() if "grad_ratio" in history else 0.0
     if why := inert(setting.config, ratio):
         told.append(f"By its history {why}.")
-    if setting.control is None:
-        told.append(f"The run with L_CLIP alone: {sdsclip_of(control_of(setting.config))}")
     return together(told)
 
 

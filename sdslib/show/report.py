@@ -249,7 +249,7 @@ def _case(case: Setting) -> dict[str, Any]:
         "model": last,
         "count": len(case.scores[last]),
         "human": bool(finetuned.human(case.config)),
-        "answer": answers.of_setting(case),
+        "answer": answers.judged(case),
         **short,
         "appendix": whole if len(short["shares"]) < len(whole["shares"]) else None,
         "over_seeds": None if over is None else _seed_rows(over),
