@@ -144,7 +144,8 @@ def _matching(names: Iterable[str], patterns: Sequence[str], adapters: bool) -> 
         found = {name: hit for name, hit in hits.items() if hit}
         if "(?P<last>" in pattern:
             place = {name: [*map(int, hit.groupdict().values())] for name, hit in found.items()}
-            found = {n: hit for n, hit in found.items() if place[n] == max(place.values())}
+            last = max(place.values(), default=None)
+            found = {name: hit for name, hit in found.items() if place[name] == last}
         yield from found
 
 

@@ -30,6 +30,7 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
+from sdslib.sets.retrieval import score_all
 from sdslib.sets.roles import RETRIEVAL, is_at_hand, load_set
 from sdslib.sets.shuffles import clean_caption
 from sdslib.student import Student, load_student
@@ -60,11 +61,7 @@ def table(config: BaselineConfig) -> pd.DataFrame:
 
 def ties(student: Student, pairs: Benchmark) -> Iterator[dict[str, Any]]:
     """Recall at 1: of equal scores the wrong one first (ours), or whichever stands first."""
-    scorer = evaluate.clip_scorer(student)
-    images, image = scorer.embed_images([item.images[0] for item in pairs.items])
-    owner = np.repeat(np.arange(len(pairs.items)), [len(i.captions) for i in pairs.items])
-    emb, text = scorer.embed_texts([c for item in pairs.items for c in item.captions])
-    scores = images[image] @ emb[text].T
+    scores, owner = score_all(evaluate.clip_scorer(student), pairs.items)
     ours = metrics.retrieval_ranks(scores, owner)
     first = {"image_to_text": owner[scores.argmax(1)] == np.arange(len(scores)),
              "text_to_image": scores.argmax(0) == owner}  # fmt: skip

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sdslib.evaluate import evaluating
+from sdslib.evaluate import evaluating, squared
 from sdslib.losses import add_noise
 from sdslib.scorers.diffusion import shared_draws
 from sdslib.student import Student
@@ -67,10 +67,7 @@ def maps(
             found[name] = make(model, image, caption, *more)
         except NoMapError as reason:
             refused[name] = str(reason)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return Maps(square, [WHOLE, *caption.split()], found, refused)
+    return Maps(squared(image, "crop"), [WHOLE, *caption.split()], found, refused)
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float:

@@ -35,6 +35,14 @@ def retrieval(pairs: HasPairs, captions: int = 5) -> Benchmark:
     return Benchmark("retrieval", "retrieval", items, len(items), pairs.source)
 
 
+def score_all(scorer: ClipScorer, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [I, T] of every item's image with all captions of all items, and each one's item."""
+    images, image = scorer.embed_images([item.images[0] for item in items])
+    owner = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
+    emb, row = scorer.embed_texts([caption for item in items for caption in item.captions])
+    return images[image] @ emb[row].T, owner
+
+
 def rank_retrieval(scorer: Scorer, items: Sequence[Item]) -> pd.DataFrame:
     """Retrieval over all items at once: the rank of the best true partner of every query.
 
@@ -43,10 +51,8 @@ def rank_retrieval(scorer: Scorer, items: Sequence[Item]) -> pd.DataFrame:
     """
     if not isinstance(scorer, ClipScorer):
         raise TableError(f"retrieval needs embeddings; the {scorer.name} scorer has none")
-    images, image = scorer.embed_images([item.images[0] for item in items])
-    owner = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
-    emb, row = scorer.embed_texts([caption for item in items for caption in item.captions])
-    ranks = metrics.retrieval_ranks(images[image] @ emb[row].T, owner)
+    scores, owner = score_all(scorer, items)
+    ranks = metrics.retrieval_ranks(scores, owner)
     ids = [f"{item.id}#{k}" for item in items for k in range(len(item.captions))]
     to_text = pd.DataFrame({"id": [str(item.id) for item in items], "way": "image_to_text"})
     to_text = to_text.assign(n_captions=len(owner), n_true=np.bincount(owner))
