@@ -333,13 +333,14 @@ class Loop:
             options = trackers.options(config.tracker, self.folder, self.done)
             self.accelerator.init_trackers("tracker", init_kwargs={config.tracker: options})
         coming = iter(loader)
-        while (step := self._next(coming)) is not None:
-            if config.tracker:  # nothing of what this step did not measure
-                told = {k: v for k, v in step.row().items() if v is not None}
-                self.accelerator.log(told, step.step)
-            yield step
-        if config.tracker:
-            self.accelerator.end_training()
+        try:
+            while (step := self._next(coming)) is not None:
+                if config.tracker:  # nothing of what this step did not measure
+                    told = {k: v for k, v in step.row().items() if v is not None}
+                    self.accelerator.log(told, step.step)
+                yield step
+        finally:
+            trackers.end(self.accelerator.trackers)
 
     def _next(self, coming: Iterator[Batch]) -> Step | None:
         with plain_torch():

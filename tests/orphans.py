@@ -90,7 +90,9 @@ class Trial:
             tempfile.tempdir = str(folder.parents[1])
             launch.clear()  # as the next start does
             tempfile.tempdir = None
-        if files := [str(p) for p in self.temporary.rglob("*")]:
+        # where wandb is installed, timm imports it, and it makes two empty folders when imported
+        kept = [p for p in self.temporary.rglob("*") if "wandb-" not in p.name or [*p.glob("*")]]
+        if files := [str(p) for p in kept]:
             tally.faults.append(f"left behind: {files[:3]}")
         print(f"{tally.kind}: {tally.rounds + 1} done, {tally.faults}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ import combinations
 import numpy as np
 import open_clip
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -335,6 +336,7 @@ def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(bare, tmp_pa
         assert [step for step, _ in events[name]] == told["step"].tolist()
         np.testing.assert_allclose([v for _, v in events[name]], told[name], rtol=1e-6)
     assert run.problems() == []
+    assert not [p for p in psutil.Process().children(recursive=True) if name in p.name()]
 
 
 def test_without_a_tracker_a_run_has_no_folder_for_it(finished):

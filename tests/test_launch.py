@@ -215,7 +215,7 @@ def settings(tmp_path, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"logit_scale": "trained"},
+        {"logit_scale": "trained", "tracker": "tensorboard"},
         {"arm": "shuffled-captions", "sds_share": 0.4, "micro_batch": 1, "checkpointing": True},
         *({"arm": arm, "sds_weight": 0.0, "negatives_each": 2} for arm in RIVALS),
     ],

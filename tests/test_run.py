@@ -110,6 +110,15 @@ def test_the_newest_two_checkpoints_stay(tmp_path):
         run.save_checkpoint(7, tensors(7), {}, keep=0)
 
 
+def test_a_checkpoint_that_a_kill_left_half_removed_is_no_damage(run):
+    [newest, _] = run.checkpoints()
+    half = shutil.copytree(newest, newest.with_name(f".trash-{newest.name}-1"))
+    (half / "tensors.safetensors").unlink()
+    assert run.problems() == []
+    (newest / "tensors.safetensors").unlink()
+    assert len(run.problems()) == 1
+
+
 def test_a_staged_folder_of_a_run_appears_whole_or_not_at_all(run):
     with run.staged("weights") as folder:
         (folder / "a.json").write_text("1")

@@ -186,9 +186,9 @@ class Run:
         except StorageError as error:
             found.append(str(error).partition("/")[2])
         found += history.problems(self.path)
-        for manifest in sorted(self.path.rglob(storage.MANIFEST)) if folders else []:
-            problem = storage.manifest_problem(manifest.parent)
-            found.append(problem and f"{self._name_of(manifest.parent)}/{problem}")
+        for folder in sorted(self._sealed()) if folders else []:
+            problem = storage.manifest_problem(folder)
+            found.append(problem and f"{self._name_of(folder)}/{problem}")
         return [problem for problem in found if problem]
 
     def _name_of(self, path: Path) -> str:
@@ -443,13 +443,22 @@ class Run:
 
     def _files(self) -> Iterator[str]:
         """The files that `sums.json` of a finished run tells of: those without a sum elsewhere."""
-        sealed = {path.parent for path in self.path.rglob(storage.MANIFEST)}
+        sealed = self._sealed()
         alone = {self.path / name for name in (storage.SUMS, "status.json", "lock")}
-        for path in self.path.rglob("*"):
-            part = path.name.startswith((".part-", ".stage-", ".trash-"))
-            own = path not in alone and not part and sealed.isdisjoint(path.parents)
-            if own and path.is_file():
+        for path in self._kept("*"):
+            if path not in alone and sealed.isdisjoint(path.parents) and path.is_file():
                 yield self._name_of(path)
+
+    def _sealed(self) -> set[Path]:
+        """The folders that were made at once, each with a manifest of its files."""
+        return {path.parent for path in self._kept(storage.MANIFEST)}
+
+    def _kept(self, pattern: str) -> Iterator[Path]:
+        """Paths below the run's folder, without what a kill left half made or half removed."""
+        for path in self.path.rglob(pattern):
+            names = path.relative_to(self.path).parts
+            if not any(name.startswith(storage.PARTS) for name in names):
+                yield path
 
     def _need_writable(self) -> None:
         if self._writable and self._is_there():

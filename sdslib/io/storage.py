@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "manifest.json"  # of a folder that was made at once
+PARTS = (".stage-", ".trash-", ".part-")  # how names begin that a killed writer may leave behind
 SUMS = "sums.json"  # of a folder that grows file by file
 # Of a parquet file: far above any table of scores, and 800 MB where each is a number.
 MOST_CELLS = 100_000_000
@@ -338,8 +339,8 @@ def sweep(folder: Path) -> None:
     for old in list(folder.rglob("*.old")):
         final = old.with_suffix("")
         discard(old) if final.exists() else os.replace(old, final)
-    for pattern in (".stage-*", ".trash-*", ".part-*"):
-        for path in list(folder.rglob(pattern)):
+    for begin in PARTS:
+        for path in list(folder.rglob(f"{begin}*")):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,16 @@ def options(name: str, folder: Path, done: int) -> dict[str, Any]:
         "reinit": "finish_previous",
         "settings": dict.fromkeys(quiet, True) | {"console": "off"},
     }
+
+
+def end(trackers: Iterable[Any]) -> None:
+    """Close what accelerate began, and wandb's own process, which would outlive the run.
+
+    `Accelerator.end_training` would also take the process group away that scoring still needs.
+    """
+    for tracker in trackers:
+        tracker.finish()
+        if tracker.name == "wandb":
+            import wandb
+
+            wandb.teardown()
