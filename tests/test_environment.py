@@ -12,6 +12,7 @@ import pytest
 import yaml
 from jupyter_client.manager import KernelManager
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import sdslib
@@ -80,6 +81,13 @@ def test_the_installed_version_lies_in_the_declared_range(requirement):
 def test_every_package_that_comes_along_is_pinned():
     unpinned = required_by(PROJECT["dependencies"] + EXTRAS["dev"]) - PINS.keys()
     assert not unpinned, f"run make lock; not in constraints.txt: {sorted(unpinned)}"
+
+
+@locked
+def test_every_pinned_version_installs_on_the_oldest_python_that_the_project_admits():
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    asked = {d.name: SpecifierSet(d.metadata["Requires-Python"] or "") for d in distributions()}
+    assert [name for name, python in asked.items() if oldest not in python] == []
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml"])
