@@ -15,6 +15,7 @@ from sdslib.io.run import Run
 from sdslib.io.runs import find_run, open_run
 from sdslib.results import comparison, settings, statistics, studies
 from sdslib.results.settings import StudyError
+from sdslib.show import figures
 
 
 @pytest.fixture(scope="module")
@@ -253,13 +254,30 @@ def test_the_gradients_ratio_is_the_median_of_a_run_and_the_range_over_seeds(fou
 
 
 def test_settings_of_one_arm_over_its_weight_are_a_curve_from_weight_0(found, tmp_path):
-    assert studies.is_curve(found)
-    assert not studies.is_curve(found[:2])
+    assert studies.dial(found) == "sds_weight"
+    assert studies.dial(found[:2]) is None
     other = finish(tmp_path, "clip-only", trainable="bias")
-    assert not studies.is_curve([*found, *settings.settings(settings.paired([other]))])
+    assert studies.dial([*found, *settings.settings(settings.paired([other]))]) is None
     table, shares = studies.curve(found), studies.means(found)
     assert table.loc[table["measure"] == "text", "sds_weight"].tolist() == [1e-2, 1e-3, 0]
     same = table[table["measure"] != "gradient ratio"]["mean"].to_numpy()
     np.testing.assert_array_equal(same, shares["mean"])
     ratios = table[table["measure"] == "gradient ratio"]
     assert ratios["mean"].tolist() == studies.gradient_ratio(found)["mean"].tolist()
+
+
+def test_arms_over_another_number_are_a_curve_each(tmp_path):
+    def made(*noises):
+        runs = [finish(tmp_path, arm, caption_noise=noise)
+                for noise in noises for arm in ("clip-only", "hard-negatives")]  # fmt: skip
+        return settings.settings(settings.paired(runs))
+
+    three = made(0.0, 0.3, 0.45)
+    assert studies.dial(three[:4]) is None
+    assert studies.dial(three) == "caption_noise"
+    table = studies.curve(three, "caption_noise").query("measure == 'text'")
+    assert [*zip(table["series"], table["caption_noise"], strict=True)] == [
+        (arm, noise) for noise in (0, 0.3, 0.45) for arm in ("L_CLIP only", "hard-negatives")
+    ]
+    ax = figures.tradeoff(table, over="caption_noise").axes[0]
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("linear", "caption_noise")

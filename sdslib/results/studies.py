@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from sdslib import metrics, tables
 from sdslib.config import CONTROL, UNTOUCHED
 from sdslib.io.run import Run
 from sdslib.results import comparison, statistics
-from sdslib.results.settings import Setting, label_parts, reported
+from sdslib.results.settings import Setting, reported, said
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -157,21 +158,42 @@ def gradient_ratio(found: Sequence[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "measure", "seeds", "mean", "low", "high"])
 
 
-def is_curve(found: Sequence[Setting]) -> bool:
-    """Whether three settings or more differ in `sds_weight` alone (L_CLIP alone is weight 0)."""
-    among = [setting.values for setting in found]
-    alike = not any(label_parts(values, among)[1] for values in among)
-    return alike and len(found) > 2 and {v["arm"] for v in among} <= {"sds", "clip-only"}
+def dial(found: Sequence[Setting]) -> str | None:
+    """The number in which an arm's settings differ, all else being alike; None where there is none.
+
+    It takes three values or more. For `sds_weight` there is one arm, and L_CLIP alone is weight 0.
+    """
+    arms: dict[str, list[Setting]] = {}
+    for setting in found:
+        arms.setdefault(setting.values["arm"], []).append(setting)
+    names = {name for alike in arms.values() for name in _differing(alike)}
+    if len(names) != 1 or (names == {"sds_weight"} and not arms.keys() <= {"sds", "clip-only"}):
+        return None
+    places = [_at(setting, *names) for setting in found]
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in places)
+    return names.pop() if numbers and len({*places}) > 2 else None
 
 
-def curve(found: Sequence[Setting]) -> pd.DataFrame:
-    """The trade-off over `sds_weight`: text score, what must not suffer, and the gradients' ratio.
+def _differing(alike: Sequence[Setting]) -> set[str]:
+    names = {name for setting in alike for name in setting.values} - {"seed"}
+    return {n for n in names if len({repr(getattr(s.config, n)) for s in alike}) > 1}
 
-    Columns sds_weight, measure, seeds, mean, low, high, reference, as `figures.tradeoff` reads it.
+
+def _at(setting: Setting, name: str) -> Any:
+    weightless = name == "sds_weight" and setting.values["arm"] == "clip-only"
+    return 0.0 if weightless else getattr(setting.config, name)
+
+
+def curve(found: Sequence[Setting], over: str = "sds_weight") -> pd.DataFrame:
+    """The trade-off over a parameter: text score, what must not suffer, and the gradients' ratio.
+
+    Columns `over`, measure, seeds, mean, low, high, reference, and series, the arm, except over
+    `sds_weight`; as `figures.tradeoff` reads it.
     """
     rows = []
     for setting in found:
-        weight = float(setting.values.get("sds_weight", 0))
+        series = "" if over == "sds_weight" else said("arm", setting.values["arm"])
+        facts = {over: float(_at(setting, over)), "series": series}
         both = (means([setting]), gradient_ratio([setting]))
-        rows += [table.assign(setting=weight) for table in both if len(table)]
-    return pd.concat(rows, ignore_index=True).rename(columns={"setting": "sds_weight"})
+        rows += [table.drop(columns="setting").assign(**facts) for table in both if len(table)]
+    return pd.concat(rows, ignore_index=True)

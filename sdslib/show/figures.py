@@ -264,10 +264,12 @@ def agreement(
 
 
 @styled()
-def tradeoff(table: pd.DataFrame, note: str = "", plain: Sequence[str] = ()) -> Picture:
-    """Measures over `sds_weight` (symmetric log, 0 included), each with its band.
+def tradeoff(
+    table: pd.DataFrame, note: str = "", plain: Sequence[str] = (), over: str = "sds_weight"
+) -> Picture:
+    """Measures over a parameter (`sds_weight` as symmetric log, 0 included), each with its band.
 
-    Columns sds_weight, measure, mean, low, high (shares) and, optionally, reference (a line, e.g.
+    Columns `over`, measure, mean, low, high (shares) and, optionally, reference (a line, e.g.
     the untouched student's share) and series (several curves a panel, e.g. the arm). Measures in
     `plain` are no shares but positive numbers, and have a log axis.
     """
@@ -276,11 +278,16 @@ def tradeoff(table: pd.DataFrame, note: str = "", plain: Sequence[str] = ()) -> 
     kinds = kinds if len(kinds) > 1 else dict.fromkeys(kinds, LOOKS[2])
     count, columns = len(measures), min(3, len(measures))
     width, height = max(HALF, 2.35 * columns), 0.5 + 2.0 * -(-count // columns)
-    figure, axes = style.canvas("Gain and price of L_SDS", note, width, height, count, columns)
+    title = (
+        "Gain and price of L_SDS" if over == "sds_weight" else over.replace("_", " ").capitalize()
+    )
+    figure, axes = style.canvas(title, note, width, height, count, columns)
     for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure]
-        style.curves(ax, part, "sds_weight", "mean", "series", kinds)
-        _weight_axis(ax, sorted(table["sds_weight"].unique()))
+        style.curves(ax, part, over, "mean", "series", kinds)
+        ax.set_xlabel(over)
+        if over == "sds_weight":
+            _weight_axis(ax, sorted(table[over].unique()))
         _reference_line(ax, part, side="above")
         if measure in plain:
             ax.set_title(measure)
@@ -294,7 +301,8 @@ def tradeoff(table: pd.DataFrame, note: str = "", plain: Sequence[str] = ()) -> 
     table = table[~table["measure"].isin(plain)]
     best = table.loc[table.groupby("measure", sort=False)["mean"].idxmax()]
     return figure.telling(
-        f"{r.measure} is highest, {r.mean:.1%}, at {r.sds_weight:g}" for r in best.itertuples()
+        f"{measure} is highest, {mean:.1%}, at {place:g}"
+        for measure, mean, place in best[["measure", "mean", over]].itertuples(index=False)
     )
 
 
@@ -304,7 +312,6 @@ def _reference_line(ax: Axes, part: pd.DataFrame, side: str, name: str = "untouc
 
 
 def _weight_axis(ax: Axes, weights: Sequence[float]) -> None:
-    ax.set_xlabel("sds_weight")
     if positive := [w for w in weights if w > 0]:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.6)
         decades = np.arange(np.floor(np.log10(positive[0])), np.ceil(np.log10(positive[-1])) + 1)

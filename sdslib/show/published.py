@@ -60,10 +60,10 @@ def rebuild(
 def picture(
     found: Sequence[Setting], scores: pd.DataFrame, by_tag: pd.DataFrame, title: str
 ) -> Picture:
-    """A published study: a curve over weights, marks by tag, or bars where settings are many."""
+    """A published study: a curve over a number, marks by tag, or bars where settings are many."""
     note = note_of(found)
-    if studies.is_curve(found):
-        return figures.tradeoff(studies.curve(found), note, plain=["gradient ratio"])
+    if over := studies.dial(found):
+        return figures.tradeoff(studies.curve(found, over), note, ["gradient ratio"], over)
     if len(found) <= _BY_TAG:
         return figures.scores_by_tag(by_tag, note, human=None)
     among = [setting.values for setting in found]
