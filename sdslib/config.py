@@ -29,7 +29,7 @@ UNTOUCHED, CONTROL = "untouched", "L_CLIP only"  # what a run's student is held 
 NEGATIVES = ("mini", "swap")  # word lists of the mini-world's; a tagger's words swapped
 _MAP_KNOBS = frozenset({"bridge_start", "bridge_pairs", "bridge_input"})
 _SDS_KNOBS = _MAP_KNOBS | {
-    *("sds_weight", "sds_gradient", "sds_reduction", "sds_share", "t_min", "t_max"),
+    *("sds_weight", "sds_gradient", "sds_reduction", "sds_space", "sds_share", "t_min", "t_max"),
     *("teacher", "teacher_revision", "variant"),
 }
 
@@ -73,7 +73,7 @@ ARMS: dict[str, Arm] = {
     "latent-regression": Arm(
         "arms.controls:regression_term",
         denoises=False,
-        ignores=frozenset({"sds_gradient", "t_min", "t_max"}),
+        ignores=frozenset({"sds_gradient", "sds_space", "t_min", "t_max"}),
     ),
     # rivals
     "hard-negatives": Arm(None, "arms.controls:hard_negative_term", negatives=True),
@@ -86,7 +86,7 @@ ARMS: dict[str, Arm] = {
         "arms.margin:margin_term",
         denoises=False,
         negatives=True,
-        ignores=frozenset({"sds_gradient"}),
+        ignores=frozenset({"sds_gradient", "sds_space"}),
     ),
     "teacher-choice": Arm(
         "arms.choice:choice_term",
@@ -95,7 +95,7 @@ ARMS: dict[str, Arm] = {
         text=True,
         negatives=True,
         judged=True,
-        ignores=frozenset({"sds_gradient", "sds_reduction"}),
+        ignores=frozenset({"sds_gradient", "sds_reduction", "sds_space"}),
     ),
 }
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ class Config(BaseModel):
         several = arm and arm.several
         unread |= _JUDGE_KNOBS if judged else set() if several else {"negatives_each"}
         unread |= set() if getattr(self, "caption_noise", 0) else {"caption_noise"}
+        unread |= {"sds_space"} if getattr(self, "sds_space", "eps") == "eps" else set()
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 
@@ -276,6 +277,7 @@ class FinetuneConfig(ModelsConfig):
     sds_weight: Weight = 1e-3
     sds_gradient: Literal["through", "residual"] = "through"
     sds_reduction: Literal["sum", "mean"] = "sum"
+    sds_space: Literal["eps", "v", "u"] = "eps"  # what the teacher's error is an error of
     sds_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     trainable: Sets = "layernorm"
     train_data: Source = "mini"

@@ -29,8 +29,9 @@ from sdslib.bridge import Bridge, random_start, ridge_start
 from sdslib.checks import captions
 from sdslib.checks.fingerprints import has_teacher, weights_fingerprints
 from sdslib.checks.guard import override, validate
-from sdslib.checks.models import gives_tokens, no_tokens, reads_tokens
+from sdslib.checks.models import gives_tokens, no_tokens, reads_tokens, space_problem
 from sdslib.checks.notebooks import from_shell
+from sdslib.checks.teacher_files import shape_folder
 from sdslib.config import ARMS, UNTOUCHED, FinetuneConfig, derive_seed
 from sdslib.io import distributed, launch, shared
 from sdslib.io.model_files import PASSPORT
@@ -70,6 +71,10 @@ def load_models(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> M
         start = copy.deepcopy(student) if ARMS[config.arm].distils else None
         trained = what_trains(student, config)
         return Models(student, trained, negative=negative, verdicts=said, untouched=start)
+    if config.sds_space != "eps":  # the guard knows no Hub id beside those of the package
+        folder = str(shape_folder(config.teacher, config.teacher_revision))
+        if problem := space_problem(config.arm, config.sds_space, folder):
+            raise ParameterError([problem])
     teacher = load_teacher(
         config.teacher,
         config.teacher_revision,

@@ -108,6 +108,22 @@ def denoising_loss(
     return _per_example((predict_noise(z_t, t, text) - eps) ** 2, reduction)
 
 
+def space_weight(alpha_bar: Tensor, space: str) -> Tensor:
+    """What an error of eps at alpha_bar [B] is multiplied by to be that of v, or of u -> [B].
+
+    1 / alpha_bar for v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (Salimans & Ho 2022,
+    section 4); (1 - s)^-2 for flow matching's u = eps - z, with s / (1 - s) the ratio of noise to
+    signal (Esser et al. 2024, section 2); 1 for eps.
+    """
+    noise_to_signal = ((1 - alpha_bar) / alpha_bar).sqrt()
+    weights = {
+        "eps": torch.ones_like(alpha_bar),
+        "v": 1 / alpha_bar,
+        "u": (1 + noise_to_signal) ** 2,
+    }
+    return weights[space]
+
+
 def score_distillation_loss(
     predict_noise: PredictNoise,
     z: Tensor,

@@ -191,14 +191,17 @@ def denoise(
     teacher = there(models.teacher, "a teacher", config)
     text = teacher.embed_texts(captions)
 
+    alpha_bar = teacher.alpha_bar[seen.t]
+    weight = losses.space_weight(alpha_bar, config.sds_space)
+
     def values(z: Tensor, rows: slice) -> Tensor:
-        return ESTIMATORS[config.sds_gradient](
+        return weight[rows] * ESTIMATORS[config.sds_gradient](
             teacher.predict_noise,
             z,
             text[rows],
             seen.t[rows],
             seen.eps[rows],
-            teacher.alpha_bar[seen.t[rows]],
+            alpha_bar[rows],
             config.sds_reduction,
         )
 
@@ -448,7 +451,8 @@ class Loop:
         total, *each = torch.stack(found).tolist()
         means = dict(zip(terms, each, strict=True))
         teacher, error = self.models.teacher, means.get("sds")
-        if teacher is None or not ARMS[self.config.arm].denoises:
+        of_eps = ARMS[self.config.arm].denoises and self.config.sds_space == "eps"
+        if teacher is None or not of_eps:
             error = None
         elif error is not None and self.config.sds_reduction == "sum":
             error /= math.prod(teacher.latent_shape)

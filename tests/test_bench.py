@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from sdslib.checks import teacher_files
 from sdslib.checks.guard import override
+from sdslib.checks.models import SHAPES
 from sdslib.config import FinetuneConfig, preset
 from sdslib.io.paths import project_root
 from sdslib.lab.dry_run import Trial, stand_ins
@@ -234,9 +234,7 @@ def test_the_share_of_the_roofline_is_what_was_computed_over_what_could_be(
 
 
 def test_stable_diffusions_unet_takes_803_gigaflop_a_call():
-    shape = json.loads(
-        (teacher_files.SHAPES / "stable-diffusion-v1-4/unet/config.json").read_text()
-    )
+    shape = json.loads((SHAPES / "stable-diffusion-v1-4/unet/config.json").read_text())
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(shape)
     assert gpu.flops(unet, 77) / 1e9 == pytest.approx(803, abs=0.5)

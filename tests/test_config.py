@@ -283,12 +283,9 @@ def test_the_identity_keeps_what_changes_numbers_and_drops_what_does_not(folders
 
 RIVALS_READ = {"negatives_each": 3, "negative_weight": 0.5}
 # What an arm with a teacher's term reads of the knobs that not all of them do.
+_DENOISES = {"sds_gradient", "sds_reduction", "sds_space", "t_min", "bridge_start"}
 SOME_READ = {
-    "sds": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
-    "sds-only": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
-    "shuffled-captions": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
-    "random-teacher": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
-    "sds-text": {"sds_gradient", "sds_reduction", "t_min", "bridge_start"},
+    **{name: _DENOISES for name, arm in ARMS.items() if arm.sds and arm.denoises},
     "sds-margin": {"sds_reduction", "t_min", "bridge_start", "negatives"},
     "latent-regression": {"sds_reduction", "bridge_start"},
     "teacher-choice": {"t_min", "choice_draws", "negatives"},
@@ -302,7 +299,8 @@ SOME_READ = {
 def test_what_an_arm_reads_moves_its_identity_and_what_it_does_not_read_does_not(folders, arm):
     config = override(guard(dict(folders)), arm=arm)
     changes = {"sds_gradient": "residual", "sds_reduction": "mean", "t_min": 100, **RIVALS_READ,
-               "bridge_start": "random", "choice_draws": 2, "negatives": "swap"}  # fmt: skip
+               "bridge_start": "random", "choice_draws": 2, "negatives": "swap",
+               "sds_space": "v"}  # fmt: skip
     moved = {
         name
         for name, value in changes.items()

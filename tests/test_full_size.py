@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sdslib.checks import teacher_files
+from sdslib.checks.models import SHAPES
 
 LIMIT = 12e9  # bytes, of the whole process at its peak
 STEPS = """if True:
@@ -47,7 +47,7 @@ STEPS = """if True:
 @pytest.mark.slow
 def test_a_step_of_each_route_at_full_size_stays_within_twelve_gigabytes(tmp_path):
     folder = tmp_path / "sd-1.4-at-256"
-    shutil.copytree(teacher_files.SHAPES / "stable-diffusion-v1-4", folder)
+    shutil.copytree(SHAPES / "stable-diffusion-v1-4", folder)
     unet = folder / "unet" / "config.json"
     unet.write_text(json.dumps(json.loads(unet.read_text()) | {"sample_size": 32}))
     done = subprocess.run([sys.executable, "-c", STEPS, str(folder)], capture_output=True,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from sdslib import teacher as room
 from sdslib.checks import teacher_files
 from sdslib.checks.captions import VocabularyError, check_markers
-from sdslib.checks.teacher_files import KNOWN, latent_shape
+from sdslib.checks.models import KNOWN, SHAPES
+from sdslib.checks.teacher_files import latent_shape
 from sdslib.io.families import configs_of, weights_of
 from sdslib.io.model_files import WeightsError, files_below, teacher_index
 from sdslib.lab import random_models
@@ -490,9 +491,9 @@ def test_the_papers_teachers_are_built_at_full_size_without_network_or_weights(s
 
 @pytest.mark.parametrize("name", sorted(set(KNOWN.values())))
 def test_committed_shapes_hold_the_configs_of_a_pipeline_and_no_weights(name):
-    index = teacher_index(teacher_files.SHAPES / name)
-    assert files_below(teacher_files.SHAPES / name) == sorted(configs_of(index))
-    teacher_files.check_configs(teacher_files.SHAPES / name)
+    index = teacher_index(SHAPES / name)
+    assert files_below(SHAPES / name) == sorted(configs_of(index))
+    teacher_files.check_configs(SHAPES / name)
 
 
 def test_an_architecture_without_weights_tells_captions_apart_and_repeats_by_seed(folder):

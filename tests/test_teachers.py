@@ -15,16 +15,21 @@ from faults.catalog import each, refused
 from sdslib import evaluate, experiment, tables
 from sdslib.checks import models, teacher_files
 from sdslib.checks.captions import VocabularyError
+from sdslib.checks.guard import validate
+from sdslib.config import FinetuneConfig
 from sdslib.io.model_files import WeightsError
+from sdslib.io.wording import ParameterError
 from sdslib.lab import dry_run, relevance, verdicts
 from sdslib.lab.random_models import random_teacher
-from sdslib.losses import denoising_loss
+from sdslib.losses import denoising_loss, space_weight
+from sdslib.pairs import load_pairs
 from sdslib.scorers import diffusion
 from sdslib.teacher import load_teacher
 from sdslib.teachers.texts import pack, unpack
 
 CAPTIONS = ["a red circle left of a blue square", "a blue circle left of a red square"]
 SAVED = {"xl": tiny.save_xl, "sd3": tiny.save_sd3, "flux": tiny.save_flux}
+SPACES = {"xl": "eps", "sd3": "u", "flux": "u", "v": "v"}  # of diffusers' training example
 FLOWS = ["sd3", "flux"]
 world = test_verdicts.world  # a COCO file of twenty drawn pictures
 each_family = pytest.mark.parametrize("family", SAVED)
@@ -64,7 +69,14 @@ def xl_example(pipe, z, eps, t):
     ids = torch.tensor([[tiny.SIZE, tiny.SIZE, 0, 0, tiny.SIZE, tiny.SIZE]]).repeat(len(z), 1)
     given = {"time_ids": ids, "text_embeds": pooled}
     found = pipe.unet(scheduler.add_noise(z, eps, t), t, states, added_cond_kwargs=given).sample
-    return ((found - eps) ** 2).flatten(1).mean(1), torch.ones(len(z))
+    return ((found - eps) ** 2).flatten(1).mean(1)
+
+
+def v_example(pipe, z, eps, t):
+    """train_text_to_image of a v-prediction model: its target is the scheduler's velocity."""
+    states, _ = pipe.encode_prompt(CAPTIONS, "cpu", 1, False)
+    found = pipe.unet(pipe.scheduler.add_noise(z, eps, t), t, states).sample
+    return ((found - pipe.scheduler.get_velocity(z, eps, t)) ** 2).flatten(1).mean(1)
 
 
 def flow_example(pipe, z, eps, t, predict):
@@ -73,8 +85,7 @@ def flow_example(pipe, z, eps, t, predict):
     place = len(scheduler.timesteps) - t
     sigmas, times = scheduler.sigmas[place].view(-1, 1, 1, 1), scheduler.timesteps[place]
     found = predict((1.0 - sigmas) * z + sigmas * eps, times)
-    loss = ((found - (eps - z)) ** 2).flatten(1).mean(1)
-    return loss, (1 - sigmas.flatten()) ** 2
+    return ((found - (eps - z)) ** 2).flatten(1).mean(1)
 
 
 def sd3_example(pipe, z, eps, t):
@@ -112,19 +123,60 @@ def flux_example(pipe, z, eps, t):
     return flow_example(pipe, z, eps, t, predict)
 
 
-EXAMPLES = {"xl": xl_example, "sd3": sd3_example, "flux": flux_example}
+EXAMPLES = {"xl": xl_example, "sd3": sd3_example, "flux": flux_example, "v": v_example}
 
 
-@each_family
+@pytest.fixture(scope="module")
+def velocity(tmp_path_factory):
+    folder = tiny.save_teacher(tmp_path_factory.mktemp("velocity"), "v_prediction")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    return load_teacher(str(folder)), pipeline
+
+
+@pytest.mark.parametrize("family", EXAMPLES)
 @pytest.mark.parametrize("t", [(20, 500), (3, 980)])
-def test_the_denoising_loss_is_that_of_diffusers_training_example(teachers, pipelines, family, t):
-    one, t, z, eps = teachers[family], torch.tensor(t), latents(), latents(seed=1)
+def test_the_denoising_loss_is_that_of_diffusers_training_example(
+    teachers, pipelines, velocity, family, t
+):
+    """In the example's own space, into which `space_weight` takes the error of eps."""
+    one, pipeline = velocity if family == "v" else (teachers[family], pipelines[family])
+    t, z, eps = torch.tensor(t), latents(), latents(seed=1)
     with torch.no_grad():
-        text = one.embed_texts(CAPTIONS)
-        found = denoising_loss(one.predict_noise, z, text, t, eps, one.alpha_bar[t], "mean")
-        loss, weight = EXAMPLES[family](pipelines[family], z, eps, t)
-    torch.testing.assert_close(found / weight, loss, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found[0] / weight[0], F.mse_loss(z[0], eps[0]), rtol=1e-2)
+        text, alpha_bar = one.embed_texts(CAPTIONS), one.alpha_bar[t]
+        found = denoising_loss(one.predict_noise, z, text, t, eps, alpha_bar, "mean")
+        loss = EXAMPLES[family](pipeline, z, eps, t)
+    found = found * space_weight(alpha_bar, SPACES[family])
+    torch.testing.assert_close(found, loss, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0], F.mse_loss(z[0], eps[0]), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "space", "told"),
+    [
+        ("xl", "u", r"'u' belongs to a teacher of flow matching, .* betas; take 'eps' or 'v'"),
+        ("sd3", "v", r"'v' belongs to a teacher of a schedule of betas, .*; take 'eps' or 'u'"),
+        ("flux", "v", "'v' belongs to a teacher of a schedule of betas"),
+        ("stabilityai/stable-diffusion-3.5-medium", "v", "'v' belongs to"),
+        ("xl", "v", None),
+        ("sd3", "u", None),
+        ("who/knows", "u", None),
+    ],
+)
+def test_a_space_that_is_not_the_teachers_is_refused_by_the_guard(folders, family, space, told):
+    given = {"teacher": str(folders.get(family, family)), "sds_space": space}
+    for arm in ("sds", "sds-margin"):
+        if told and arm == "sds":
+            with pytest.raises(ParameterError, match=told):
+                validate(FinetuneConfig, given | {"arm": arm})
+        else:
+            found = validate(FinetuneConfig, given | {"arm": arm})
+            assert ("sds_space" in found.identity()) == (arm == "sds")
+
+
+def test_a_space_that_the_guard_could_not_refuse_is_refused_before_weights_load(world, folders):
+    found = settings(world, folders["sd3"]).model_copy(update={"sds_space": "v"})
+    with pytest.raises(ParameterError, match="'v' belongs to a teacher of a schedule of betas"):
+        experiment.load_models(found, load_pairs(found.train_data), torch.device("cpu"))
 
 
 @each_family

@@ -215,6 +215,18 @@ def test_loss_of_a_step_is_the_weighted_sum_of_its_terms(models):
     assert step.eps_error == pytest.approx(step.sds / math.prod((4, 4, 4)), rel=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"sds_gradient": "residual", "micro_batch": 1}])
+def test_the_space_of_the_error_is_a_weight_of_each_pair(models, changes):
+    some, t = models(), torch.tensor([20, 900])
+    batch = next(iter(batches(SomePairs(), some.student.transform, 2, 0, range(1))))
+    _, eps = draw_noise(0, 2, some.teacher.latent_shape, config())
+    found = {space: objective(some, batch, t, eps, config(sds_space=space, **changes))[1]["sds"]
+             for space in ("eps", "v")}  # fmt: skip
+    torch.testing.assert_close(found["v"], found["eps"] / some.teacher.alpha_bar[t])
+    _, rows = run(models(), config(sds_space="v", **changes), stop=1)
+    assert rows[0].eps_error is None
+
+
 def test_gradient_ratio_is_that_of_the_two_terms_alone(models):
     some, settings = models(), config()
     loop = Loop(settings, some, SomePairs())

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sdslib.checks.models import (
     is_folder,
     reads_tokens,
+    space_problem,
     student_problem,
     teacher_problem,
     tokens_problem,
@@ -140,6 +141,9 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
     idle = arm and not arm.asks(values.get("verdicts"))
     if "teacher" in values and not idle and bad.isdisjoint(("teacher", "variant")):
         problems.append(teacher_problem(values["teacher"], values.get("variant")))
+        if arm and "sds_space" not in bad and problems[-1] is None:
+            asked = (values["arm"], values["sds_space"], values["teacher"])
+            problems.append(space_problem(*asked))
     if values.get("verdicts") and "verdicts" not in bad:
         problems.append(_verdicts_problem(values["verdicts"]))
     if values.get("negatives") and "negatives" not in bad:

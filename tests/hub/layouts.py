@@ -25,7 +25,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 
-from sdslib.checks.teacher_files import SHAPES
+from sdslib.checks.models import SHAPES
 from sdslib.io.families import encoders_of, parts_of, tokenizer_of
 from sdslib.io.model_files import teacher_index
 from sdslib.lab.random_models import drawn
