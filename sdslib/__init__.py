@@ -47,7 +47,7 @@ _HOMES = {
     "checks.guard": "guard validate override",
     "student": "load_student",
     "teacher": "load_teacher",
-    "bridge": "Bridge ridge_start",
+    "bridge": "Bridge load_bridge ridge_start",
     "pairs": "load_pairs",
     "benchmarks": "load_benchmark",
     "train": "Loop Models",

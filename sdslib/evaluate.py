@@ -214,13 +214,6 @@ def cautioned(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def evaluate_student(
-    student: Student, benchmarks: Iterable[Benchmark], batch_size: int = 64
-) -> dict[str, pd.DataFrame]:
-    """The student's score table of every benchmark, by name."""
-    return {b.name: score_grids(clip_scorer(student, batch_size), b) for b in benchmarks}
-
-
 def _row(item: Item, scored: Scored) -> dict:
     for grid in scored.grids.values():
         metrics.require_finite(grid[None], [item.id])

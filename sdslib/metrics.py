@@ -248,14 +248,6 @@ def retrieval_ranks(scores: np.ndarray, image_of_caption: np.ndarray) -> dict[st
     return {"image_to_text": to_text, "text_to_image": to_image}
 
 
-def recall_at(
-    scores: np.ndarray, image_of_caption: np.ndarray, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, np.ndarray]:
-    """Hits per query, e.g. `image_to_text@5` -> [I] bool; their mean is the recall at k."""
-    ranks = retrieval_ranks(scores, image_of_caption)
-    return {f"{way}@{k}": rank < k for way, rank in ranks.items() for k in ks}
-
-
 def wilson(correct: np.ndarray, level: float = 0.95) -> Interval:
     """Share of right items with its Wilson interval."""
     count, n = int(np.sum(correct)), len(correct)
@@ -284,31 +276,6 @@ def groups_of(cells: Sequence) -> dict[str, np.ndarray]:
     return {label: np.array(found[label]) for label in sorted(found)}
 
 
-def accuracy_by(correct: np.ndarray, cells: Sequence) -> dict[str, Interval]:
-    """Share of right items with its Wilson interval for every label of a tag column."""
-    correct = np.asarray(correct)
-    return {label: wilson(correct[index]) for label, index in groups_of(cells).items()}
-
-
-def micro(correct: np.ndarray, cells: Sequence, exclude: Collection[str] = ()) -> float:
-    """Share of right items, those whose every label is excluded left out."""
-    keep = [not set(labels_of(cell)) <= set(exclude) for cell in cells]
-    return float(np.mean(np.asarray(correct)[keep]))
-
-
-def macro(
-    correct: np.ndarray, cells: Sequence, exclude: Collection[str] = (), min_count: int = 0
-) -> float:
-    """Mean over labels of each label's share; ARO's figure for its VG tasks.
-
-    The paper's VG-Relation leaves out `ARO_SYMMETRIC_RELATIONS`, its VG-Attribution labels with
-    fewer than `ARO_ATTRIBUTE_MIN_COUNT` items.
-    """
-    correct = np.asarray(correct)
-    groups = _macro_groups(cells, exclude, min_count).values()
-    return float(np.mean([correct[index].mean() for index in groups])) if groups else float("nan")
-
-
 def _macro_groups(
     cells: Sequence, exclude: Collection[str], min_count: int
 ) -> dict[str, np.ndarray]:
@@ -326,7 +293,11 @@ def macro_interval(
     exclude: Collection[str] = (),
     min_count: int = 0,
 ) -> Interval:
-    """The macro average with a 95% bootstrap that resamples items within their labels."""
+    """Mean over labels of each label's share, with a 95% bootstrap of items within their labels.
+
+    ARO's figure for its VG tasks: the paper's VG-Relation leaves out `ARO_SYMMETRIC_RELATIONS`, its
+    VG-Attribution labels with fewer than `ARO_ATTRIBUTE_MIN_COUNT` items.
+    """
     correct = np.asarray(correct)
     groups = [correct[index] for index in _macro_groups(cells, exclude, min_count).values()]
     if not groups:

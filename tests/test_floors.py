@@ -7,6 +7,7 @@ not count.
 
 import ast
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sdslib
+from sdslib import benchmarks
 
 HOUSE = Path(sdslib.__file__).parent
 makers_of = cache(packages_distributions)
@@ -314,3 +316,24 @@ def test_an_import_for_types_alone_does_not_count():
 def test_a_second_door_is_seen(library):
     source = ast.parse(f"def f():\n    from {library}.deep import thing")
     assert wrong_doors("losses", source) == {library}
+
+
+def test_nothing_public_is_there_for_the_tests_alone():
+    """A parameter once was in runs' ids, and the function behind it called by its tests alone."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted(HOUSE.rglob("*.py"))}
+    outside = [*HOUSE.parent.glob("notebooks/*.ipynb"), *HOUSE.parent.glob("benchmarks/*.py")]
+    used = set(re.findall(r"\w+", " ".join(path.read_text() for path in outside)))
+    used |= {*sdslib._OFFERED, *benchmarks.LOADERS}
+    for node in itertools.chain.from_iterable(map(ast.walk, trees.values())):
+        match node:
+            case ast.ImportFrom(names=names):
+                used |= {alias.name for alias in names}
+            case ast.Attribute(attr=name):
+                used.add(name)
+            case ast.Constant(value=str(text)) if re.fullmatch(r"[\w.]*:\w+", text):
+                used.add(text.rpartition(":")[2])
+    for path, tree in trees.items():
+        own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        public = [n.name for n in public if not n.name.startswith("_") and not n.decorator_list]
+        assert {*public} - used - own <= {"load_ipython_extension"}, path.name

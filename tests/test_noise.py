@@ -63,3 +63,12 @@ def test_noise_is_in_a_runs_identity_only_where_there_is_some():
     plain, noisy_one = FinetuneConfig(), FinetuneConfig(caption_noise=0.3)
     assert "caption_noise" not in plain.identity()
     assert noisy_one.identity()["caption_noise"] == 0.3
+
+
+def test_a_run_trains_on_the_lies():
+    """The parameter was in ids for a while before any pair heard of it."""
+    true, told = (roles.load_data(FinetuneConfig(caption_noise=share)) for share in (0.0, 0.3))
+    said = [list(data.pairs.all_captions()) for data in (true, told)]
+    assert 0.25 < sum(a != b for a, b in zip(*said, strict=True)) / len(said[0]) < 0.35
+    keys = [{**data.fingerprints()} for data in (true, told)]
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"pairs"}

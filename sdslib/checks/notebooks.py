@@ -186,11 +186,6 @@ def choices(cls: type[Config], name: str) -> list[str]:
     return list(map(str, schema_of(cls, name).get("enum", [])))
 
 
-def bounds(cls: type[Config], name: str) -> str:
-    """The range of a field's value, as "≥ 0 and < 1", or nothing; a seed's 32 bits go unsaid."""
-    return ranged(schema_of(cls, name)).strip().removesuffix(f" and < {2**32}")
-
-
 def ranged(schema: Mapping[str, Any], before: str = "") -> str:
     """The range that a schema sets, with `before` in front of it."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

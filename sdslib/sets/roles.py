@@ -16,6 +16,7 @@ import numpy as np
 from sdslib import benchmarks
 from sdslib.arms.negatives import check as check_negatives
 from sdslib.arms.negatives import load_negatives
+from sdslib.arms.noise import noisy
 from sdslib.benchmarks import Benchmark
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
 from sdslib.io.hub import cached_dataset
@@ -111,7 +112,9 @@ def load_data(config: FinetuneConfig) -> Data:
     for text in (*told, *cautions(config, pairs)):
         warnings.warn(text, stacklevel=2)
     keep = dict(_kept(config, {whole.name, VALIDATION}))
-    return Data(pairs, whole.sample(config.eval_items), validation, keep, tuple(shared))
+    return Data(
+        noisy(pairs, config), whole.sample(config.eval_items), validation, keep, tuple(shared)
+    )
 
 
 def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
