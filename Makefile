@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY  := .venv/.ready
 EXTRAS := demo,dev,ray,slurm,trackers
 TOOLS  := .venv/.tools
-HEAVY  := browser,fuzz,wandb
+HEAVY  := browser,fuzz,wandb,mlflow
 JOBS   ?= 2
 ROUNDS ?= 5
 MINUTES ?= 0
@@ -99,4 +99,5 @@ $(READY): pyproject.toml constraints.txt
 
 $(TOOLS): $(READY) # what the slow tests alone need
 	python -m pip install -q -c constraints.txt -e '.[$(HEAVY)]'
+	python -m pip install -q -c constraints.txt --no-deps trackio gradio-client orjson brotli uvicorn starlette python-multipart
 	@touch $@

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from sdslib.io.paths import portable
+from sdslib.io.trackers import TRACKERS
 from sdslib.io.wording import ParameterError, one_of
 
 # Part of every run's id: raise it whenever equal parameters, data and weights come to give other
@@ -100,8 +101,10 @@ ARMS: dict[str, Arm] = {
 }
 if TYPE_CHECKING:
     ArmName = str
+    TrackerName = str
 else:
     ArmName = Literal[tuple(ARMS)]
+    TrackerName = Literal[tuple(TRACKERS)]
 TRAINABLE = (
     "layernorm",
     "bias",
@@ -314,7 +317,7 @@ class FinetuneConfig(ModelsConfig):
     processes: Several = 1
     dry_run: bool = False
     resume: bool = True
-    tracker: Literal["tensorboard", "wandb"] | None = None
+    tracker: TrackerName | None = None
 
     @property
     def has_verdicts(self) -> bool:

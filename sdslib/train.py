@@ -332,18 +332,13 @@ class Loop:
             config.num_workers,
             distributed.part(config.batch_size),
         )
-        if config.tracker and self.folder:
-            options = trackers.options(config.tracker, self.folder, self.done)
-            self.accelerator.init_trackers("tracker", init_kwargs={config.tracker: options})
         coming = iter(loader)
-        try:
+        with trackers.begun(self.accelerator, config.tracker, self.folder, self.done):
             while (step := self._next(coming)) is not None:
                 if config.tracker:  # nothing of what this step did not measure
-                    told = {k: v for k, v in step.row().items() if v is not None}
+                    told = {k: v for k, v in step.row().items() if v is not None and k != "step"}
                     self.accelerator.log(told, step.step)
                 yield step
-        finally:
-            trackers.end(self.accelerator.trackers)
 
     def _next(self, coming: Iterator[Batch]) -> Step | None:
         with plain_torch():

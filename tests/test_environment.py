@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import sdslib
+from sdslib.io.trackers import TRACKERS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +97,13 @@ def test_versions_name_no_host_and_no_path(name):
     assert not re.search(
         r"://| @ |\bfile:|--(extra-)?index-url|--find-links|/(home|root|opt)/", text
     )
+
+
+def test_what_the_slow_tests_install_past_a_pin_is_what_the_guard_says():
+    make = (ROOT / "Makefile").read_text()
+    words = TRACKERS["trackio"].install.removeprefix("pip install ").split()
+    assert f"pip install -q {' '.join(words)}\n" in make
+    assert {canonicalize_name(name) for name in words[words.index("--no-deps") + 1 :]} <= set(PINS)
 
 
 def test_the_kernel_python3_is_the_python_that_runs_the_tests():

@@ -1,9 +1,11 @@
 """Whole small experiments with the committed student and teacher: cut off, resumed, read again."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import struct
 
 import combinations
@@ -311,12 +313,47 @@ def of_wandb(folder):
     return {name: list(values.items()) for name, values in found.items()}
 
 
+def of_mlflow(folder):
+    """The same of its file store."""
+    client = pytest.importorskip("mlflow").MlflowClient(folder.as_uri())
+    begun = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    found = {}
+    for run in sorted(begun, key=lambda run: run.info.start_time):
+        assert run.data.tags["group"] == folder.parent.name
+        for name in run.data.metrics:
+            told = client.get_metric_history(run.info.run_id, name)
+            found.setdefault(name, {}).update({m.step: m.value for m in told})
+    return {name: list(values.items()) for name, values in found.items()}
+
+
+def of_trackio(folder):
+    """The same of the file that the runs of a folder share."""
+    with sqlite3.connect(folder.parents[1] / "trackio" / "tracker.db") as file:
+        rows = file.execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall()
+    found = {}
+    for step, metrics in rows:
+        for name, value in json.loads(metrics).items():
+            found.setdefault(name, {})[step] = value
+    return {name: list(values.items()) for name, values in found.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
-    [("tensorboard", of_tensorboard), pytest.param("wandb", of_wandb, marks=pytest.mark.slow)],
+    [
+        ("tensorboard", of_tensorboard),
+        pytest.param("wandb", of_wandb, marks=pytest.mark.slow),
+        pytest.param("mlflow", of_mlflow, marks=pytest.mark.slow),
+        pytest.param("trackio", of_trackio, marks=pytest.mark.slow),
+    ],
 )
-def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(bare, tmp_path, name, read):
-    pytest.importorskip(name)
+def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(
+    bare, tmp_path, name, read, monkeypatch, capsys
+):
+    if importlib.util.find_spec(name) is None:  # imported, trackio would have chosen its folder
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for the reader
+    monkeypatch.setenv("HF_TOKEN", "hf_none")  # which nobody asks the Hub about
+    before = dict(os.environ)
     settings = override(bare, tracker=name, runs=str(tmp_path))
     assert settings.identity() == bare.identity()
 
@@ -336,6 +373,8 @@ def test_a_tracker_gets_every_step_of_the_history_and_nothing_twice(bare, tmp_pa
         assert [step for step, _ in events[name]] == told["step"].tolist()
         np.testing.assert_allclose([v for _, v in events[name]], told[name], rtol=1e-6)
     assert run.problems() == []
+    assert dict(os.environ) == before
+    assert "Uploading" not in capsys.readouterr().out
     assert not [p for p in psutil.Process().children(recursive=True) if name in p.name()]
 
 

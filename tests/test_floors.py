@@ -88,8 +88,8 @@ DOORS = {
         "miniworld.recipe",
     },
 }
-# Installed by whoever needs it, as its language model is; the room says so when it is missing.
-OPTIONAL = {"spacy"}
+# Installed by whoever needs it, past a pin or with a language model; one is told so without it.
+OPTIONAL = {"spacy", "trackio"}
 LIGHT = [
     *("config", "metrics", "io.runs", "io.images", "io.sources", "io.storage"),
     *("miniworld.drawing", "miniworld.files", "show.figures", "show.item_figures"),

@@ -26,6 +26,7 @@ from sdslib.checks.notebooks import MODELS, ranged, schema_of
 from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.stopping import stop_calmly
+from sdslib.io.trackers import TRACKERS
 from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, suggest, warn_in_words
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"}
@@ -170,7 +171,7 @@ def _negatives_problem(source: str) -> str | None:
 def _tracker_problem(name: str) -> str | None:
     if importlib.util.find_spec(name) is not None:
         return None
-    way = f"pip install -c constraints.txt {name}, or leave tracker out"
+    way = f"`{TRACKERS[name].install}`, or leave tracker out"
     return f"tracker {name!r} needs its package; {way}"
 
 

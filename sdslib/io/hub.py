@@ -438,6 +438,18 @@ def _word(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Ask the Hub nothing meanwhile, as under HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _is_offline() -> bool:
     from huggingface_hub import constants
 
