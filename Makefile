@@ -94,7 +94,6 @@ $(READY): pyproject.toml constraints.txt
 	  echo "make setup: no Python 3.11 or later found; install one, e.g. python3.11 and its venv module" >&2; \
 	  exit 1; }
 	python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
-	mkdir -p .venv/etc/ipython && cp etc/ipython_kernel_config.py .venv/etc/ipython/
 	@touch $@
 
 $(TOOLS): $(READY) # what the slow tests alone need

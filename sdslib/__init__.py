@@ -28,10 +28,7 @@ may import what stands before it and nothing behind:
     results     many runs together: sweeps, controls, ablations, published studies
     lab         studies of models as they are, and what a run needs and would cost
     show        figures, atlas, demo, report, model card
-
-And `sdsclip`, which imports all of it once a verb needs it:
-
-    cli         notebooks and studies as verbs of one command line, also `python -m sdslib`
+    commands    `sdsclip`: notebooks and studies as verbs of one command line
 
 What a notebook or a script needs is offered here by name, as `from sdslib import finetune`.
 """

@@ -1,5 +1,5 @@
 """`python -m sdslib` is `sdsclip`."""
 
-from sdslib.cli import main
+from sdslib.commands.program import main
 
 main()

@@ -12,8 +12,9 @@ import pytest
 from finished import finish
 from typer.testing import CliRunner
 
-from sdslib import cli, experiment
+from sdslib import experiment
 from sdslib.checks import notebooks
+from sdslib.commands import program
 from sdslib.io import exits, runs, storage
 from sdslib.io.history import RunWarning
 from sdslib.io.paths import project_root
@@ -24,7 +25,7 @@ from sdslib.student import load_student
 from sdslib.tables import outcomes
 from sdslib.train import TrainingError
 
-VERBS = list(cli._VERBS)
+VERBS = list(program.REGISTERED)
 
 
 def run(*words, **env):
@@ -32,7 +33,7 @@ def run(*words, **env):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
-        done = CliRunner().invoke(cli.app(words), [*map(str, words)], prog_name="sdsclip")
+        done = CliRunner().invoke(program.app(words), [*map(str, words)], prog_name="sdsclip")
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done
@@ -56,7 +57,7 @@ def test_the_verbs_are_those_that_there_are():
 
 def test_the_help_costs_less_than_half_a_second_and_loads_nothing_heavy():
     heavy = "{'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)"
-    code = f"import sys, time, sdslib.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nprint({heavy}, time.process_time())"  # fmt: skip # noqa: E501
+    code = f"import sys, time, sdslib.commands.program as program\ntry: program.main(['--help'])\nexcept SystemExit: pass\nprint({heavy}, time.process_time())"  # fmt: skip # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded, seconds = done.stdout.strip().splitlines()[-1].rsplit(" ", 1)
     assert loaded == "set()"
@@ -68,9 +69,9 @@ def test_every_verb_has_typed_help(verb):
     done = run(verb, "--help", COLUMNS="200")
     assert done.exit_code == 0
     text = flat(done.output)
-    function, notebook, model = cli._VERBS[verb]
+    function, notebook, model = program.REGISTERED[verb]
     assert flat(function.__doc__) in text
-    for name, told in cli.told_of(notebook).items() if notebook else ():
+    for name, told in program.told_of(notebook).items() if notebook else ():
         kind = notebooks.kind(notebooks.MODELS[model], name)
         option = f"--{name.replace('_', '-')}"
         assert option in text
@@ -315,7 +316,7 @@ def test_a_student_that_transformers_cannot_hold_is_not_exported(root, tmp_path,
 
 def test_numbers_are_read_as_papermill_reads_them_and_text_stays_text():
     given = {"lr": "1e-3", "steps": "3", "run": "100000", "resume": False, "seed": None}
-    assert cli._read("finetune", given) == {
+    assert program._read("finetune", given) == {
         "lr": 0.001, "steps": 3, "run": "100000", "resume": False,
     }  # fmt: skip
 
@@ -323,7 +324,7 @@ def test_numbers_are_read_as_papermill_reads_them_and_text_stays_text():
 def test_the_module_and_the_console_script_are_one_program():
     scripts = tomllib.loads((project_root() / "pyproject.toml").read_text())["project"]["scripts"]
     room, _, name = scripts["sdsclip"].partition(":")
-    assert getattr(importlib.import_module(room), name) is cli.main
+    assert getattr(importlib.import_module(room), name) is program.main
     begun = time.monotonic()
     words = [sys.executable, "-m", "sdslib", "runs", "lst"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=project_root())

@@ -112,6 +112,14 @@ def test_the_kernel_python3_is_the_python_that_runs_the_tests():
     assert manager.format_kernel_cmd()[0] == sys.executable
 
 
+def test_every_way_to_install_brings_the_settings_of_kernels():
+    """conda, Binder and Colab too: all of them install the project itself with pip."""
+    config = Path("etc/ipython/ipython_kernel_config.py")
+    owned = {file.locate().resolve() for file in distribution(PROJECT["name"]).files or []}
+    assert (Path(sys.prefix) / config).resolve() in owned
+    assert (sys.prefix / config).read_text() == (ROOT / "etc" / config.name).read_text()
+
+
 def test_the_library_is_installed_from_this_checkout():
     assert PROJECT["name"] in {d.name for d in distributions()}
     assert Path(sdslib.__file__).parent == ROOT / "sdslib"

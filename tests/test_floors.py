@@ -38,7 +38,7 @@ WINGS = sorted(p.parent.name for p in HOUSE.glob("*/__init__.py"))
 # Each place may import what stands before it; at `experiment` the method meets the wings.
 ORDER = (
     *("io", "config", "checks", "method", "teachers", "scorers", "arms", "sets", "miniworld"),
-    *("experiment", "results", "lab", "show", "cli"),
+    *("experiment", "results", "lab", "show", "commands"),
 )
 LEVEL = {place: level for level, place in enumerate(ORDER)}
 
@@ -72,7 +72,7 @@ DOORS = {
     "papermill": {"results.executors"},
     "ray": {"results.executors"},
     "submitit": {"results.executors"},
-    "typer": {"cli"},
+    "typer": {"commands.verbs", "commands.program"},
     "pydantic": {
         *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
@@ -167,7 +167,7 @@ def test_the_map_names_every_place_and_no_other():
     named = re.findall(r"^ {4}(\w+) {2,}\S", sdslib.__doc__, re.M)
     method = {room for room in ROOMS if "." not in room}
     assert sorted(named) == sorted(method | set(WINGS))
-    assert set(WINGS) | {"config", "method", "experiment", "cli"} == set(LEVEL)
+    assert set(WINGS) | {"config", "method", "experiment"} == set(LEVEL)
 
 
 @pytest.mark.parametrize("wing", WINGS)
@@ -262,7 +262,7 @@ def test_what_the_package_offers_is_there_and_costs_nothing_until_it_is_asked_fo
 
 
 def test_the_method_is_twelve_files_and_none_is_longer_than_five_hundred_lines():
-    around = {"__init__", "__main__", "cli"}
+    around = {"__init__", "__main__"}
     assert len({path.stem for path in HOUSE.glob("*.py")} - around) == 12
     lengths = {path: path.read_text().count("\n") for path in HOUSE.rglob("*.py")}
     assert {str(path): n for path, n in lengths.items() if n > 500} == {}

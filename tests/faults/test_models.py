@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from saving import flip
 
 from faults.catalog import TESTS, each, fault, refused
-from sdslib import cli
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.student_files import CONFIG, WEIGHTS
+from sdslib.commands import program
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.storage import MANIFEST, seal
 from sdslib.lab import to_transformers
@@ -150,7 +150,7 @@ def test_pickled_weights_are_refused_and_the_command_given_converts_them(copy, m
     monkeypatch.chdir(folder)
     advice = str(said).split("python -m sdslib ")[1]
     with pytest.raises(SystemExit) as ended:
-        cli.main(shlex.split(advice.split(", then")[0]))
+        program.main(shlex.split(advice.split(", then")[0]))
     assert ended.value.code == 0
     after = load_file(folder / "open_clip_pytorch_model" / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)
