@@ -97,15 +97,29 @@ def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkey
     assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
 
 
-def test_the_committed_tables_are_those_of_the_published_files(tmp_path):
-    written = published.rebuild(None, tmp_path / "tables", tmp_path / "figures")
+FAST = ("gradient-route", "teacher-choice")  # the others take a minute together
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in publish.names()],
+)
+def test_the_committed_tables_are_those_of_the_published_files(name, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / name).symlink_to(ROOT / publish.PUBLISHED / name)
+    told, drawn = tmp_path / "tables", tmp_path / "figures"
+    written = published.rebuild(tmp_path / "all", told, drawn)
     for path in (p for p in written if p.parent.name == "tables"):
         assert path.read_bytes() == (ROOT / published.TABLES / path.name).read_bytes(), path.name
-    names = {path.name for path in (ROOT / published.TABLES).iterdir()}
-    assert names == {p.name for p in written if p.parent.name == "tables"}
     for path in (p for p in written if p.parent.name == "figures"):
         with Image.open(path) as new, Image.open(ROOT / published.FIGURES / path.name) as old:
             assert new.size == old.size
+
+
+def test_no_table_is_left_of_a_study_that_is_not_published():
+    ends = ("-by-tag.csv", "-differences.csv", "-gradients.csv", "-scores.csv", ".md")
+    names = {path.name for path in (ROOT / published.TABLES).iterdir()}
+    assert names == {name + end for name in publish.names() for end in ends}
 
 
 def test_the_command_publishes_by_name_and_by_summary(runs, tmp_path, monkeypatch, capsys):
