@@ -23,6 +23,7 @@ from test_questions import models as models
 from sdslib.io import images
 from sdslib.miniworld import composing
 from sdslib.miniworld.drawing import Scene, Thing
+from sdslib.results import failures
 from sdslib.show import demo, explain, page, questions, views
 from sdslib.show.panels import CaptionPanel, PairPanel
 from sdslib.show.questions import Demo, Question
@@ -123,11 +124,32 @@ def test_the_page_refers_to_nothing_outside(models):
 
 
 def test_two_images_and_two_captions_are_the_atlas_card(models):
-    text = views.pair_html(models, models.benchmark.items[1], teacher=True)
+    item = models.benchmark.items[1]
+    text, found = views.pair_html(models, item, teacher=True), models.grids(item, teacher=True)
     assert "<b>untouched</b>" in text
     assert "<b>teacher</b>" in text
-    assert text.count('class="lead ') == 8
-    assert len(re.findall(r"[✓✗=]&nbsp;", text)) == 8
+    signs, cells = "", pages.read(text).select("td.lead")
+    for model, (near, _) in found.doubts.items():
+        leads = list(found.verdicts[model][item.id].leads.values())
+        leads = [leads[n] for n in (0, 2, 3, 1)]  # as the card has them
+        signs += "".join("≈" if abs(v) <= near else "✓" if v > 0 else "✗" for v in leads)
+    assert "".join(cell.text.strip()[0] for cell in cells) == signs
+    assert {"✓", "✗", "≈"} == set(signs)
+    assert all(len(cell.select(".bar > *")) == 2 for cell in cells)
+
+
+def test_the_teachers_doubt_is_two_standard_errors_of_its_largest_lead_over_independent_draws(
+    models,
+):
+    asked, teacher = (models.benchmark.items[1].images, (TRUE, FALSE)), models.teacher
+    tables = [explain.draw_errors(teacher, ref, asked[1]).drop(columns="t") for ref in asked[0]]
+    drawn = np.stack([table * teacher.weights[:, None] for table in tables], 1)
+    pairs = (drawn[::2] + drawn[1::2]) / 2
+    leads = [pairs[:, a, b] - pairs[:, c, d] for (a, b), (c, d) in failures.INEQUALITIES.values()]
+    near = max(2 * lead.std(ddof=1) / len(lead) ** 0.5 for lead in leads)
+    assert explain.doubt(teacher, *asked) == pytest.approx((near, 5 * near))
+    student = models.students["untouched"]
+    assert explain.doubt(student, *asked)[0] == explain.rounding(student.student)
 
 
 # --- what the notebook shows ---------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_runs_bring_the_untouched_student_the_control_and_the_taught_one(two_run
     answer, where = failure_study.told(study).split("\n")
     assert answer.startswith("Against L_CLIP only sds gains ")
     assert where == f"The page: {study.run.shown_path}/atlas/atlas.html"
-    assert "weights" in failure_study.seen(study).data
+    assert "weights" in failure_study.look(study).data
     for gathered in ({}, {"runs": two_runs[1].name}):  # nobody named two
         alone = failure_study.collect(FailuresConfig(teacher_items=0, **gathered))
         assert "Against untouched it gains " in alone.atlas.answer
@@ -268,7 +268,9 @@ def models(tiny_models, monkeypatch):
     return tiny_models
 
 
-def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(models):
+def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(
+    models, monkeypatch
+):
     config = FailuresConfig(teacher_items=4, draws=4, **models)
     study = failure_study.collect(config)
     assert list(study.atlas.tables) == ["untouched", "teacher"]
@@ -276,8 +278,11 @@ def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teach
     assert study.atlas.rules == {"untouched": "", "teacher": "relative"}
     drawn = failure_study.draw(study)
     assert isinstance(drawn["agreement"], Picture)
-    assert "untouched: whole caption, a, red, circle" in failure_study.seen(study).alt
+    monkeypatch.setattr(failure_study, "MAPPED", 2)
+    assert "untouched with the teacher over the whole caption: r" in failure_study.look(study).alt
     failure_study.save(study, drawn)
+    page = (study.run.path / "atlas" / "atlas.html").read_text()
+    assert page.count("<summary>Where each word is seen") == 2
 
 
 def test_a_finished_study_is_read_and_not_computed_again(models, monkeypatch):
@@ -295,6 +300,22 @@ def test_a_finished_study_is_read_and_not_computed_again(models, monkeypatch):
     for name, table in first.atlas.tables.items():
         pd.testing.assert_frame_equal(second.atlas.tables[name], table)
     assert failure_study.save(second, {}).endswith("atlas/atlas.html")
+
+
+@pytest.mark.parametrize("kept", ["the same", "another", None])
+def test_a_page_that_another_program_drew_is_drawn_anew_and_its_scores_stay(tmp_path, kept):
+    config = FailuresConfig(scores=csv(tmp_path))
+    study = failure_study.collect(config)
+    failure_study.save(study, {})
+    page, by = (study.run.path / "atlas" / name for name in ("atlas.html", "drawn_by"))
+    whole, numbers = page.read_text(), (study.run.path / "results.parquet").read_bytes()
+    page.write_text("old")
+    by.write_text(kept) if kept == "another" else kept or by.unlink()
+    again = failure_study.collect(config)
+    failure_study.save(again, {})
+    assert page.read_text() == ("old" if kept == "the same" else whole)
+    assert (study.run.path / "results.parquet").read_bytes() == numbers
+    assert bool(again.run.problems()) == (kept == "the same")  # it is as its manifest says
 
 
 def test_the_notebook_holds_the_page_and_somebody_at_it_can_pick_other_runs(tmp_path, monkeypatch):

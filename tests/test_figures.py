@@ -257,6 +257,13 @@ def test_before_after_draws_the_differences_and_what_the_set_could_not_show():
     assert widths == pytest.approx(sorted(2 * part["mdd"]))
 
 
+def test_history_calls_the_term_as_its_arm_does():
+    table = run_history()
+    table.attrs["term"] = "choice"
+    titles = [ax.get_title("left") for ax in figures.history(table).axes]
+    assert {"L_choice (nats)", "|grad L_choice| / |grad L_CLIP|"} < set(titles)
+
+
 def test_history_says_which_curves_the_arm_does_not_have():
     bare = run_history().assign(sds=np.nan).drop(columns=["eps_error", "grad_ratio"])
     titles = {ax.get_title("left"): texts_of(ax) for ax in figures.history(bare).axes}

@@ -133,8 +133,9 @@ def test_the_figure_says_how_far_student_and_teacher_agree(student, teacher):
     drawn = item_figures.relevance(found)
     r = found.agreements("one", "teacher")
     assert found.names == [WHOLE, *CAPTIONS[0].split()]
-    labels = [ax.get_xlabel() for ax in drawn.axes]
-    assert labels == [f"r {v:.2f}".replace("-", "−") for v in r] + [""] * len(r)
+    labels = [text.get_text() for text in drawn.axes[0].texts]
+    assert [t for t in labels if t[:2] == "r "] == [f"r {v:.2f}".replace("-", "−") for v in r]
+    assert {"one", "teacher", *(name.replace(" ", "\n") for name in found.names)} < {*labels}
     assert f"one with the teacher over the whole caption: r {r[0]:.2f}" in drawn.alt
 
 

@@ -20,7 +20,8 @@ from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig
 from sdslib.io.sources import AccessError
 from sdslib.results import answers, failures, finetuned, formatting, settings
-from sdslib.show import atlas, modelcard, pdf, report
+from sdslib.sets.roles import load_set
+from sdslib.show import atlas, modelcard, pdf, report, seen
 
 CHAPTERS = ["Question and answer", "Method", "Data", "Results", "Examples", "Parameters",
             "Versions", "How to run it again", "Appendix"]  # fmt: skip
@@ -222,7 +223,7 @@ def test_the_answer_is_one_sentence_a_setting_and_holds_the_figures_above_it(tol
     assert first.split(": ")[1].startswith("over 2 seeds")
     assert flat(first) in flat(saved[1])
     assert first in report.answer(told)
-    assert "page, PDF and 6 figures; 1 model card" in report.answer(told)
+    assert "page, PDF and 7 figures; 1 model card" in report.answer(told)
     row = report.changes(told).xs("text", level="metric").iloc[0]
     change, _, interval = row["difference"].partition(" ")
     assert f"{change} points {interval}" in first
@@ -271,6 +272,31 @@ def test_examples_stand_with_their_pictures_and_captions_on_page_and_paper(told,
         for words in (card.h3.contents[0], card.figcaption.text, card.select(".paper td")[0].text):
             assert words in saved[2]
     assert saved[1].count("<article") == 10
+
+
+def test_where_the_first_examples_words_are_seen_stands_with_how_far_student_and_teacher_agree(
+    told, saved
+):
+    maps, page = told.figures["1-maps"], pages.read(saved[1])
+    assert page.find("img", alt=maps.alt).find_parent("figure").find_next("section")
+    assert "untouched with the teacher over the whole caption: r" in maps.alt
+    assert re.search(r"Over the whole caption: untouched: r 0\.\d\d", saved[2])
+    assert "No map of sds: caption" in saved[2]  # whose tiny student has no such words
+
+
+def test_models_that_are_not_here_have_no_map_and_a_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    run = finish(tmp_path / "runs", items=4)
+    places = {"clip_model": f"local-dir:{tmp_path}/gone", "teacher": f"{tmp_path}/teacher"}
+    config = settings.config_of(run).model_copy(update=places)
+    models = seen.at_hand(config, {"sds": run}, True)
+    assert not models.students
+    assert not models.teachers
+    told = [sentence.partition(":")[0] for sentence in models.absent]
+    assert sorted(told) == ["No map of sds", "No map of teacher", "No map of untouched"]
+    assert str(tmp_path) not in " ".join(models.absent)
+    item = load_set("mini:winoground").items[0]
+    assert seen.figure(seen.maps(models, item), item) is None
 
 
 def test_a_set_whose_pictures_are_not_here_is_reported_without_them(small):

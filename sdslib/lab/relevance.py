@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from sdslib.checks.captions import VocabularyError
 from sdslib.evaluate import evaluating, squared
 from sdslib.losses import add_noise
 from sdslib.scorers.diffusion import shared_draws
@@ -65,7 +66,7 @@ def maps(
         try:
             more = (seed,) if make is teacher_maps else ()
             found[name] = make(model, image, caption, *more)
-        except NoMapError as reason:
+        except (NoMapError, VocabularyError) as reason:
             refused[name] = str(reason)
     return Maps(squared(image, "crop"), [WHOLE, *caption.split()], found, refused)
 

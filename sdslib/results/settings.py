@@ -25,7 +25,7 @@ from sdslib.io.paths import folder_at, project_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.wording import InWords, ParameterError, listed
 from sdslib.results import comparison
-from sdslib.results.objectives import objective_in_words
+from sdslib.results.objectives import objective_in_words, own_term
 
 if TYPE_CHECKING:
     from sdslib.experiment import Show
@@ -284,9 +284,12 @@ def made_by(run: Run) -> str:
 
 
 def histories(found: Mapping[str, Run]) -> pd.DataFrame:
-    """The histories of runs below one another, with what they are called in a column `run`."""
+    """The histories of runs below one another, with what they are called in a column `run`, and the
+    name of the term that the first of them weighs in `attrs`."""
     parts = [run.history().assign(run=name) for name, run in found.items()]
-    return pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    whole = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    whole.attrs["term"] = next(filter(None, (own_term(config_of(r)) for r in found.values())), "")
+    return whole
 
 
 def parameters_as_text(found: Sequence[Run]) -> pd.DataFrame:

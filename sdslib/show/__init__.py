@@ -12,6 +12,7 @@
     atlas          every item of a set with what each model does to it, and the page of them
     failure_study  from score files or runs to the atlas of their failures
     flipped        items on which two runs differ, with their pictures
+    seen           where models see an item's words, of models whose weights are here
     explain        one image and any captions: margins, words that decide, hardest re-orderings
     controls       keys that press a button, an upload that shows how far it is
     questions      any picture against any captions: what may be asked, what models answer

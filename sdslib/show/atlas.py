@@ -24,8 +24,9 @@ from sdslib.benchmarks import Benchmark, Item
 from sdslib.lab.baseline import TEACHER, rule_of
 from sdslib.metrics import groups_of, labels_of
 from sdslib.results import answers, failures, formatting
-from sdslib.show import page
+from sdslib.show import explain, page
 from sdslib.show.page import THUMBNAIL
+from sdslib.show.style import Picture
 from sdslib.tables import TableError, grids_of, is_triplet, tabulate, tags_of
 
 CHANGES = {"flips": ("gained", "lost"), **{flip: (flip,) for flip in failures.FLIPS}}
@@ -73,7 +74,7 @@ class Verdict:
     """One model's grid [I, K] of one item, taken apart as `failures.anatomy` says.
 
     `leads` are by `failures.INEQUALITIES`, where the item has them; `right` and `margins` are in
-    the order of the atlas's metrics.
+    the order of the atlas's metrics. Within `near` a lead decides nothing, at `reach` its bar ends.
     """
 
     scores: np.ndarray
@@ -82,6 +83,8 @@ class Verdict:
     margins: tuple[float, ...]
     mode: str
     tie: bool
+    near: float
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Atlas:
     images by id, where they are at hand; `absent` says why where they are not. `passports` say of
     which run a model is, `remarks` what a reader has to know of the choice. `begun` is the student
     that the last one is held against where that is not the first: the page begins with their flips.
+    `doubts` are `explain.doubt` of the models that are at hand. `maps` (see `show.seen`) are filled
+    in by id, of items that somebody looks at.
     """
 
     title: str
@@ -102,6 +107,8 @@ class Atlas:
     passports: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     begun: str = ""
+    doubts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    maps: dict[str, Picture] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def rules(self) -> dict[str, str]:
@@ -170,11 +177,15 @@ class Atlas:
             if not square:  # one image, and not all items have as many captions
                 grids = [np.ma.masked_array(grid).compressed()[None] for grid in grids]
             leads = failures.leads_of(*scored).tolist() if square else [()] * len(parts)
+            # of a model that is not at hand rounding alone, and its items' largest lead
+            usual = explain.rounding() * max(1, *(abs(grid).max() for grid in grids))
+            near, far = self.doubts.get(name, (usual, abs(np.array(leads)).max(initial=0)))
             for part, grid, leading in zip(parts, grids, leads, strict=True):
                 named = dict(zip(failures.INEQUALITIES, leading, strict=False))
                 right = tuple(part[metric] for metric in self.metrics)
                 margins = tuple(part[f"margin_{metric}"] for metric in self.metrics)
-                verdict = Verdict(grid, named, right, margins, part["mode"], part["tie"])
+                told = part["mode"], part["tie"], near, max([far, *map(abs, leading)])
+                verdict = Verdict(grid, named, right, margins, *told)
                 found.setdefault(name, {})[part["id"]] = verdict
         return found
 
@@ -346,7 +357,7 @@ def _card(atlas: Atlas, item: str, side: int = THUMBNAIL, kind: str = "jpeg") ->
     return {
         "id": item, "labels": atlas.labels(item), "captions": atlas.captions(item),
         "passports": own, "pictures": pictures, "verdicts": verdicts, "changes": changes,
-        "metrics": atlas.metrics, "true": atlas.true[item],
+        "metrics": atlas.metrics, "true": atlas.true[item], "maps": atlas.maps.get(item),
     }  # fmt: skip
 
 

@@ -94,9 +94,10 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return metrics.choice_margin(np.tile(scores, (len(scores), 1)), np.arange(len(scores)))
 
 
-def rounding(student: Student) -> float:
-    """By how much a margin of cosines may be off for the precision of the student's numbers."""
-    return ROUNDINGS * torch.finfo(student.scale.dtype).eps
+def rounding(student: Student | None = None) -> float:
+    """By how much a margin of cosines may be off for the precision of the student's numbers; of a
+    student that is not at hand, of single precision."""
+    return ROUNDINGS * torch.finfo(student.scale.dtype if student else torch.float32).eps
 
 
 def noise(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> np.ndarray:
@@ -107,15 +108,36 @@ def noise(scorer: Scorer, ref: ImageRef, captions: Sequence[str]) -> np.ndarray:
     """
     if not isinstance(scorer, DiffusionScorer):
         return np.full(len(captions), rounding(scorer.student))  # type: ignore[attr-defined]
-    errors = draw_errors(scorer, ref, captions).drop(columns="t").to_numpy()
-    errors = errors if scorer.weights is None else errors * scorer.weights[:, None]
-    drawn = errors.reshape(-1, scorer.bank.draws.group, len(captions)).mean(1)
+    drawn = _drawn(scorer, ref, captions)
     if len(drawn) < 2:
         return np.full(len(captions), np.inf)
     best, *second = np.argsort(drawn.mean(0), kind="stable")[:2]
     rival = np.full(len(captions), best)
     rival[best] = second[0] if second else best
     return 2 * (drawn - drawn[:, rival]).std(0, ddof=1) / np.sqrt(len(drawn))
+
+
+def _drawn(scorer: DiffusionScorer, ref: ImageRef, captions: Sequence[str]) -> np.ndarray:
+    """The teacher's errors [P, K] of independent draws, by which it scores."""
+    errors = draw_errors(scorer, ref, captions).drop(columns="t").to_numpy()
+    errors = errors if scorer.weights is None else errors * scorer.weights[:, None]
+    return errors.reshape(-1, scorer.bank.draws.group, len(captions)).mean(1)
+
+
+def doubt(scorer: Scorer, refs: Sequence[ImageRef], captions: Sequence[str]) -> tuple[float, float]:
+    """Within ± the first a lead in a grid decides nothing, see `noise`; from the second on it
+    leaves none, see `score_table`."""
+    if not isinstance(scorer, DiffusionScorer):
+        return rounding(scorer.student), _certain(scorer.student)  # type: ignore[attr-defined]
+    drawn = np.stack([_drawn(scorer, ref, captions) for ref in refs], 1)
+    leads = [np.diff(drawn, axis=way).reshape(len(drawn), -1) for way in (1, 2)]
+    spread = np.concatenate(leads, 1).std(0, ddof=1) if len(drawn) > 1 else np.array([np.inf])
+    near = 2 * float(spread.max()) / np.sqrt(len(drawn))
+    return near, 5 * near
+
+
+def _certain(student: Student) -> float:
+    return np.log(20) / float(student.scale)
 
 
 def score_table(
@@ -128,7 +150,7 @@ def score_table(
     for name, scorer in scorers.items():
         found = score(scorer, ref, captions)
         near, known = noise(scorer, ref, captions), getattr(scorer, "student", None)
-        far = np.log(20) / float(known.scale) if known else 5 * near
+        far = _certain(known) if known else 5 * near
         told = {"score": found, "margin": margins(found), "noise": near, "far": far}
         parts.append(pd.DataFrame({"model": name, "caption": [*captions]} | told))
     return pd.concat(parts, ignore_index=True)

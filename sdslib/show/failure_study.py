@@ -7,6 +7,7 @@ folder `atlas` holds the page and the figures.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from sdslib.benchmarks import Benchmark
-from sdslib.checks.captions import shortened
 from sdslib.checks.fingerprints import weights_fingerprints
 from sdslib.checks.notebooks import FailuresConfig
 from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
@@ -26,8 +26,9 @@ from sdslib.experiment import pick_device
 from sdslib.io.paths import folder_at, project_path, shown_path
 from sdslib.io.runs import Run, find_run, finished_runs, open_run, runs_root
 from sdslib.io.sources import DataError
+from sdslib.io.storage import staged_folder
 from sdslib.io.wording import ParameterError, listed
-from sdslib.lab import baseline, relevance
+from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import answers, failures, formatting
 from sdslib.results.comparison import read_scores
@@ -35,7 +36,7 @@ from sdslib.results.settings import Controls, made_by
 from sdslib.results.side_by_side import newest
 from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
-from sdslib.show import figures, item_figures, page, style
+from sdslib.show import figures, item_figures, page, seen, style
 from sdslib.show.atlas import Atlas, build, document, flipped, html
 from sdslib.show.run_picker import RunPicker
 from sdslib.student import load_student
@@ -43,6 +44,8 @@ from sdslib.tables import WINOGROUND_TAGS, TableError, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
 RUNS = "reports/runs"
+DRAWN_BY = "drawn_by"  # beside the page
+MAPPED = 6  # items whose maps the page has
 
 
 @dataclass(frozen=True)
@@ -322,35 +325,62 @@ def _calibration(atlas: Atlas) -> pd.DataFrame:
 
 
 def save(study: Study, drawn: Mapping[str, Any]) -> str:
-    """Write the page and the figures into the run's folder `atlas`; says where the page is."""
+    """Write the page and the figures into the run's folder `atlas`; says where the page is.
+
+    Those of a finished run are left, unless another program drew them: its scores never change.
+    """
     run = study.run
     if not run.finished:
         with run, run.staged("atlas") as folder:
-            (folder / "atlas.html").write_text(document(study.atlas), "utf-8")
-            for name, figure in drawn.items():
-                if isinstance(figure, style.Picture):
-                    style.save(figure, folder, name)
+            _write(folder, study, drawn)
         run.save_results(scores(study))
         run.finish()
+    elif not _is_drawn(run) and os.access(run.path, os.W_OK):
+        with staged_folder(run.path / "atlas") as folder:
+            _write(folder, study, drawn)
     return _page_of(run)
 
 
-def seen(study: Study) -> Any:
-    """Where each run's student, else the untouched one, sees the words of one item: the first that
-    changed, or the first. A sentence where pictures or weights are not there."""
+def _write(folder: Path, study: Study, drawn: Mapping[str, Any]) -> None:
+    _map(study, MAPPED)
+    (folder / "atlas.html").write_text(document(study.atlas), "utf-8")
+    (folder / DRAWN_BY).write_text(page.program())
+    for name, figure in drawn.items():
+        if isinstance(figure, style.Picture):
+            style.save(figure, folder, name)
+
+
+def _is_drawn(run: Run) -> bool:
+    """Whether the run has its page, and by this program, see `page.program`."""
+    kept = run.path / "atlas" / DRAWN_BY
+    return kept.is_file() and kept.read_text() == page.program()
+
+
+def look(study: Study) -> Any:
+    """Where student and teacher see the words of one item's caption: of the first that changed, or
+    the first. A sentence where pictures or weights are not there.
+
+    The page has them of the first `MAPPED`; of a finished study they are not made again.
+    """
+    said = _map(study, 1 if _is_drawn(study.run) else MAPPED)
+    return next(iter(study.atlas.maps.values()), Markdown(said))
+
+
+def _map(study: Study, count: int) -> str:
+    """Bring the atlas to have the maps of `count` items; says why it has none."""
     atlas, config = study.atlas, study.config
-    models = {} if config.scores else chosen(config)
-    here = all(run.weights.is_dir() for run in models.values())
-    if config.scores or not atlas.items or not here:
-        return Markdown("No maps: they need pictures, and the students' weights.")
-    sources = {name: (f"local-dir:{run.weights}", None) for name, run in models.items()}
-    untouched = {UNTOUCHED: (config.clip_model, config.clip_pretrained)}
-    device, item = pick_device(config.device), atlas.items[[*flipped(atlas), *atlas.ids][0]]
-    caption = item.captions[(atlas.true[str(item.id)] or (0,))[0]]
-    asked = (sources or untouched).items()
-    students = {name: load_student(*source, device) for name, source in asked}
-    maps = relevance.maps(students, item.images[0].load(), caption)
-    return item_figures.relevance(maps, f"item {item.id}: {shortened(caption, 60)}")
+    if config.scores or not atlas.items:
+        return "No maps: they need pictures, and the students' weights."
+    items = [atlas.items[i] for i in dict.fromkeys([*flipped(atlas), *atlas.ids])][:count]
+    if len(atlas.maps) >= len(items):
+        return ""
+    models = seen.at_hand(config, chosen(config), TEACHER in atlas.tables, config.device)
+    for item in items:
+        place = (atlas.true[str(item.id)] or (0,))[0]
+        maps = seen.maps(models, item, place, config.seed)
+        if drawn := seen.figure(maps, item, study.world):
+            atlas.maps[str(item.id)] = drawn
+    return " ".join(models.absent) or "No maps: these students' attention says nothing of places."
 
 
 def told(study: Study) -> answers.Sentence:

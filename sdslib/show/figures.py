@@ -30,9 +30,9 @@ Labels = Mapping[tuple[str, str], str]  # tag and label -> the text beside its r
 
 _PANELS = {
     "clip": "L_CLIP (nats)",
-    "sds": "L_SDS (squared error)",
+    "sds": "L_{term} ({unit})",
     "eps_error": "eps error per element",
-    "grad_ratio": "|grad L_SDS| / |grad L_CLIP|",
+    "grad_ratio": "|grad L_{term}| / |grad L_CLIP|",
     "lr": "learning rate",
 }
 
@@ -44,8 +44,10 @@ def history(table: pd.DataFrame, note: str = "", absent: str = "not part of this
     Columns step and, where the arm has them, clip, sds, eps_error (mean squared, per latent
     element), grad_ratio (weighted L_SDS over L_CLIP), lr, and of the validation set `val_` and its
     metrics, of which the first is drawn. A column `run` draws several. `absent` is what the panel
-    of an empty column says.
+    of an empty column says. The table's `attrs` may name the term that is none of SDS.
     """
+    term = table.attrs.get("term") or "SDS"
+    unit = "nats" if term in ("choice", "margin") else "squared error"
     table = table if "run" in table else table.assign(run="")
     kinds = looks(table["run"])
     chosen = next((c for c in table if c.startswith("val_")), "val_text")
@@ -55,10 +57,11 @@ def history(table: pd.DataFrame, note: str = "", absent: str = "not part of this
         part = table.dropna(subset=[column]) if column in table else table.iloc[:0]
         if part.empty:
             ax.text(0.5, 0.5, absent, transform=ax.transAxes, ha="center", color="#666")
-            ax.set(title=label, xticks=[], yticks=[])
+            ax.set(title=label.format(term=term, unit=unit))
+            ax.set_axis_off()
             continue
         style.curves(ax, part, "step", column, "run", kinds)
-        ax.set_title(label)
+        ax.set_title(label.format(term=term, unit=unit))
         ax.yaxis.set_major_formatter(style.percent if column == chosen else style.plain)
         if column == "grad_ratio":
             style.log_axis(ax, 0.004, 0.015)  # the line is in the panel, with room for its words
@@ -388,7 +391,7 @@ def pictures(
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel(text, fontsize=7, labelpad=2)
         ax.spines[:].set_visible(False)
-    figure.head = figure.head or "Pictures"
+    figure.head, figure.photos = figure.head or "Pictures", True
     return figure.telling(captions)
 
 

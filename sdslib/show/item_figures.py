@@ -189,21 +189,25 @@ def relevance(maps: Maps, note: str = "", teacher: str = "teacher") -> Picture:
     student's, Pearson's r with the teacher's map of the same word.
     """
     names, models = maps.names[:_MAPS], list(maps.by_model)
-    title, size = "Where each word is seen", (0.72 * len(names) + 0.9, 0.3 + 0.95 * len(models))
-    figure, axes = style.canvas(title, note, *size, len(names) * len(models), len(names))
+    size = 0.72 * len(names) + 0.9, 0.6 + 0.86 * len(models)
+    figure, (ax,) = style.canvas("Where each word is seen", note, *size)
     hot, told = np.array(to_rgb(style.VERMILLION)), list[str]()
     gray = np.asarray(maps.image.convert("L").resize(_TILE), float)[..., None] / 255
-    for row, model in enumerate(models):
+    for top, model in zip(1.22 * np.arange(len(models)), models, strict=True):
         agree = teacher in models and model != teacher
         r = maps.agreements(model, teacher) if agree else [np.nan] * len(maps.names)
-        for k, name in enumerate(names):
-            ax, seen = axes[row * len(names) + k], maps.by_model[model][k]
+        for left, (seen, share) in enumerate(zip(maps.by_model[model][:_MAPS], r, strict=False)):
             cells = Image.fromarray(((seen - seen.min()) / (np.ptp(seen) or 1)).astype(np.float32))
             full = 0.85 * np.asarray(cells.resize(_TILE, Image.Resampling.BILINEAR))[..., None]
-            ax.imshow((0.35 + 0.65 * gray) * (1 - full) + hot * full)
-            ax.set(xticks=[], yticks=[], title=textwrap.fill(name, 9) if row == 0 else "")
-            ax.set_xlabel("" if np.isnan(r[k]) else f"r {r[k]:.2f}".replace("-", "−"))
-            ax.title.set(fontsize=7, ha="center")
-        axes[row * len(names)].set_ylabel(textwrap.fill(model, 12))
+            tile = (0.35 + 0.65 * gray) * (1 - full) + hot * full
+            ax.imshow(tile, extent=(left, left + 0.94, top + 0.94, top))
+            told_r = "" if np.isnan(share) else f"r {share:.2f}".replace("-", "−")
+            ax.text(left + 0.47, top + 0.97, told_r, ha="center", va="top", fontsize=7)
+        ax.text(-0.06, top + 0.47, textwrap.fill(model, 12), rotation=90, ha="right", va="center")
         told += [f"{model} with the teacher over the whole caption: r {r[0]:.2f}"] * agree
+    for left, name in enumerate(names):
+        ax.text(left + 0.47, -0.06, textwrap.fill(name, 9), ha="center", va="bottom", fontsize=7)
+    ax.set(xlim=(0, len(names) - 0.06), ylim=(1.22 * len(models) - 0.28, 0), aspect="equal")
+    ax.set_axis_off()
+    figure.photos = True
     return figure.telling(told or [f"{', '.join(models)}: {', '.join(names)}"])

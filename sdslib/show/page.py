@@ -8,10 +8,13 @@ offline, through nbconvert, and in a screen reader.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,16 @@ def markdown(view: str, /, **values: Any) -> str:
 def asset(name: str) -> Markup:
     """A style or script that lies beside the templates; in a template `asset("atlas.css")`."""
     return Markup(files("sdslib.show").joinpath("templates", name).read_text("utf-8"))
+
+
+@cache
+def program() -> str:
+    """A hash of all that draws pages and figures: one of another program is drawn anew."""
+    show, digest = Path(__file__).parent, hashlib.sha256()
+    homes = show, show / "templates", show.parent / "results"
+    for path in sorted(path for home in homes for path in home.iterdir() if path.is_file()):
+        digest.update(f"{path.name}\n{path.read_text('utf-8')}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def data_uri(image: Image.Image, side: int = THUMBNAIL, kind: str = "jpeg") -> str:

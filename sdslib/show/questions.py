@@ -240,8 +240,10 @@ class Demo:
         """Every model's grid of two images and two captions, as the atlas of one item."""
         asked = item.images, item.captions, str(item.id)
         with self.turn:
-            own, tables = explain.grid(self.scorers(teacher), *asked)
-        return replace(atlas.build(tables, own), passports={**self.passports})
+            scorers = self.scorers(teacher)
+            own, tables = explain.grid(scorers, *asked)
+            doubts = {name: explain.doubt(s, *asked[:2]) for name, s in scorers.items()}
+        return replace(atlas.build(tables, own), passports={**self.passports}, doubts=doubts)
 
 
 def is_of_world(scorer: Remembering) -> bool:

@@ -39,7 +39,7 @@ from sdslib.results.settings import (
     reported,
 )
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
-from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, style
+from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, seen, style
 from sdslib.show.atlas import Atlas, Query
 
 NAME = "report"
@@ -84,11 +84,13 @@ class Report:
 
 
 def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
-    """The page of these cases and its figures; reads what the runs kept, computes no model."""
+    """The page of these cases and its figures; reads what the runs kept. Models are asked where the
+    words of the first example are seen, if their weights are here."""
     told = [_case(case) for case in cases]
     runs = [run for run, _ in members(cases)]
     count = sum(len(case.runs) for case in cases)
     mini = any(case.config.in_mini_world for case in cases)
+    examples = _examples(config, cases[0])
     whole = page.render(
         NAME,
         title=config.title or TITLE,
@@ -102,12 +104,13 @@ def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
         data=_data(cases[0]),
         cases=told,
         before=UNTOUCHED,
-        **_examples(config, cases[0]),
+        **examples,
         **_parameters(runs),
         **_versions(runs),
         **_again(cases, runs),
     )
     drawn = {f"{n}-{k}": fig for n, one in enumerate(told, 1) for k, fig in one["figures"].items()}
+    drawn |= {"1-maps": examples["maps"]} if examples["maps"] else {}
     return Report(whole, drawn, tuple(cases), output_folder(config))
 
 
@@ -329,7 +332,7 @@ def telling(found: Atlas, before: str, after: str, count: int) -> list[str]:
 def _examples(config: ReportConfig, case: Setting) -> dict[str, Any]:
     """The most telling items of a case, each as the atlas's card and as a table for paper."""
     if not _is_winoground_like(case):
-        return {"examples": None, "absent": ""}
+        return {"examples": None, "absent": "", "maps": None, "unseen": ()}
     benchmark, absent = None, ""
     try:
         benchmark = load_set(case.config.benchmark)
@@ -339,7 +342,21 @@ def _examples(config: ReportConfig, case: Setting) -> dict[str, Any]:
     *_, last = case.scores
     chosen = telling(found, UNTOUCHED, last, config.examples)
     told = [{"card": atlas.card(found, item), "table": _margins(found, item)} for item in chosen]
-    return {"examples": told, "absent": absent}
+    return {"examples": told, "absent": absent} | _maps(config, case, found, chosen)
+
+
+def _maps(
+    config: ReportConfig, case: Setting, found: Atlas, chosen: Sequence[str]
+) -> dict[str, Any]:
+    """Where the first example's words are seen before and after, and by the teacher; or why not."""
+    told: dict[str, Any] = {"maps": None, "unseen": ()}
+    if not chosen or not found.items:
+        return told
+    *_, last = case.scores
+    models = seen.at_hand(case.config, {last: case.run}, True, config.device)
+    maps = seen.maps(models, found.items[chosen[0]], seed=case.config.seed)
+    unseen = (*models.absent, *(f"No map of {n}: {why}." for n, why in maps.refused.items()))
+    return {"maps": seen.figure(maps, found.items[chosen[0]], case.note), "unseen": unseen}
 
 
 def _margins(found: Atlas, item: str) -> pd.DataFrame:

@@ -23,6 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sdslib.io.storage import write_bytes
@@ -53,11 +54,17 @@ _STYLE: Any = {
 }
 
 
-# White becomes the dark theme's back, and every color keeps its hue.
+# White becomes the dark theme's back, and every color keeps its hue. Photographs would be their
+# negative: what shows some is there twice.
 _DARK = (
-    ".drawn { max-width: 100%; height: auto; } [data-jp-theme-light=false] .drawn, "
-    ".vscode-dark .drawn { filter: invert(.93) hue-rotate(180deg); }"
+    ".drawn { max-width: 100%; height: auto; } .drawn.night { display: none; } "
+    ":is([data-jp-theme-light=false], .vscode-dark) { "
+    ".drawn:not(.day, .night) { filter: invert(.93) hue-rotate(180deg); } "
+    ".drawn.day { display: none; } .drawn.night { display: inline; } } "
+    "@media (prefers-color-scheme: dark) { :root:has(> body > .atlas) { "
+    ".drawn.day { display: none; } .drawn.night { display: inline; } } }"
 )
+_PAPER, _INK = "#111111", "#e8e8e8"  # of a picture in a dark theme
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class Picture(Figure):
 
     head, alt = "", ""
     grows = False  # a picture that is soon drawn anew is not to be taken away
+    photos = False  # shows some, which no theme may invert
 
     def telling(self, words: Iterable[str]) -> Picture:
         """The figure itself, with its title and these words (the first twelve) as its `alt`."""
@@ -129,14 +137,37 @@ class Picture(Figure):
         """The picture as an SVG file, whose letters are letters."""
         return _file(self, "svg", PRINT_DPI, {"Title": self.alt, "Date": None, "Creator": None})
 
+    def img(self, width: int, dpi: float = SCREEN_DPI * 1.5) -> str:
+        """The picture in HTML, `width` pixels or less, with its words; goes with a dark theme."""
+        shown = {"drawn": self.png(dpi)}
+        if self.photos:
+            shown = {"drawn day": self.png(dpi), "drawn night": self._night(dpi)}
+        told = f'alt="{html.escape(self.alt)}" width="{width}"'
+        uris = {kind: base64.b64encode(png).decode() for kind, png in shown.items()}
+        return f"<style>{_DARK}</style>" + "".join(
+            f'<img class="{kind}" {told} src="data:image/png;base64,{uri}">'
+            for kind, uri in uris.items()
+        )
+
+    def _night(self, dpi: float) -> bytes:
+        """The same in light letters on dark paper."""
+        letters = [(text, text.get_color()) for text in self.findobj(Text)]
+        self.set_facecolor(_PAPER)
+        for text, _ in letters:
+            text.set_color(_INK)
+        try:
+            return self.png(dpi)
+        finally:
+            self.set_facecolor("white")
+            for text, color in letters:
+                text.set_color(color)
+
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple:
-        data = base64.b64encode(self.png()).decode()
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
         # JupyterLab and nbconvert take the HTML, which keeps the words and goes with a dark theme
-        told = f'alt="{html.escape(self.alt)}" width="{width}" src="data:image/png;base64,{data}"'
         below = "" if self.grows else takeaway.of_figure(self.svg(), self.head)
-        img = f'<img class="drawn" {told}>'
-        markup = f'<style>{_DARK}</style><figure style="margin: 0">{img}{below}</figure>'
+        markup = f'<figure style="margin: 0">{self.img(width)}{below}</figure>'
+        data = base64.b64encode(self.png()).decode()
         shown = {"image/png": data, "text/plain": self.alt, "text/html": markup}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 

@@ -35,16 +35,9 @@ def html(answer: Answer) -> str:
 
 
 def _bars(scores: pd.DataFrame) -> pd.DataFrame:
-    """With `left`, `width` and `near` in percent of each margin's bar, whose middle is zero.
-
-    `near` is how far to both sides the margin decides nothing.
-    """
+    """With `reach`, where the bars of a model's margins end."""
     known = scores[["margin", "noise", "far"]].abs().replace(np.inf, np.nan)
-    reach = known.max(axis=1).groupby(scores["model"]).transform("max")
-    # square roots, or a caption that is far behind would hide what is close
-    share = scores[["margin", "noise"]].abs().div(reach.where(reach > 0, 1), axis=0).clip(upper=1)
-    margin, near = (50 * np.sqrt(share[name].fillna(0)) for name in share)
-    return scores.assign(left=50 - margin * (scores["margin"] < 0), width=margin, near=near)
+    return scores.assign(reach=known.max(axis=1).groupby(scores["model"]).transform("max"))
 
 
 def pair_html(demo: Demo, item: Item, teacher: bool = False, notes: Sequence[str] = ()) -> str:
