@@ -67,7 +67,7 @@ fuzz: $(TOOLS) ## feed a PARSER with damaged files for SECONDS of CPU (PARSER=al
 bench: $(READY) ## speed and memory as ratios against straightforward code; fails where one falls short
 	python -m benchmarks
 
-bench-gpu: $(READY) ## the paper's models at full size with random weights, where there is a GPU
+bench-gpu: $(READY) ## the paper's models, and SDXL, at full size with random weights, where there is a GPU
 	python -m benchmarks.gpu
 
 check: $(READY) ## lint, format, types and the tests that take no models, in under a minute

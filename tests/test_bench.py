@@ -187,6 +187,31 @@ def test_the_rows_for_a_gpu_are_those_of_any_device(config):
     assert "measured" in table([found["F7"]])
 
 
+@pytest.mark.slow
+def test_the_rows_are_those_of_a_later_family_too(config, tmp_path):
+    found = gpu.measure(override(config, teacher=str(tiny.save_xl(tmp_path / "xl"))), rounds=1)
+    assert len(found) == 9
+    assert all(row.measured > 0 for row in found if row.id != "F7")
+
+
+def test_a_batch_that_memory_refuses_is_halved():
+    def rows(batch):
+        if batch > 2:
+            raise torch.OutOfMemoryError
+        return [batch]
+
+    assert gpu.fitting(rows, 8) == [2]
+
+
+def test_both_teachers_are_measured_and_one_that_falls_short_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "override", lambda config, **given: given["teacher"])
+    monkeypatch.setattr(gpu, "measure", lambda name: [Row("X", name, len(name), 44)])
+    assert (gpu.main([]), gpu.main(["--teacher", "x" * 44])) == (1, 0)
+    said = capsys.readouterr().out
+    assert all(said.count(name) == 2 for name in gpu.TEACHERS)
+
+
 def test_the_papers_hours_are_its_steps_times_their_seconds():
     assert gpu.steps(preset("paper")) == 18_480
     assert gpu.hours(0.25, preset("paper")) == pytest.approx(1.28333, abs=1e-5)
@@ -226,7 +251,7 @@ def test_the_share_of_the_roofline_is_what_was_computed_over_what_could_be(
 ):
     monkeypatch.setattr(gpu.dry_run, "name_and_memory", lambda device: ("NVIDIA H100 80GB HBM3", 1))
     monkeypatch.setattr(gpu, "timed", lambda job, clock, rounds: 4 / 390)
-    monkeypatch.setattr(gpu, "flops", lambda unet, tokens: 803_273_441_280)
+    monkeypatch.setattr(gpu, "flops", lambda *_: 803_273_441_280)
     speed, share = gpu.speed_rows(models.teacher, config, 1)
     assert speed.measured == pytest.approx(390)
     assert share.measured == pytest.approx(0.3966, abs=1e-4)
@@ -237,7 +262,8 @@ def test_stable_diffusions_unet_takes_803_gigaflop_a_call():
     shape = json.loads((SHAPES / "stable-diffusion-v1-4/unet/config.json").read_text())
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(shape)
-    assert gpu.flops(unet, 77) / 1e9 == pytest.approx(803, abs=0.5)
+        z, text = torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 768)
+    assert gpu.flops(unet, z, text) / 1e9 == pytest.approx(803, abs=0.5)
 
 
 def test_a_time_is_the_median_without_the_first():

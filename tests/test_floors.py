@@ -76,7 +76,7 @@ DOORS = {
     "pydantic": {
         *("config", "checks.guard", "checks.notebooks", "io.sources", "sets.pair_files"),
         *("sets.shuffles", "sets.overlap", "sets.aro", "sets.sugarcrepe", "sets.winoground"),
-        *("sets.grids", "sets.choices"),
+        *("sets.grids", "sets.choices", "sets.packaged"),
     },
     "spacy": {"sets.shuffles"},
     "safetensors": {

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from sdslib import metrics
 from sdslib.benchmarks import TOTALS, load_benchmark
 from sdslib.io import hub
 from sdslib.io.sources import AccessError, DataError
+from sdslib.sets.packaged import PACKAGES
 
 REPOS = {"mmvp": "MMVP/MMVP_VLM", "bivlc": "imirandam/BiVLC", "vismin": "mair-lab/vismin-bench",
          "colorswap": "stanfordnlp/colorswap"}  # fmt: skip
@@ -224,6 +226,68 @@ def test_images_that_tell_a_coco_id_keep_it_in_their_names(tmp_path):
     items = load_benchmark(f"bivlc:{layouts.bivlc(tmp_path)}").items
     names = [ref.name.rpartition("[")[2] for ref in items[3].images]
     assert names == ["3].image:000000000003.jpg", "3].negative_image"]
+
+
+# --- ARO and SugarCrepe as mteb packages them ----------------------------------------------------
+
+
+def package(tmp_path, name, monkeypatch, change=lambda rows: None):
+    """The package from a Hub that `datasets` would read; its rows changed."""
+    files = sorted((layouts.mteb(tmp_path / name, name) / "data").glob("*.parquet"))
+    rows = pa.concat_tables([pq.read_table(p) for p in files]).to_pylist()
+    change(rows)
+    found, column = datasets.Dataset.from_list(rows), PACKAGES[name].image
+    found = found.cast_column(column, datasets.Image(decode=False))
+    monkeypatch.setattr("sdslib.sets.packaged.hub_dataset", lambda *args, **options: found)
+    return load_benchmark(f"{name}:mteb/Some@v1")
+
+
+@pytest.mark.parametrize(
+    ("name", "captions", "tags"),
+    [
+        ("aro-relation", ("false_caption of 1", "true_caption of 1"), {"relation": "left of"}),
+        ("aro-attribution", ("false_caption of 1", "true_caption of 1"),
+         {"attributes": "red_tall 1"}),
+        ("coco-order", ("correct_caption of 1", *(f"hard_text_{n} of 1" for n in range(1, 5))),
+         {"identity": ""}),
+        ("flickr-order", ("correct_caption of 1", *(f"hard_text_{n} of 1" for n in range(1, 5))),
+         {"identity": ""}),
+        ("sugarcrepe", ("caption of 1", "negative_caption of 1"), {}),
+    ],
+)  # fmt: skip
+def test_a_package_is_the_set_with_its_frozen_captions(tmp_path, monkeypatch, name, captions, tags):
+    found = package(tmp_path, name, monkeypatch)
+    assert (found.name, found.kind, found.total) == (name, "choice", TOTALS[name])
+    item = found.items[1]
+    assert (item.captions, item.tags) == (captions, tags)
+    assert item.captions[item.answer].startswith(("true", "correct", "caption"))
+    pictures = [item.images[0] for item in found.items]
+    cut = name in ("aro-relation", "aro-attribution")
+    assert len({ref.key for ref in pictures}) == (4 if cut else 2)
+    assert (pictures[1].load().size == (8, 6)) is cut
+    assert pictures[0].size == len(layouts.picture(0)["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("aro-relation", lambda r: r[1]["bbox"].update(w=0.0), r"\[1\]\.bbox\.w: "),
+        ("coco-order", lambda r: r[1].update(hard_text_2=" "), r"\[1\]\.captions\[2\]: is empty"),
+        ("coco-order", lambda r: r[1].update(images=None), r"\[1\]\.images: has no image"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_package_is_named_by_its_place(tmp_path, monkeypatch, name, change, message):
+    with pytest.raises(DataError, match=message):
+        package(tmp_path, name, monkeypatch, change)
+
+
+@fault("package of another set")
+def test_a_package_of_another_set(tmp_path, monkeypatch):
+    def spoil(rows):
+        for row in rows:
+            row.pop("caption")
+
+    return refused(DataError, package, tmp_path, "sugarcrepe", monkeypatch, spoil)
 
 
 def bivlc_authors(s):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hub import layouts
 from hub.server import TOKEN, Hub
@@ -30,16 +31,22 @@ def served(tmp_path_factory):
     there.stop()
 
 
-def papermill(folder, name, given, **environment):
-    words = [w for key, value in (SETTINGS | given).items() for w in ("-p", key, str(value))]
-    out = folder / f"{name}.ipynb"
+def python(folder, *words, **environment):
+    """What a module prints, with an empty cache of the Hub's in the folder."""
     hub = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0",
            "TRANSFORMERS_OFFLINE": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "notebooks/02_finetune.ipynb", str(out), *words],
+        [sys.executable, "-m", *words],
         cwd=ROOT, env=os.environ | hub | environment, capture_output=True, text=True, timeout=540,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def papermill(folder, name, given, **environment):
+    words = [w for key, value in (SETTINGS | given).items() for w in ("-p", key, str(value))]
+    out = folder / f"{name}.ipynb"
+    python(folder, "papermill", "notebooks/02_finetune.ipynb", str(out), *words, **environment)
     return json.loads(out.read_text())
 
 
@@ -83,3 +90,32 @@ def test_preset_paper_runs_with_a_teacher_of_a_later_family(served, tmp_path, sh
     assert found["params"]["teacher"] == repo
     assert {"student", "teacher", "winoground"} <= found["data"].keys()
     assert list(tmp_path.glob("*/results.parquet"))
+
+
+SETS = {"bivlc": "imirandam/BiVLC", "mmvp": "MMVP/MMVP_VLM", "colorswap": "stanfordnlp/colorswap",
+        "aro-relation": "mteb/ARO-Visual-Relation",
+        "coco-order": "mteb/ARO-COCO-order"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sets_of_the_hub_are_scored_in_one_table_and_then_offline_alike(served, tmp_path):
+    for name, repo in SETS.items():
+        folder = served.folder(repo, "datasets")
+        layouts.mteb(folder, name) if "mteb" in repo else getattr(layouts, name)(folder)
+    served.gated.add(SETS["colorswap"])
+    layouts.open_clip_model(served.folder("laion/small"), pickled=False)
+    named = ",".join(f"{name}:{repo}" for name, repo in SETS.items())
+    boards = []
+    for way in ({"HF_ENDPOINT": served.url, "HF_TOKEN": TOKEN}, {"HF_HUB_OFFLINE": "1"}):
+        asked, table = len(served.asked), tmp_path / f"{len(boards)}.csv"
+        given = {"benchmark": named, "clip_model": "hf-hub:laion/small", "device": "cpu",
+                 "runs": str(tmp_path / table.stem)}  # fmt: skip
+        words = [w for pair in given.items() for w in ("-p", *pair)]
+        said = python(tmp_path, "sdslib.lab.scoreboard", "--table", str(table), *words, **way)
+        assert all(f"{name} " in said for name in SETS)
+        assert (len(served.asked) == asked) == ("HF_HUB_OFFLINE" in way)
+        boards.append(pd.read_csv(table))
+    assert boards[0].equals(boards[1])
+    counts = boards[0][boards[0]["over"] == "all"].groupby("set")["n"].first().to_dict()
+    assert counts == {"bivlc": 6, "mmvp": 3, "colorswap": 4, "aro-relation": 4, "coco-order": 4}
+    assert boards[0]["partial"].all()

@@ -10,7 +10,7 @@ import test_verdicts
 import tiny
 import torch
 import torch.nn.functional as F
-from faults.catalog import each, refused
+from faults.catalog import each, fault, refused
 
 from sdslib import evaluate, experiment, tables
 from sdslib.checks import models, teacher_files
@@ -154,7 +154,6 @@ def test_the_denoising_loss_is_that_of_diffusers_training_example(
     ("family", "space", "told"),
     [
         ("xl", "u", r"'u' belongs to a teacher of flow matching, .* betas; take 'eps' or 'v'"),
-        ("sd3", "v", r"'v' belongs to a teacher of a schedule of betas, .*; take 'eps' or 'u'"),
         ("flux", "v", "'v' belongs to a teacher of a schedule of betas"),
         ("stabilityai/stable-diffusion-3.5-medium", "v", "'v' belongs to"),
         ("xl", "v", None),
@@ -171,6 +170,12 @@ def test_a_space_that_is_not_the_teachers_is_refused_by_the_guard(folders, famil
         else:
             found = validate(FinetuneConfig, given | {"arm": arm})
             assert ("sds_space" in found.identity()) == (arm == "sds")
+
+
+@fault("error in a space that is not the teacher's")
+def test_an_error_in_a_space_that_is_not_the_teachers(folders):
+    given = {"teacher": str(folders["sd3"]), "sds_space": "v"}
+    return refused(ParameterError, validate, FinetuneConfig, given)
 
 
 def test_a_space_that_the_guard_could_not_refuse_is_refused_before_weights_load(world, folders):

@@ -5,6 +5,7 @@
     sugarcrepe  false captions of seven kinds, and two true ones against a false
     choices     other sets of one image and several captions, in parts: VALSE, What'sUp, NegBench
     grids       other sets of two images and two captions
+    packaged    ARO and SugarCrepe as mteb's packages on the Hub hold them
     zero_shot   classes as captions
     retrieval   which caption belongs to which image of them all
     origins     whose each set is, its licence and size, and the way to get it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from sdslib.benchmarks import TOTALS, Benchmark, Item
+from sdslib.io.hub import is_repo
 from sdslib.io.paths import project_path
 from sdslib.io.sources import (
     ALL_SPLITS,
@@ -20,8 +20,9 @@ from sdslib.io.sources import (
     file_refs,
     read_json,
 )
+from sdslib.sets.packaged import packaged
 from sdslib.sets.pair_files import KarpathyRow
-from sdslib.sets.shuffles import SHUFFLES, Tagger, freeze, read_frozen, spacy_tagger
+from sdslib.sets.shuffles import Tagger, freeze, read_frozen, spacy_tagger, unchanged
 
 
 class AroRow(BaseModel):
@@ -76,6 +77,8 @@ def aro_attribution(root: str | Path, total: int | None = TOTALS["aro-attributio
 def _aro(
     name: str, root: str | Path, model: type[RelationRow | AttributionRow], total: int | None
 ) -> Benchmark:
+    if is_repo(str(root)):
+        return packaged(name, str(root), total)
     folder = project_path(root)
     path = folder / f"visual_genome_{name.removeprefix('aro-')}.json"
     if not path.is_file() or not (folder / "images").is_dir():
@@ -101,11 +104,14 @@ def coco_order(
     """COCO-Order: the caption among four shuffles of it, the true one first.
 
     `annotations` is coco_karpathy_test.json, `images` the folder its paths start from (its own by
-    default). The authors shuffle anew at every load; here the negatives are made once, from seed 0
-    and by `tagger` (spaCy by default), frozen in `negatives` (NAME_negatives.json beside the
-    annotations by default) and checked against their hash ever after. Tagged `identity`: the
-    shuffles that gave the true caption back, ties for any model. Raises `DataError`.
+    default); or it is a package on the Hub. The authors shuffle anew at every load; the negatives
+    of a package are what its makers drew, here they are made once, from seed 0 and by `tagger`
+    (spaCy by default), frozen in `negatives` (NAME_negatives.json beside the annotations by
+    default) and checked against their hash ever after. Tagged `identity`: the shuffles that gave
+    the true caption back, ties for any model. Raises `DataError`.
     """
+    if is_repo(str(annotations)):
+        return packaged("coco-order", str(annotations), total)
     path = project_path(annotations)
     root = Root(project_path(images) if images else path.parent)
     found = read_json(path)
@@ -119,7 +125,13 @@ def coco_order(
         freeze(truths, tagger or spacy_tagger(kept), kept)
     options = read_frozen(kept, truths)
     items = tuple(
-        Item(key, (refs[int(key.split("#")[0])],), captions, 0, tags={"identity": _same(captions)})
+        Item(
+            key,
+            (refs[int(key.split("#")[0])],),
+            captions,
+            0,
+            tags={"identity": unchanged(captions)},
+        )
         for key, captions in options.items()
     )
     return Benchmark("coco-order", "choice", items, total or len(items), str(annotations))
@@ -135,7 +147,3 @@ def flickr_order(
     """Flickr30k-Order, from flickr30k_test.json; otherwise as `coco_order`."""
     found = coco_order(annotations, images, negatives, tagger, total)
     return replace(found, name="flickr-order")
-
-
-def _same(captions: Sequence[str]) -> str:
-    return "|".join(p for p, c in zip(SHUFFLES, captions[1:], strict=True) if c == captions[0])

@@ -88,6 +88,11 @@ def _shuffled(words: Sequence[str], places: Sequence[int], rng: np.random.Genera
     return found
 
 
+def unchanged(captions: Sequence[str]) -> str:
+    """The shuffles that gave the true caption, the first, back: ties for any model."""
+    return "|".join(p for p, c in zip(SHUFFLES, captions[1:], strict=True) if c == captions[0])
+
+
 class FrozenRow(BaseModel):
     """The five captions of one item, the true one first."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from sdslib.benchmarks import TOTALS, Benchmark, Item
+from sdslib.io.hub import is_repo
 from sdslib.io.paths import project_path
 from sdslib.io.sources import (
     Caption,
@@ -18,6 +19,7 @@ from sdslib.io.sources import (
     unique_ids,
 )
 from sdslib.sets.origins import VAL2017, image_home, located
+from sdslib.sets.packaged import packaged
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att",
               "swap_obj")  # fmt: skip
@@ -46,8 +48,11 @@ def sugarcrepe(
     """All seven subsets of SugarCrepe, tagged `subset`; the true caption first.
 
     `root` holds add_att.json ... swap_obj.json, itself or in `data/`; `images` is COCO val2017 (by
-    default a folder val2017 beside them). Raises `DataError` where a subset is missing.
+    default a folder val2017 beside them); or it is a package on the Hub, which has no such tag.
+    Raises `DataError` where a subset is missing.
     """
+    if is_repo(str(root)):
+        return packaged("sugarcrepe", str(root), total)
     folder = project_path(root)
     home = folder if (folder / "add_att.json").is_file() else folder / "data"
     missing = [f"{name}.json" for name in SUGARCREPE if not (home / f"{name}.json").is_file()]

@@ -29,6 +29,7 @@ from sdslib.checks.models import SHAPES
 from sdslib.io.families import encoders_of, parts_of, tokenizer_of
 from sdslib.io.model_files import teacher_index
 from sdslib.lab.random_models import drawn
+from sdslib.sets.packaged import PACKAGES
 from sdslib.teacher import class_of
 
 TEXT, SIDE = 32, 8  # width of the text encoder, and latents a side
@@ -338,6 +339,20 @@ def mmvp(folder: Path, pairs: int = 3) -> Path:
     return folder
 
 
+def mteb(folder: Path, name: str, count: int = 4) -> Path:
+    """mteb/ARO-Visual-Relation and its like: two rows an image, which is inside."""
+    package, rows = PACKAGES[name], []
+    for i in range(count):
+        row = {package.image: picture(i // 2)}
+        row |= {column: f"{column} of {i}" for column in package.captions}
+        if package.tag[1]:
+            names = {"relation_name": ("on", "left of")[i % 2], "attributes": ["red", f"tall {i}"]}
+            bbox = {"x": 4.0 * (i % 2), "y": 0.0, "w": 8.0, "h": 6.0}
+            row |= {package.tag[1]: names[package.tag[1]], "bbox": bbox}
+        rows.append(row)
+    return _tables(folder, rows, (package.image,), package.split)
+
+
 def _dataset(rows: list[dict], images: tuple[str, ...]) -> datasets.Dataset:
     made = datasets.Dataset.from_list(rows)
     for column in images:
@@ -345,11 +360,11 @@ def _dataset(rows: list[dict], images: tuple[str, ...]) -> datasets.Dataset:
     return made
 
 
-def _tables(folder: Path, rows: list[dict], images: tuple[str, ...]) -> Path:
+def _tables(folder: Path, rows: list[dict], images: tuple[str, ...], split: str = "test") -> Path:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     made = _dataset(rows, images)
     for n in range(2):
-        made.shard(2, n).to_parquet(folder / f"data/test-0000{n}-of-00002.parquet")
+        made.shard(2, n).to_parquet(folder / f"data/{split}-0000{n}-of-00002.parquet")
     return folder
 
 
