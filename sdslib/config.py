@@ -40,6 +40,7 @@ class Arm(NamedTuple):
 
     sds: str | None = "train:sds_term"  # in the place of L_SDS; None: no teacher is needed
     clip: str | None = "train:clip_term"  # in the place of L_CLIP
+    weighs: str = "SDS"  # the name of the second term, after L_
     denoises: bool = True  # its second term is a denoising error of z = h_w(f(x))
     maps: bool = True  # it has a map h_w
     text: bool = False  # its second term teaches the text tower too
@@ -73,6 +74,7 @@ ARMS: dict[str, Arm] = {
     "random-teacher": Arm(),
     "latent-regression": Arm(
         "arms.controls:regression_term",
+        weighs="regression",
         denoises=False,
         ignores=frozenset({"sds_gradient", "sds_space", "t_min", "t_max"}),
     ),
@@ -85,12 +87,14 @@ ARMS: dict[str, Arm] = {
     "sds-text": Arm("arms.text:text_term", text=True),
     "sds-margin": Arm(
         "arms.margin:margin_term",
+        weighs="margin",
         denoises=False,
         negatives=True,
         ignores=frozenset({"sds_gradient", "sds_space"}),
     ),
     "teacher-choice": Arm(
         "arms.choice:choice_term",
+        weighs="choice",
         denoises=False,
         maps=False,
         text=True,
@@ -373,11 +377,8 @@ def inert(config: FinetuneConfig, ratio: float) -> str:
     """That a term does next to nothing where its gradient is so large a share of L_CLIP's."""
     if not 0 < ratio < INERT:
         return ""
-    weight = config.sds_weight
-    term = "L_SDS" if ARMS[config.arm].denoises else f"the term of {config.arm}"
-    told = (
-        f"{term} is inert at sds_weight {weight:g}: its gradient is {100 * ratio:.2g}% of L_CLIP's"
-    )
+    weight, share = config.sds_weight, f"its gradient is {100 * ratio:.2g}% of L_CLIP's"
+    told = f"L_{ARMS[config.arm].weighs} is inert at sds_weight {weight:g}: {share}"
     return f"{told}; sds_weight {0.1 * weight / ratio:.1g} would make it 10%"
 
 

@@ -417,7 +417,8 @@ class Loop:
             return None
         sds = self.config.sds_weight * _norm(terms["sds"], self.models.trained)
         if sds == 0 and step == first:
-            raise TrainingError("L_SDS gives no gradient to any trainable parameter of the student")
+            term = f"L_{ARMS[self.config.arm].weighs} gives no gradient to"
+            raise TrainingError(f"{term} any trainable parameter of the student")
         if "clip" not in terms:
             return None
         ratio = sds / max(_norm(terms["clip"], self.models.trained), 1e-30)

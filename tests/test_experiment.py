@@ -93,6 +93,12 @@ def test_settings_that_lead_to_nothing_are_told(tmp_path):
     assert roles.cautions(alone, many)[0].startswith("batch_size 1: L_CLIP is 0")
     assert roles.cautions(override(alone, arm="hard-negatives"), many) == []
     assert roles.cautions(fast, many)[0].startswith("lr 1e+09 is far above what trains CLIP")
+    (short,) = roles.cautions(override(usual, steps=20), many)
+    assert short.startswith("warmup 15 of 20 steps: ")
+    assert short.endswith("a warmup of 2")
+    assert roles.cautions(override(usual, steps=20, warmup=10), many) == []
+    assert roles.cautions(override(usual, epochs=10), many) == [short]
+    assert roles.cautions(override(usual, steps=1), many) == []
 
 
 def test_the_cautions_of_a_run_are_warned_of_when_its_data_load(config):

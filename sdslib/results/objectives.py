@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from sdslib.config import ARMS, FinetuneConfig
@@ -10,8 +9,8 @@ from sdslib.io.paths import without_places
 
 
 class Words(NamedTuple):
-    """An arm's formula, `{w}` its weight; what its own term is, after "where"; the teacher's row,
-    `{}` its name."""
+    """An arm's formula, `{weighed}` its own term with its weight; what that term is, after "where";
+    the teacher's row, `{}` its name."""
 
     formula: str
     term: str
@@ -21,20 +20,20 @@ class Words(NamedTuple):
 _DENOISED = "a frozen diffusion model denoises a linear map of CLIP's"
 _SDS = f"L_SDS is the error with which {_DENOISED} image embedding under the"
 OBJECTIVES = {
-    "sds": Words("L_CLIP + {w} * L_SDS", f"{_SDS} image's caption"),
+    "sds": Words("L_CLIP + {weighed}", f"{_SDS} image's caption"),
     "clip-only": Words("L_CLIP", "no teacher takes part: the control", "none"),
-    "sds-only": Words("{w} * L_SDS", f"{_SDS} image's caption"),
+    "sds-only": Words("{weighed}", f"{_SDS} image's caption"),
     "shuffled-captions": Words(
-        "L_CLIP + {w} * L_SDS",
+        "L_CLIP + {weighed}",
         f"{_SDS} caption of another image of the batch: a control",
     ),
     "random-teacher": Words(
-        "L_CLIP + {w} * L_SDS",
+        "L_CLIP + {weighed}",
         f"{_SDS} image's caption, and the diffusion model has learnt nothing: a control",
         "{}, the weights of its UNet drawn at random",
     ),
     "latent-regression": Words(
-        "L_CLIP + {w} * L_regression",
+        "L_CLIP + {weighed}",
         "L_regression is the squared distance between a linear map of CLIP's image embedding and "
         "the image's latent, and no UNet is asked: a control",
         "{}, its VAE alone",
@@ -54,17 +53,17 @@ OBJECTIVES = {
         if arm.several
     },
     "sds-text": Words(
-        "L_CLIP + {w} * L_SDS",
+        "L_CLIP + {weighed}",
         f"L_SDS is the error with which {_DENOISED} embedding under the image's caption, half of "
         "it on the image's embedding and half on the caption's",
     ),
     "sds-margin": Words(
-        "L_CLIP + {w} * L_margin",
+        "L_CLIP + {weighed}",
         f"L_margin is small where {_DENOISED} image embedding better under the image's caption c "
         "than under a false one c′ of its words; its gradient goes through the UNet",
     ),
     "teacher-choice": Words(
-        "L_CLIP + {w} * L_choice",
+        "L_CLIP + {weighed}",
         "L_choice is the cross-entropy of the student's choice between a caption and false ones of "
         "its words to the choice of a frozen diffusion model, which sees the image and is not told "
         "the true one; no gradient goes through that model",
@@ -75,14 +74,15 @@ OBJECTIVES = {
 def objective_in_words(config: FinetuneConfig) -> str:
     """The run's objective in one line."""
     named = "" if ARMS[config.arm].sds is None or config.arm in ("sds", "sds-only") else config.arm
-    told = OBJECTIVES[config.arm].formula.format(w=f"{config.sds_weight:g}")
+    weighed = f"{config.sds_weight:g} * L_{own_term(config)}"
+    told = OBJECTIVES[config.arm].formula.format(weighed=weighed)
     return f"{told}, arm {named}" if named else told
 
 
 def own_term(config: FinetuneConfig) -> str:
     """The name of the term that the arm weighs, as SDS; "" where it has none."""
-    found = re.search(r"\* L_(\w+)", OBJECTIVES[config.arm].formula)
-    return found[1] if found else ""
+    arm = ARMS[config.arm]
+    return arm.weighs if arm.sds else ""
 
 
 def taught_by(config: FinetuneConfig, teacher: str) -> str:

@@ -28,6 +28,7 @@ from sdslib.pairs import Pairs, load_pairs, some
 from sdslib.sets import overlap, retrieval
 from sdslib.sets.overlap import Shared
 from sdslib.student import imagenet_classes
+from sdslib.train import total_steps
 
 VALIDATION = "validation"
 HELD_OUT, NONE = "held-out", "none"
@@ -118,7 +119,7 @@ def load_data(config: FinetuneConfig) -> Data:
 
 
 def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
-    """What is allowed and leads to nothing: a batch of one, few captions, too high a rate."""
+    """What is allowed and leads to nothing: a batch of one, few captions, too high a rate, …"""
     found, size = list[str](), config.batch_size
     contrastive = ARMS[config.arm].clip is not None
     if size == 1 and ARMS[config.arm].clip == "train:clip_term":
@@ -137,6 +138,12 @@ def cautions(config: FinetuneConfig, pairs: Pairs) -> list[str]:
                 f"caption_noise {config.caption_noise:g}: {without:.0%} of the captions have no "
                 f"false one and stay true, so that {config.caption_noise * (1 - without):.0%} lie"
             )
+    steps = total_steps(config, pairs)
+    if 2 * min(config.warmup, steps - 1) > steps:
+        found.append(
+            f"warmup {config.warmup} of {steps} steps: the rate climbs for most of the run; take "
+            f"more steps, or a warmup of {steps // 10}"
+        )
     if config.lr > MOST_LR:
         found.append(f"lr {config.lr:g} is far above what trains CLIP (1e-6 to 1e-2); lower it")
     return found
