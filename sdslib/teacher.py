@@ -31,7 +31,7 @@ from sdslib.checks.teacher_files import (
 )
 from sdslib.config import derive_seed
 from sdslib.io import model_files
-from sdslib.io.families import encoders_of, family_of, parts_of, tokenizer_of
+from sdslib.io.families import T5, encoders_of, family_of, parts_of, tokenizer_of
 from sdslib.io.images import central
 from sdslib.io.lazy import named
 from sdslib.io.model_files import WeightsError, shown
@@ -44,9 +44,9 @@ CACHE_BYTES = 2**29  # of caption embeddings: 2,000 captions of Stable Diffusion
 class Teacher(nn.Module):
     """A Stable Diffusion that stays frozen and in evaluation mode whatever its parent does.
 
-    The UNet computes in `precision`; VAE, text encoder, schedule and everything that goes in or
-    comes out are float32. A later family's `unet` may be a transformer, and its text encoders and
-    tokenizers are several, in lists.
+    The UNet computes in `precision`, and T5 in bfloat16 with it; VAE, CLIP's text encoders,
+    schedule and everything that goes in or comes out are float32. A later family's `unet` may be a
+    transformer, and its text encoders and tokenizers are several, in lists.
     """
 
     unet: Any
@@ -265,11 +265,11 @@ def load_teacher(
 ) -> Teacher:
     """Load a pipeline of `io.families` from a folder, or from the Hub by id and revision.
 
-    `precision` is the UNet's: fp32, bf16 or fp16. `random_weights_seed` draws the UNet's weights
-    anew (the control without knowledge): the same architecture, schedule, VAE and text encoder.
-    `checkpointing` recomputes the UNet's activations in the backward pass. `variant` takes the
-    files of weights of that name (fp16), lifted to float32. WeightsError (what, where, what to do)
-    for a folder that is not complete, not safetensors, or does not fit itself.
+    `precision` is the UNet's: fp32, bf16 or fp16; see `lower`. `random_weights_seed` draws the
+    UNet's weights anew (the control without knowledge): the same architecture, schedule, VAE and
+    text encoder. `checkpointing` recomputes the UNet's activations in the backward pass. `variant`
+    takes the files of weights of that name (fp16), lifted to float32. WeightsError (what, where,
+    what to do) for a folder that is not complete, not safetensors, or does not fit itself.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
@@ -282,10 +282,22 @@ def load_teacher(
         parts[denoiser] = _drawn_anew(parts[denoiser], random_weights_seed)
     if checkpointing:
         parts[denoiser].enable_gradient_checkpointing()
-    nn.Module.to(parts[denoiser], PRECISIONS[precision])  # diffusers' own `to` warns of nothing
+    lower(index, parts, precision)
     tokenizers = [load_tokenizer(folder, tokenizer_of(encoder)) for encoder in encoders_of(index)]
     scheduler = configs["scheduler/scheduler_config.json"]
     return assemble(index, parts, tokenizers, scheduler, shown(source)).to(device)
+
+
+def lower(index: Mapping[str, Any], parts: Mapping[str, Any], precision: str) -> None:
+    """The denoiser in its precision; below fp32 also T5, whose billions would take 19 GB.
+
+    In bfloat16, for fp16's range is too small for T5's activations.
+    """
+    denoiser, *others = parts_of(index)
+    nn.Module.to(parts[denoiser], PRECISIONS[precision])  # diffusers' own `to` warns of nothing
+    for part in others:
+        if precision != "fp32" and parts_of(index)[part] == T5:
+            nn.Module.to(parts[part], torch.bfloat16)
 
 
 def assemble(

@@ -19,7 +19,7 @@ from sdslib.checks.guard import validate
 from sdslib.config import FinetuneConfig
 from sdslib.io.model_files import WeightsError
 from sdslib.io.wording import ParameterError
-from sdslib.lab import dry_run, relevance, verdicts
+from sdslib.lab import doctor, dry_run, relevance, verdicts
 from sdslib.lab.random_models import random_teacher
 from sdslib.losses import denoising_loss, space_weight
 from sdslib.pairs import load_pairs
@@ -266,6 +266,25 @@ def test_without_t5_zeros_stand_in_its_place_as_in_diffusers(tmp_path):
     assert not [name for name in fingerprints if "_3" in name]
 
 
+@pytest.mark.parametrize("family", FLOWS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_t5_is_in_bf16_below_fp32_and_all_else_that_reads_text_in_fp32(
+    folders, teachers, family, precision
+):
+    def read(one):
+        text = one.embed_texts(CAPTIONS)
+        return unpack(text, one.unet.config.pooled_projection_dim)
+
+    low, whole = load_teacher(str(folders[family]), precision=precision), teachers[family]
+    kinds = {e.config.model_type: e.dtype for e in low.text_encoder}
+    assert kinds == {"clip_text_model": torch.float32, "t5": torch.bfloat16}
+    assert {e.dtype for e in whole.text_encoder} == {torch.float32}
+    (states, pooled), (exact, same) = read(low), read(whole)
+    assert torch.equal(pooled, same)
+    assert states.dtype == torch.float32
+    assert 0 < (states - exact).norm() < 0.02 * exact.norm()
+
+
 def test_guidance_is_told_only_to_a_transformer_that_takes_it(tmp_path, teachers):
     free = load_teacher(str(tiny.save_flux(tmp_path / "flux", guidance=False)))
     z, t, text = latents(), torch.tensor([20, 700]), free.embed_texts(CAPTIONS)
@@ -469,6 +488,17 @@ def test_the_scorer_tells_the_right_pair_from_the_wrong_of_items_that_were_fitte
     ((right, wrong), (other_wrong, other_right)) = tables.grids_of(table)[0]
     assert right > wrong
     assert other_right > other_wrong
+
+
+def test_a_dry_run_counts_what_is_held_in_half_precision(world, folders):
+    found = settings(world, folders["sd3"], precision="bf16")
+    models = dry_run.stand_ins(found, torch.device("cpu"))
+    held = [
+        p for part in (models.student, models.teacher, models.bridge) for p in part.parameters()
+    ]
+    learning = [*models.trained, *models.bridge.parameters()]
+    total = sum(p.nbytes for p in held) + 3 * sum(p.nbytes for p in learning)
+    assert doctor.weights_bytes(dry_run.parameters(models), "bf16") == total
 
 
 def test_a_word_is_seen_somewhere_by_a_unet_alone(teachers):

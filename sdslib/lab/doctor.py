@@ -159,13 +159,13 @@ def _learning(counts: Mapping[str, int]) -> int:
 
 
 def weights_bytes(counts: Mapping[str, int], precision: str) -> int:
-    """What `dry_run.parameters` and the optimizer's state take: float32, the UNet in its precision.
+    """What `dry_run.parameters` and the optimizer's state take: float32, but the UNet and T5.
 
     Each number that learns has a gradient and two moments beside it.
     """
     whole = counts["student"] + counts.get("h_w, trained", 0) + _of_teacher(counts)
-    unet = counts.get("UNet", 0)
-    return 4 * (whole - unet) + BYTES[precision] * unet + 3 * 4 * _learning(counts)
+    unet, low = counts.get("UNet", 0), counts.get("of it in bf16", 0)
+    return 4 * (whole - unet) - 2 * low + BYTES[precision] * unet + 3 * 4 * _learning(counts)
 
 
 def disk_bytes(counts: Mapping[str, int]) -> int:

@@ -275,6 +275,8 @@ def parameters(models: Models) -> dict[str, int]:
     if (teacher := models.teacher) is not None:
         found |= {"UNet": count(teacher.unet), "VAE": count(teacher.vae)}
         found["text encoder"] = count(teacher.text_encoder)
+        low = [p for p in teacher.text_encoder.parameters() if p.dtype == torch.bfloat16]
+        found |= {"of it in bf16": sum(p.numel() for p in low)} if low else {}
     return found
 
 

@@ -12,14 +12,13 @@ import open_clip
 import torch
 import transformers
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
-from torch import nn
 
 from sdslib.checks.student_files import described
 from sdslib.checks.teacher_files import check_configs, shape_folder
 from sdslib.io.families import encoders_of, parts_of, tokenizer_of
 from sdslib.io.model_files import WeightsError, read_config, shown
 from sdslib.student import Origin, Student
-from sdslib.teacher import PRECISIONS, Teacher, assemble, class_of, load_tokenizer
+from sdslib.teacher import Teacher, assemble, class_of, load_tokenizer, lower
 
 
 def random_student(model: str, device: str | torch.device = "cpu", seed: int = 0) -> Student:
@@ -82,7 +81,7 @@ def random_teacher(
     denoiser = next(iter(parts.values()))
     if checkpointing:
         denoiser.enable_gradient_checkpointing()
-    nn.Module.to(denoiser, PRECISIONS[precision])
+    lower(index, parts, precision)
     tokenizers = [
         _tokenizer(folder, tokenizer_of(encoder), parts[encoder].config.vocab_size)
         for encoder in encoders_of(index)
