@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from sdslib import benchmarks
 from sdslib.checks import student_files, teacher_files
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, paper
@@ -14,6 +15,7 @@ from sdslib.io.families import configs_of, weights_of
 from sdslib.io.paths import project_root
 from sdslib.lab import doctor
 from sdslib.lab.dry_run import parameters, stand_ins
+from sdslib.sets.origins import ORIGINS
 
 
 @pytest.fixture
@@ -59,7 +61,11 @@ def test_without_network_the_paper_preset_says_what_is_missing_and_how_to_get_it
     assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text["missing   teacher"]
     assert "train2017.zip" in text["missing   training pairs"]
     assert "HF_TOKEN" in text["missing   benchmark"]
-    assert any(line.startswith("optional  benchmark aro-relation") for line in lines)
+    for name in benchmarks.LOADERS.keys() - {"winoground", "zeroshot"}:
+        said, origin = text[f"optional  benchmark {name}"], ORIGINS[name]
+        assert f"licence {origin.licence}; {origin.size}; {origin.gate}" in said
+        assert "give " in said
+        assert origin.package in said
     disk = next(line for line in lines if " disk:" in line)
     assert "4.26 GB for the teacher's weights" in disk
 

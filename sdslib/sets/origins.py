@@ -32,7 +32,7 @@ class Provenance(NamedTuple):
     def told(self) -> str:
         """Licence, size, gate and images in a few words."""
         images = f"; its images are {self.images}" if self.images else ""
-        package = f"; packaged, images inside, as {self.package}" if self.package else ""
+        package = f"; or give {self.package}, with its images" if self.package else ""
         return f"licence {self.licence}; {self.size}; {self.gate}{images}{package}"
 
 
@@ -45,23 +45,23 @@ ORIGINS = {
     ),
     "aro-relation": Provenance(
         "MIT", _ARO, images=GENOME,
-        package="mteb/ARO-Visual-Relation@53c1115ab5871ab33b09d5bb8856236d46bdaf2d",
+        package="aro-relation:mteb/ARO-Visual-Relation@53c1115ab5871ab33b09d5bb8856236d46bdaf2d",
     ),
     "aro-attribution": Provenance(
         "MIT", _ARO, images=GENOME,
-        package="mteb/ARO-Visual-Attribution@25fe9b460426ff67cdb0608a737c94f8f49a901e",
+        package="aro-attribution:mteb/ARO-Visual-Attribution@25fe9b460426ff67cdb0608a737c94f8f49a901e",
     ),
     "coco-order": Provenance(
         "CC BY 4.0", "25,010 captions", images="COCO's val2014",
-        package="mteb/ARO-COCO-order@53c20afc02a87fed8c0245dde2e00f054da4b861",
+        package="coco-order:mteb/ARO-COCO-order@53c20afc02a87fed8c0245dde2e00f054da4b861",
     ),
     "flickr-order": Provenance(
         "research only", "5,000 captions", images="Flickr30k's, on request",
-        package="mteb/ARO-Flickr-Order@e5d7f3502345b2c398a6645b4d09b44e650287bf",
+        package="flickr-order:mteb/ARO-Flickr-Order@e5d7f3502345b2c398a6645b4d09b44e650287bf",
     ),
     "sugarcrepe": Provenance(
         "MIT", "7,511 items", images=VAL2017,
-        package="mteb/SUGARCREPE_fmt@e9e0e3ce40c94023c819d3413edb5d090ec9f0d8",
+        package="sugarcrepe:mteb/SUGARCREPE_fmt@e9e0e3ce40c94023c819d3413edb5d090ec9f0d8",
     ),
     "mmvp": Provenance(
         "MIT", "270 images",
