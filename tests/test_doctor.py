@@ -135,6 +135,11 @@ def test_pairs_without_false_captions_are_missing_for_an_arm_that_needs_them(pho
     assert doctor.train_problem(override(config, arm="sds")) is None
 
 
+def test_a_set_that_a_run_takes_is_one_that_the_doctor_finds(photos):
+    for source, state in ((photos.train_data, "here"), ("none.json::none", "missing")):
+        assert doctor._benchmark("benchmark", f"retrieval:{source}").state == state
+
+
 def test_weights_and_disk_are_counted_from_shapes(tiny_models):
     config = paper().model_copy(update={"sds_weight": 0.001})
     models = stand_ins(config, torch.device("meta"))

@@ -29,6 +29,7 @@ from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.lab import dry_run
 from sdslib.sets.origins import ORIGINS
+from sdslib.sets.roles import load_set
 
 COCO = (
     "get http://images.cocodataset.org/zips/train2017.zip (18 GB) and "
@@ -110,7 +111,7 @@ def _benchmark(what: str, source: str, use: str | None = None) -> Finding:
     origin = ORIGINS.get(source.partition(":")[0])
     about = f" ({origin.told})" if origin else ""
     try:
-        found = benchmarks.load_benchmark(source)
+        found = load_set(source)
     except (DataError, OSError) as error:
         return _finding(what, str(error).rstrip(".") + about, source)
     if not found.partial:
