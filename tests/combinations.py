@@ -5,6 +5,7 @@ it ends with status 1 where one of them did neither.
 """
 
 import argparse
+import hashlib
 import sys
 import tempfile
 import time
@@ -46,6 +47,48 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "seed": (0, 1, 2**31),
 }
 
+# What of a run's id names files or sets, or tells what sets have in common; tested elsewhere
+NAMES = {
+    *("clip_model", "clip_pretrained", "teacher", "teacher_revision", "variant", "benchmark"),
+    *("train_data", "apart_from", "overlap", "vg_image_data"),
+}
+# Every other parameter of the id, with a value that must change a run, and under what
+MOVES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "seed": (1, {}),
+    "eval_items": (4, {}),
+    "precision": ("bf16", {}),
+    "arm": ("clip-only", {}),
+    "sds_weight": (0.1, {}),
+    "sds_gradient": ("residual", {}),
+    "sds_reduction": ("mean", {}),
+    "sds_space": ("v", {}),
+    "sds_share": (0.5, {}),
+    "trainable": ("bias", {}),
+    "train_pairs": (32, {}),
+    "caption_noise": (0.5, {}),
+    "validation": ("mini:aro-relation", {}),
+    "keep": ("mini:aro-attribution", {}),
+    "negatives": ("swap", {"arm": "hard-negatives"}),
+    "steps": (2, {}),
+    "epochs": (1, {}),
+    "batch_size": (4, {}),
+    "lr": (1e-2, {}),
+    "weight_decay": (0.5, {"trainable": "all"}),
+    "warmup": (2, {}),
+    "grad_clip": (1e-3, {}),
+    "interpolation": (0.5, {}),
+    "t_min": (900, {}),
+    "t_max": (100, {}),
+    "bridge_start": ("random", {}),
+    "bridge_pairs": (48, {}),
+    "bridge_input": ("pooled", {}),
+    "choice_draws": (1, {"arm": "teacher-choice"}),
+    "negatives_each": (2, {"arm": "fsc-clip"}),
+    "negative_weight": (0.5, {"arm": "fsc-clip"}),
+    "logit_scale": ("trained", {}),
+    "eval_every": (1, {"validation": "mini:aro-relation"}),
+}
+
 
 def draws(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """So many settings, each a value of every choice."""
@@ -64,6 +107,16 @@ def outcome(settings: dict[str, Any], runs: Path) -> tuple[bool, str]:
     files = sorted((run.path / "weights").glob("*.safetensors"))
     finite = all(bool(v.isfinite().all()) for file in files for v in load_file(file).values())
     return run.finished and finite and bool(files), "finished" if finite else "weights not finite"
+
+
+def made(settings: dict[str, Any], runs: Path) -> str:
+    """A digest of all that a run is for: its history, its scores and its weights."""
+    told = {name: value for name, value in (SMALL | settings).items() if value is not None}
+    run = experiment.finetune(validate(FinetuneConfig, told | {"runs": str(runs)}))
+    tables = [run.history().drop(columns="seconds"), *map(run.scores, run.score_names())]
+    words = [*run.score_names(), *(table.to_csv() for table in tables)]
+    files = [path.read_bytes() for path in sorted(run.weights.glob("*.safetensors"))]
+    return hashlib.sha256(b"".join([*(w.encode() for w in words), *files])).hexdigest()
 
 
 def main(words: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from test_pairs import coco_document, write_coco
 from sdslib import benchmarks, experiment
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.guard import override
-from sdslib.config import FinetuneConfig
+from sdslib.config import NOT_IN_ID, FinetuneConfig
 from sdslib.io import stopping
 from sdslib.io.paths import project_path
 from sdslib.io.runs import find_run
@@ -393,3 +393,18 @@ def test_random_settings_end_with_finite_weights_or_are_refused_in_one_line(tmp_
     for settings in combinations.draws(6, seed=1):
         good, said = combinations.outcome(settings, tmp_path)
         assert good, said
+
+
+ONE_OF = {"epochs": {"steps": None}}  # they are given one for the other
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_parameter_of_a_runs_id_changes_the_run(tmp_path):
+    """One was in ids, documented, and reached no pair."""
+    asked = combinations.MOVES.keys() | combinations.NAMES
+    assert asked == FinetuneConfig.model_fields.keys() - NOT_IN_ID
+    for name, (value, under) in combinations.MOVES.items():
+        still = combinations.made(under, tmp_path)
+        moved = combinations.made(under | {name: value} | ONE_OF.get(name, {}), tmp_path)
+        assert moved != still, name
