@@ -15,7 +15,7 @@ from test_failures import GRIDS, score_table
 from sdslib.benchmarks import Benchmark, Item
 from sdslib.io.images import ImageRef
 from sdslib.results import failures
-from sdslib.show import atlas, page
+from sdslib.show import atlas, figures, page
 from sdslib.tables import TableError
 
 TAGS = {
@@ -397,15 +397,22 @@ def test_of_two_runs_the_page_begins_with_what_flips_between_them(visit):
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_at_800_pixels_and_no_slab_is_of_the_other_theme(whole, visit, scheme):
-    named = replace(whole, passports=dict.fromkeys(whole.tables, f"run {'x' * 40}: 150 steps"))
+    maps = {"0": figures.pictures([Image.new("RGB", (9, 9))] * 9, ["a word"] * 9, 9)}
+    told = dict.fromkeys(whole.tables, f"run {'x' * 40}: 150 steps")
+    named = replace(whole, passports=told, maps=maps)
     tab = visit(named, color_scheme=scheme, viewport={"width": 800, "height": 900})
+    assert tab.locator(".tile[data-id='0'] img").count() == 2
     for view in ("wall", "cards", "one"):
         ask(tab, view=view)
+        for summary in tab.locator(".maps summary").all():
+            summary.click()
+            (seen,) = (img for img in tab.locator(".maps img").all() if img.is_visible())
+            assert ("night" in seen.get_attribute("class")) == (scheme == "dark")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 800
         assert not tab.evaluate("""() => [...document.querySelectorAll('.atlas *')].filter(e =>
           e.getBoundingClientRect().right > 801).map(e => e.outerHTML.slice(0, 80))""")
         backs = tab.evaluate("""() => [document.documentElement, ...document.querySelectorAll(
-          '.atlas, .atlas *:not(.cell)')].map(e => getComputedStyle(e).backgroundColor)
+          '.atlas, .atlas *:not(.cell, .bar *)')].map(e => getComputedStyle(e).backgroundColor)
           .filter(color => !color.endsWith(', 0)'))""")
         light = [sum(map(int, re.findall(r"\d+", back)[:3])) > 384 for back in backs]
         assert len(light) > 5

@@ -200,3 +200,12 @@ def test_the_settings_in_force_say_what_the_preset_gave_and_what_was_asked():
     assert (
         "<td>warmup</td>" in formatting.in_force(changed, {"_guarded": {"warmup": 3}}).data[:2000]
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [("ax ay", ["b"]), ("ax bx", ["a"]), ("ax by", ["a", "b"]), ("ax", ["a", "b"])],
+)
+def test_a_level_in_which_all_rows_agree_is_left_out_but_never_all_of_them(rows, kept):
+    index = pd.MultiIndex.from_tuples([tuple(row) for row in rows.split()], names=["a", "b"])
+    assert list(formatting.narrowed(pd.DataFrame({"n": 1}, index)).index.names) == kept

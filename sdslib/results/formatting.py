@@ -210,6 +210,12 @@ def varying(table: pd.DataFrame, *always: str) -> pd.DataFrame:
     return table[[c for c in table if c in always or differ[c]]]
 
 
+def narrowed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the levels of its index in which all rows agree."""
+    alike = [n for n in table.index.names if table.index.get_level_values(n).nunique() == 1]
+    return table.droplevel(alike) if len(alike) < table.index.nlevels else table
+
+
 def listing(table: pd.DataFrame, empty: str = "none", more: Iterable[str] = ()) -> Any:
     """A table of words, whole where pandas would cut them; `empty` stands where it has no rows.
 

@@ -36,7 +36,7 @@ for (const root of document.querySelectorAll(".atlas:has(> noscript):not([data-r
     button.dataset.id = data.ids[n];
     button.title = whole.querySelector("figcaption, th.text").textContent;
     for (const picture of whole.querySelectorAll("img")) picture.removeAttribute("tabindex");
-    button.append(...whole.querySelectorAll("img, .none"), told);
+    button.append(...whole.querySelectorAll("figure img, .none"), told);
     button.addEventListener("click", () => open("one", n));
     return button;
   }
