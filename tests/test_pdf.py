@@ -102,3 +102,9 @@ def test_what_belongs_together_is_not_torn_by_the_end_of_a_page(lines):
 
 def test_the_same_page_gives_the_same_bytes():
     assert pdf.from_page(PAGE) == pdf.from_page(PAGE)
+
+
+def test_a_narrow_column_beside_wide_ones_keeps_its_words_whole():
+    wide = [f"{'many words ' * 12}{n}" for n in range(5)]
+    (text,) = pdf_text(pdf.from_page(whole(table([["metric", *wide], ["text", *wide]]))))
+    assert "metric" in text.split()

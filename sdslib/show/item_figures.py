@@ -178,7 +178,7 @@ def calibration(table: pd.DataFrame, note: str = "") -> Picture:
     )
 
 
-_MAPS, _TILE = 12, (96, 96)  # of a model that fit beside one another, and the pixels of each
+_MAPS, _TILE = 14, (96, 96)  # of a model that fit beside one another, and the pixels of each
 
 
 @styled()
@@ -189,6 +189,8 @@ def relevance(maps: Maps, note: str = "", teacher: str = "teacher") -> Picture:
     student's, Pearson's r with the teacher's map of the same word.
     """
     names, models = maps.names[:_MAPS], list(maps.by_model)
+    if len(names) < len(maps.names):
+        note = f"{note}, the first {_MAPS - 1} of its words".strip(", ")
     size = 0.72 * len(names) + 0.9, 0.6 + 0.86 * len(models)
     figure, (ax,) = style.canvas("Where each word is seen", note, *size)
     hot, told = np.array(to_rgb(style.VERMILLION)), list[str]()

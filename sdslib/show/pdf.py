@@ -150,8 +150,7 @@ class Paper(FPDF):
         self.under(element.caption, 0.8)
         rows = [[_words(cell) for cell in row.select("th, td")] for row in element.select("tr")]
         self.ink(_SMALL, style="B")  # as wide as the widest letters need
-        columns = zip(*rows, strict=True)
-        widths = [min(110.0, max(map(self.get_string_width, column))) + 3 for column in columns]
+        widths = self.widths([*zip(*rows, strict=True)])
         self.ink(_SMALL)
         self.set_draw_color(205, 205, 205)
         look: dict[str, Any] = {"borders_layout": "HORIZONTAL_LINES", "padding": (0.5, 1)}
@@ -160,6 +159,17 @@ class Paper(FPDF):
         with self.table(rows, col_widths=widths, width=min(self.epw, sum(widths)), **look):
             pass  # leaving prints it
         self.ln(3.5)
+
+    def widths(self, columns: Sequence[Sequence[str]]) -> list[float]:
+        """As wide as each column's texts; on paper too narrow, what its words leave free."""
+        whole = [min(110.0, max(map(self.get_string_width, column))) + 3 for column in columns]
+        words = [
+            max(map(self.get_string_width, " ".join(column).split() or [""])) for column in columns
+        ]
+        least = [min(pair) for pair in zip(whole, (word + 3 for word in words), strict=True)]
+        share = (self.epw - sum(least)) / max(sum(whole) - sum(least), 1e-9)
+        share = min(max(share, 0.0), 1.0)
+        return [a + share * (b - a) for a, b in zip(least, whole, strict=True)]
 
     def put_figure(self, element: Tag) -> None:
         picture, alt = _picture(element)

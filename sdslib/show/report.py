@@ -380,10 +380,13 @@ def _margins(found: Atlas, item: str) -> pd.DataFrame:
 
 
 def _parameters(runs: Sequence[Run]) -> dict[str, Any]:
-    """Parameters that all runs share, and those in which they differ, one row a run."""
+    """Parameters that all runs share, and those in which they differ, a row a run or, where there
+    are more of them than runs, a parameter."""
     told = parameters_as_text(runs)
     odd = formatting.varying(told)
     same = told.drop(columns=odd.columns).iloc[0].rename_axis("parameter").reset_index(name="value")
+    if odd.shape[1] > len(runs):
+        odd = odd.T.rename_axis(index="parameter", columns=None)
     return {"same": same, "odd": None if odd.empty else odd.reset_index()}
 
 
