@@ -80,8 +80,9 @@ def test_weights_are_a_curve_in_their_order(tmp_path):
 
 
 def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkeypatch):
-    steps, drawn = range(1, 5), []
-    made = [finish(tmp_path / "runs", arm, steps=n) for arm in ("sds", "clip-only") for n in steps]
+    names, drawn = ("all", "bias", "layernorm", "projection"), []
+    arms = ("sds", "clip-only")
+    made = [finish(tmp_path / "runs", arm, trainable=n) for arm in arms for n in names]
     publish.study("many", made, tmp_path / "published")
     draw = figures.bars_by_set
 
@@ -93,7 +94,7 @@ def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkey
     written = published.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
     assert (tmp_path / "f" / "many.png") in written
     (table,) = drawn
-    assert list(dict.fromkeys(table["set"])) == [f"steps {n}" for n in steps]
+    assert list(dict.fromkeys(table["set"])) == [f"trainable {n}" for n in names]
     assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
 
 
