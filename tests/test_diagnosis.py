@@ -347,6 +347,7 @@ def test_a_run_without_weights_is_refused_by_name(tmp_path):
         diagnosis.student_of(find_run(run.path))
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_table_of_every_student(run, teacher, monkeypatch, capsys):
     for name, value in (("CHOSEN", 4), ("DRAWS", 2), ("BINS", 1), ("BATCH", 4)):
         monkeypatch.setattr(diagnosis, name, value)

@@ -268,6 +268,7 @@ def models(tiny_models, monkeypatch):
     return tiny_models
 
 
+@pytest.mark.slow
 def test_without_runs_the_student_is_scored_as_it_is_and_judged_beside_the_teacher(
     models, monkeypatch
 ):

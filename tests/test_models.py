@@ -65,6 +65,7 @@ def test_the_pipeline_samples_pictures_of_the_right_size_and_color(teacher):
     assert blue[0] < blue[2]
 
 
+@pytest.mark.slow
 def test_rebuilding_goes_on_where_it_was_cut_and_ends_the_same(tmp_path):
     def train(root, stop=None):
         found, pool = models.pixel_pool(TINY, "pool")

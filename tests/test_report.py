@@ -200,6 +200,7 @@ def test_a_part_of_a_set_says_of_how_many_items():
     assert report.count(table) == "16 questions about 4 items"
 
 
+@pytest.mark.slow
 def test_a_report_of_several_settings_begins_with_their_runs(tmp_path):
     for arm in ("sds", "sds-margin", "clip-only"):
         finish(tmp_path, arm, items=20, **{} if arm == "clip-only" else {"sds_weight": 0.01})
@@ -340,6 +341,7 @@ def test_parameters_versions_and_lines_are_those_of_the_runs(told, saved):
     assert "papermill notebooks/07_report.ipynb out_report.ipynb" in text
 
 
+@pytest.mark.slow
 def test_files_are_whole_named_and_the_same_for_the_same_runs(config, saved, told):
     table, text, _ = saved
     there = {path.name for path in told.folder.iterdir()}

@@ -360,6 +360,7 @@ def test_a_ray_that_is_not_installed_is_said(monkeypatch):
         executors.require_ray(None)
 
 
+@pytest.mark.slow
 def test_another_server_is_no_ray_cluster():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
