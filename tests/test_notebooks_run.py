@@ -16,7 +16,7 @@ ROOT = project_root()
 REDUCED = {
     "00_miniworld": {"teacher_items": 6, "draws": 8},
     "01_baseline": {"teacher_items": 6, "draws": 8},
-    "02_finetune": {"steps": 6, "batch_size": 8, "eval_every": 3, "bridge_pairs": 64,
+    "02_finetune": {"steps": 6, "warmup": 1, "batch_size": 8, "eval_every": 3, "bridge_pairs": 64,
                     "eval_items": 60, "sds_weight": 0.001},
     "03_ablate_loss_weight": {"weights": "0,0.001", "panels": "sds_gradient", "seeds": 1,
                               "arms": "clip-only,sds", "steps": 2, "eval_items": 12},

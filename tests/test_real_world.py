@@ -15,7 +15,8 @@ from sdslib.io import runs
 from sdslib.io.wording import ParameterError
 
 pytestmark = pytest.mark.slow
-TRAINING = {"steps": 4, "batch_size": 8, "eval_every": 2, "bridge_pairs": 16, "sds_weight": 1.0}
+TRAINING = {"steps": 4, "warmup": 1, "batch_size": 8, "eval_every": 2, "bridge_pairs": 16,
+            "sds_weight": 1.0}  # fmt: skip
 
 
 @dataclass(frozen=True)
