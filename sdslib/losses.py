@@ -108,6 +108,13 @@ def denoising_loss(
     return _per_example((predict_noise(z_t, t, text) - eps) ** 2, reduction)
 
 
+_SPACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "eps": torch.ones_like,
+    "v": lambda alpha_bar: 1 / alpha_bar,
+    "u": lambda alpha_bar: (1 + ((1 - alpha_bar) / alpha_bar).sqrt()) ** 2,
+}
+
+
 def space_weight(alpha_bar: Tensor, space: str) -> Tensor:
     """What an error of eps at alpha_bar [B] is multiplied by to be that of v, or of u -> [B].
 
@@ -115,13 +122,7 @@ def space_weight(alpha_bar: Tensor, space: str) -> Tensor:
     section 4); (1 - s)^-2 for flow matching's u = eps - z, with s / (1 - s) the ratio of noise to
     signal (Esser et al. 2024, section 2); 1 for eps.
     """
-    noise_to_signal = ((1 - alpha_bar) / alpha_bar).sqrt()
-    weights = {
-        "eps": torch.ones_like(alpha_bar),
-        "v": 1 / alpha_bar,
-        "u": (1 + noise_to_signal) ** 2,
-    }
-    return weights[space]
+    return _SPACES[space](alpha_bar)
 
 
 def score_distillation_loss(

@@ -115,9 +115,8 @@ def test_the_kernel_python3_is_the_python_that_runs_the_tests():
 def test_every_way_to_install_brings_the_settings_of_kernels():
     """conda, Binder and Colab too: all of them install the project itself with pip."""
     config = Path("etc/ipython/ipython_kernel_config.py")
-    ours = [
-        d for d in distributions() if d.name == PROJECT["name"]
-    ]  # what was built leaves one too
+    # several: what was built leaves one, without files
+    ours = [d for d in distributions() if d.name == PROJECT["name"]]
     owned = {file.locate().resolve() for d in ours for file in d.files or []}
     assert (Path(sys.prefix) / config).resolve() in owned
     assert (sys.prefix / config).read_text() == (ROOT / "etc" / config.name).read_text()

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 
 class Tracker(NamedTuple):
-    """How a tracker is installed, what it reads from the environment, and how a run is begun."""
+    """How a run is begun with it, how it is installed, what it reads from the environment, and how
+    that of it is closed which would outlive a run."""
 
     options: Callable[[Path, int], dict[str, Any]]
     install: str
     settings: Callable[[Path], dict[str, str]] = lambda folder: {}
+    close: Callable[[], None] = lambda: None
 
 
 def _tensorboard(folder: Path, done: int) -> dict[str, Any]:
@@ -50,6 +52,19 @@ def _of_trackio(folder: Path, done: int) -> dict[str, Any]:
     return {"name": _name(folder, done), "group": folder.name} | alone
 
 
+def _close_wandb() -> None:
+    import wandb
+
+    wandb.teardown()  # its own process
+
+
+def _close_trackio() -> None:
+    import trackio
+
+    with suppress(RuntimeError):  # in a process that began none
+        trackio.finish()
+
+
 def _made(folder: Path) -> Path:
     place = folder / "tracker"
     place.mkdir(parents=True, exist_ok=True)
@@ -67,6 +82,7 @@ TRACKERS = {
         _of_wandb,
         f"{_PINNED} wandb",
         lambda folder: {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"},
+        _close_wandb,
     ),
     "mlflow": Tracker(
         _of_mlflow,
@@ -84,6 +100,7 @@ TRACKERS = {
         f"{_PINNED} --no-deps trackio gradio-client orjson brotli uvicorn starlette "
         "python-multipart",
         lambda folder: {"TRACKIO_DIR": str(folder.parent / "trackio")},
+        _close_trackio,
     ),
 }
 
@@ -108,7 +125,10 @@ def begun(accelerator: Any, name: str | None, folder: Path | None, done: int) ->
             yield
         finally:
             with _alone(name):
-                _end(accelerator.trackers)
+                # `end_training` would also take the process group away that scoring still needs
+                for logged in accelerator.trackers:
+                    logged.finish()
+                    tracker.close()
 
 
 @contextmanager
@@ -133,21 +153,3 @@ def _set(settings: dict[str, str]) -> Iterator[None]:
     finally:
         for name in new:
             os.environ.pop(name, None)
-
-
-def _end(trackers: list[Any]) -> None:
-    """Close what accelerate began, and what would outlive the run: wandb's process, trackio's run.
-
-    `Accelerator.end_training` would also take the process group away that scoring still needs.
-    """
-    for tracker in trackers:
-        tracker.finish()
-        if tracker.name == "wandb":
-            import wandb
-
-            wandb.teardown()
-        if tracker.name == "trackio":
-            import trackio
-
-            with suppress(RuntimeError):  # in a process that began none
-                trackio.finish()

@@ -137,11 +137,15 @@ class Picture(Figure):
         """The picture as an SVG file, whose letters are letters."""
         return _file(self, "svg", PRINT_DPI, {"Title": self.alt, "Date": None, "Creator": None})
 
-    def img(self, width: int, dpi: float = SCREEN_DPI * 1.5) -> str:
-        """The picture in HTML, `width` pixels or less, with its words; goes with a dark theme."""
-        shown = {"drawn": self.png(dpi)}
+    def img(self, width: int, dpi: float = SCREEN_DPI * 1.5, png: bytes | None = None) -> str:
+        """The picture in HTML, `width` pixels or less, with its words; goes with a dark theme.
+
+        `png` is what `png(dpi)` gave, where it is at hand.
+        """
+        day = png or self.png(dpi)
+        shown = {"drawn": day}
         if self.photos:
-            shown = {"drawn day": self.png(dpi), "drawn night": self._night(dpi)}
+            shown = {"drawn day": day, "drawn night": self._night(dpi)}
         told = f'alt="{html.escape(self.alt)}" width="{width}"'
         uris = {kind: base64.b64encode(png).decode() for kind, png in shown.items()}
         return f"<style>{_DARK}</style>" + "".join(
@@ -166,8 +170,9 @@ class Picture(Figure):
         width, height = (round(side * SCREEN_DPI * 0.85) for side in self.get_size_inches())
         # JupyterLab and nbconvert take the HTML, which keeps the words and goes with a dark theme
         below = "" if self.grows else takeaway.of_figure(self.svg(), self.head)
-        markup = f'<figure style="margin: 0">{self.img(width)}{below}</figure>'
-        data = base64.b64encode(self.png()).decode()
+        png = self.png()
+        markup = f'<figure style="margin: 0">{self.img(width, png=png)}{below}</figure>'
+        data = base64.b64encode(png).decode()
         shown = {"image/png": data, "text/plain": self.alt, "text/html": markup}
         return shown, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
