@@ -11,13 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sdslib.io.paths import portable
 from sdslib.io.trackers import TRACKERS
@@ -208,6 +202,13 @@ class Config(BaseModel):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def world(self) -> str:
+        """What its runs are called after: the preset, or of other data the set they measure on."""
+        if self.preset != "mini" or getattr(self, "in_mini_world", True):
+            return self.preset
+        return re.sub(r"[^\w.-]+", "-", set_name(getattr(self, "benchmark", "")))
 
     def identity(self) -> dict[str, Any]:
         """The parameters that change numbers, with those this arm never reads left out."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from sdslib.config import FinetuneConfig
 from sdslib.show import live_plot, page
 
 
@@ -44,13 +45,13 @@ def last(shown):
 
 def test_elsewhere_there_is_one_line(capsys):
     steps = [Step(1), Step(2)]
-    assert list(live_plot.training("fine-tuning")(iter(steps), 2)) == steps
+    assert list(live_plot.training("fine-tuning", FinetuneConfig())(iter(steps), 2)) == steps
     assert capsys.readouterr().err == "fine-tuning 2/2 · done in 0:00 · loss 0.5\n"
 
 
 def test_curves_grow_and_go_when_the_whole_history_is_drawn_next(notebook):
     steps = [Step(n) for n in range(1, 4)]
-    assert list(live_plot.training("fine-tuning")(iter(steps), 3)) == steps
+    assert list(live_plot.training("fine-tuning", FinetuneConfig())(iter(steps), 3)) == steps
     (curves,) = notebook
     pictures = [thing for thing in curves if hasattr(thing, "alt")]
     assert pictures
@@ -59,8 +60,17 @@ def test_curves_grow_and_go_when_the_whole_history_is_drawn_next(notebook):
 
 
 def test_curves_of_training_that_ended_early_stay(notebook):
-    following = live_plot.training("fine-tuning")(iter([Step(1), Step(2)]), 9)
+    following = live_plot.training("fine-tuning", FinetuneConfig())(iter([Step(1), Step(2)]), 9)
     next(following)
     following.close()
     (curves,) = notebook
     assert curves[-1].alt.startswith("Training curves")
+
+
+@pytest.mark.parametrize(("arm", "term"), [("sds", "L_SDS"), ("teacher-choice", "L_choice")])
+def test_curves_name_the_term_of_their_arm(notebook, arm, term):
+    steps = [Step(1), Step(2)]
+    config = FinetuneConfig(arm=arm)
+    assert len(list(live_plot.training("fine-tuning", config)(iter(steps), 3))) == 2
+    (drawn,) = (thing for thing in notebook[0][-1:] if hasattr(thing, "axes"))
+    assert any(term in ax.get_title(loc="left") for ax in drawn.axes)

@@ -34,6 +34,23 @@ def test_a_folder_that_cannot_be_written_is_told_with_the_way_out(tmp_path, monk
         opened(tmp_path / "runs", seed=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({}, "mini-sds-"),
+        ({"train_data": "coco.json"}, "mini-sds-"),
+        ({"train_data": "coco.json", "benchmark": "winoground:rows/of mine"}, "winoground-sds-"),
+        ({"train_data": "coco.json", "benchmark": "pictures/of mine.csv"}, "pictures-of-mine.csv-"),
+        ({"preset": "paper", "benchmark": "winoground"}, "paper-sds-"),
+        ({"run": "mine", "benchmark": "winoground", "train_data": "coco.json"}, "mine-"),
+    ],
+)
+def test_a_run_is_called_after_the_world_that_it_measures_on(tmp_path, changes, begins):
+    run = opened(tmp_path, **changes)
+    assert run.name.startswith(begins)
+    assert find_run(run.name, tmp_path).name == run.name
+
+
 @fault("run that is not there")
 def test_a_run_is_found_by_id_beginning_name_and_path(tmp_path):
     run, other = opened(tmp_path, run="mine"), opened(tmp_path, seed=5)

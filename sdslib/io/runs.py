@@ -88,7 +88,7 @@ def _folder_of(root: Path, config: Config, identity: dict[str, Any]) -> Path:
                 f"run {name!r} exists with other parameters ({differences}); choose another name"
             )
     arm = getattr(config, "arm", type(config).__name__.removesuffix("Config").lower())
-    new = root / f"{name or f'{config.preset}-{arm}'}{end}"
+    new = root / f"{name or f'{config.world}-{arm}'}{end}"
     return next((path for path in folders if path.name.endswith(end)), new)
 
 

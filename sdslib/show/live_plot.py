@@ -13,7 +13,9 @@ from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
+from sdslib.config import FinetuneConfig
 from sdslib.io.progress import track
+from sdslib.results.objectives import own_term
 from sdslib.show import figures, page
 
 _REDRAW_S = 3.0
@@ -31,7 +33,7 @@ class HasRow(Protocol):
 S = TypeVar("S", bound=HasRow)
 
 
-def training(label: str, note: str = "") -> Callable[[Iterable[S], int], Iterator[S]]:
+def training(label: str, config: FinetuneConfig) -> Callable[[Iterable[S], int], Iterator[S]]:
     """A function `(steps, total)` that passes steps on and shows how training goes.
 
     At a live notebook: the line with the time left and the curves of `figures.history`. After the
@@ -41,12 +43,12 @@ def training(label: str, note: str = "") -> Callable[[Iterable[S], int], Iterato
 
     def follow(steps: Iterable[S], total: int) -> Iterator[S]:
         tracked = track(label)(steps, total)
-        return _with_curves(tracked, total, note) if page.is_live() else tracked
+        return _with_curves(tracked, total, config) if page.is_live() else tracked
 
     return follow
 
 
-def _with_curves(steps: Iterator[S], total: int, note: str) -> Iterator[S]:
+def _with_curves(steps: Iterator[S], total: int, config: FinetuneConfig) -> Iterator[S]:
     from IPython.display import HTML, display
 
     handle: Any = display(HTML(""), display_id=True)
@@ -55,7 +57,8 @@ def _with_curves(steps: Iterator[S], total: int, note: str) -> Iterator[S]:
 
     def draw() -> None:
         table = pd.DataFrame(rows)
-        curves = figures.history(table, note, absent="not measured so far")
+        table.attrs["term"] = own_term(config)
+        curves = figures.history(table, config.label, absent="not measured so far")
         curves.grows = True
         handle.update(curves)
 
