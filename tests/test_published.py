@@ -11,7 +11,8 @@ from finished import finish
 from PIL import Image
 
 from sdslib.io.paths import project_root
-from sdslib.results import publish
+from sdslib.results import publish, studies
+from sdslib.results.settings import StudyError
 from sdslib.show import figures, published
 
 ROOT = project_root()
@@ -96,6 +97,49 @@ def test_many_settings_are_bars_with_the_arms_beside_each_other(tmp_path, monkey
     (table,) = drawn
     assert list(dict.fromkeys(table["set"])) == [f"trainable {n}" for n in names]
     assert list(dict.fromkeys(table["series"])) == ["L_CLIP only", "sds"]
+
+
+def test_settings_stand_over_a_number_that_was_measured_of_them(tmp_path):
+    inputs, weights = ("projected", "pooled", "tokens-4"), (1e-3, 1e-2)
+    made = [finish(tmp_path / "runs", "sds", bridge_input=i, sds_weight=w)
+            for i in inputs for w in weights]  # fmt: skip
+    made.append(finish(tmp_path / "runs", "clip-only"))
+    (tmp_path / "m.csv").write_text(
+        "bridge_input,R2 of swaps\ntokens-4,.6\npooled,-.1\nprojected,0"
+    )
+    publish.study("dial", made, tmp_path / "published", tmp_path / "m.csv")
+    found = publish.in_order(publish.published("dial", tmp_path / "published"))
+    places = publish.places_in(tmp_path / "published" / "dial" / publish.PLACES)
+    table = studies.placed(found, places)
+    assert table["R2 of swaps"].tolist() == [-0.1, 0, 0.6] * 2
+    assert list(dict.fromkeys(table["series"])) == ["sds_weight 0.001", "sds_weight 0.01"]
+    told = studies.differences(found).query("against == 'L_CLIP only' and measure == 'text'")
+    assert sorted(table["mean"]) == sorted(told["difference"])
+    published.rebuild(tmp_path / "published", tmp_path / "t", tmp_path / "f")
+    assert (tmp_path / "f" / "dial.png").is_file()
+    with pytest.raises(StudyError, match=r"places has no R2 of swaps of bridge_input pooled$"):
+        studies.placed(found, places.query("bridge_input != 'pooled'"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "bridge_inputs,R2\npooled,1",
+            "a parameter's values and a number .* found bridge_inputs, R2",
+        ),
+        ("bridge_input,R2\npooled,much", "a parameter's values and a number"),
+        ("bridge_input\npooled", "a parameter's values and a number"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_table_of_places_that_is_none_is_refused_before_anything_is_kept(
+    runs, tmp_path, text, said
+):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(StudyError, match=said):
+        publish.study("dial", runs, tmp_path / "published", tmp_path / "m.csv")
+    assert not (tmp_path / "published").exists()
 
 
 FAST = ("gradient-route",)  # the others take a minute together

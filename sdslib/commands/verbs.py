@@ -286,11 +286,16 @@ def publish(
     ] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="runs at a time")] = None,
+    places: Annotated[
+        str | None, typer.Option(help="of a study: a CSV with a number measured of each setting")
+    ] = None,
 ) -> int:
     """Keep a study's runs, rebuild tables and figures, or train the studies again."""
     from sdslib.show import published
 
-    return published.main([does, *(names or ()), *_words(runs=runs, workers=workers)])
+    return published.main(
+        [does, *(names or ()), *_words(runs=runs, workers=workers, places=places)]
+    )
 
 
 @verb()

@@ -12,26 +12,34 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sdslib.checks.guard import validate
 from sdslib.config import NOT_IN_ID, FinetuneConfig
 from sdslib.io import storage
 from sdslib.io.paths import project_path, shown_path
 from sdslib.io.run import Run
 from sdslib.io.runs import find_run, finished_runs, list_runs
+from sdslib.io.wording import first_line
 from sdslib.results import sweep
 from sdslib.results.settings import Setting, StudyError, config_of, paired, settings
 
 PUBLISHED = "reports/published"
 FINETUNE = "notebooks/02_finetune.ipynb"
+PLACES = "places.csv"
 _FILES = ("identity.json", "history.jsonl")
 
 
-def study(name: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
+def study(
+    name: str, runs: Sequence[Run], folder: Path | None = None, places: Path | None = None
+) -> Path:
     """Keep what stands behind these runs and their controls as the study `name`, in one rename.
 
-    The study is exactly these runs: what it was before is replaced. StudyError for a run that is
-    not finished, and for one whose control is neither among them nor beside them.
+    The study is exactly these runs: what it was before is replaced. `places` is a table that
+    `studies.placed` reads, kept with them. StudyError for a run that is not finished, and for one
+    whose control is neither among them nor beside them.
     """
+    table = None if places is None else places_in(places)
     for run in runs:
         _sound(run.name, run.problems(folders=False))
         if not run.finished:
@@ -45,7 +53,27 @@ def study(name: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
     with storage.staged_folder(final) as stage:
         for run in kept.values():
             _copy(run, stage / run.name)
+        if table is not None:
+            table.to_csv(stage / PLACES, index=False, lineterminator="\n")
     return final
+
+
+def places_in(path: Path) -> pd.DataFrame:
+    """A table of a parameter's values and a number that was measured of each; else StudyError."""
+    try:
+        found = pd.read_csv(path)
+    except (OSError, ValueError) as reason:
+        raise StudyError(f"{path} cannot be read ({first_line(reason)})") from None
+    if (
+        len(found.columns) != 2
+        or found.columns[0] not in FinetuneConfig.model_fields
+        or (not pd.api.types.is_numeric_dtype(found.iloc[:, 1]))
+    ):
+        raise StudyError(
+            f"{path}: expected two columns, a parameter's values and a number measured of each, "
+            f"found {', '.join(found.columns)}"
+        )
+    return found
 
 
 def _place_of(name: str, folder: Path) -> Path:
@@ -128,7 +156,8 @@ def reproduce(chosen: Sequence[str], options: sweep.Options, folder: Path | None
         if done.failed:
             good = False
             continue
-        study(name, done.runs(), folder)
+        places = (folder or project_path(PUBLISHED)) / name / PLACES
+        study(name, done.runs(), folder, places if places.exists() else None)
     return good
 
 
@@ -158,7 +187,7 @@ def named(word: str, root: str | None) -> list[Run]:
     try:
         table = storage.read_frame(Path(word))
     except (OSError, ValueError) as reason:
-        first = str(reason).split("\n")[0]
+        first = first_line(reason)
         raise StudyError(f"{word} cannot be read ({first}); give the summary of a sweep") from None
     known = set(list_runs(root)["run"])
     missing = [str(name) for name in table["run"] if name not in known]

@@ -18,7 +18,7 @@ from sdslib import metrics, tables
 from sdslib.config import CONTROL, UNTOUCHED
 from sdslib.io.run import Run
 from sdslib.results import comparison, statistics
-from sdslib.results.settings import Setting, reported, said
+from sdslib.results.settings import Setting, StudyError, reported, said
 
 
 def measures(run: Run) -> dict[str, tuple[str, str]]:
@@ -197,3 +197,27 @@ def curve(found: Sequence[Setting], over: str = "sds_weight") -> pd.DataFrame:
         both = (means([setting]), gradient_ratio([setting]))
         rows += [table.drop(columns="setting").assign(**facts) for table in both if len(table)]
     return pd.concat(rows, ignore_index=True)
+
+
+def placed(found: Sequence[Setting], places: pd.DataFrame) -> pd.DataFrame:
+    """What each setting gains over L_CLIP alone, over a number that was measured of it.
+
+    `places` has two columns: a parameter's values, and the number. Columns: the number's name,
+    measure, mean, low, high, reference (0), and series, what else the settings differ in; as
+    `figures.tradeoff` reads it. StudyError for a value without a number.
+    """
+    name, number = places.columns
+    known = {str(value): place for value, place in places.itertuples(index=False)}
+    own = [setting for setting in found if setting.values["arm"] != "clip-only"]
+    if absent := {str(getattr(s.config, name)) for s in own} - known.keys():
+        raise StudyError(f"places has no {number} of {name} {', '.join(sorted(absent))}")
+    others, rows = _differing(own) - {name}, []
+    for setting in own:
+        first, table = next(iter(measures(setting.run))), differences([setting])
+        gained = table[(table["measure"] == first) & (table["against"] == CONTROL)]
+        series = ", ".join(said(n, setting.values[n]) for n in sorted(others))
+        facts = {number: float(known[str(getattr(setting.config, name))]), "series": series,
+                 "measure": f"{first} above {CONTROL}", "reference": 0.0}  # fmt: skip
+        rows += [facts | {"mean": r.difference, "low": r.low, "high": r.high}
+                 for r in gained.itertuples()]  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["series", number], ignore_index=True)

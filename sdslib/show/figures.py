@@ -268,13 +268,17 @@ def agreement(
 
 @styled()
 def tradeoff(
-    table: pd.DataFrame, note: str = "", plain: Sequence[str] = (), over: str = "sds_weight"
+    table: pd.DataFrame,
+    note: str = "",
+    plain: Sequence[str] = (),
+    over: str = "sds_weight",
+    reference: str = "untouched",
 ) -> Picture:
     """Measures over a parameter (`sds_weight` as symmetric log, 0 included), each with its band.
 
-    Columns `over`, measure, mean, low, high (shares) and, optionally, reference (a line, e.g.
-    the untouched student's share) and series (several curves a panel, e.g. the arm). Measures in
-    `plain` are no shares but positive numbers, and have a log axis.
+    Columns `over`, measure, mean, low, high (shares) and, optionally, reference (a line, of the
+    name `reference`) and series (several curves a panel, e.g. the arm). Measures in `plain` are no
+    shares but positive numbers, and have a log axis.
     """
     table = table if "series" in table else table.assign(series="")
     measures, kinds = table["measure"].unique(), looks(table["series"])
@@ -291,7 +295,7 @@ def tradeoff(
         ax.set_xlabel(over)
         if over == "sds_weight":
             _weight_axis(ax, sorted(table[over].unique()))
-        _reference_line(ax, part, side="above")
+        _reference_line(ax, part, "above", reference)
         if measure in plain:
             ax.set_title(measure)
             style.log_axis(ax)

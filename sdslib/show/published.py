@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sdslib.config import CONTROL
 from sdslib.io import storage
 from sdslib.io.exits import ended
 from sdslib.io.paths import project_path, shown_path
@@ -50,7 +51,11 @@ def rebuild(
             files[tables / f"{name}-{part}.csv"] = text.encode()
         files[tables / f"{name}.md"] = _page(name, found, parts).encode()
         title = name.replace("-", " ").capitalize()
-        shown = picture(found, parts["scores"], parts["by-tag"], title)
+        places = (folder or project_path(publish.PUBLISHED)) / name / publish.PLACES
+        if places.exists():
+            shown = over_places(found, publish.places_in(places))
+        else:
+            shown = picture(found, parts["scores"], parts["by-tag"], title)
         files[drawn / f"{name}.png"] = shown.png()
     for path, data in files.items():
         storage.write_bytes(path, data)
@@ -72,6 +77,13 @@ def picture(
     arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
     shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
     return figures.bars_by_set(shown, note, title)
+
+
+def over_places(found: Sequence[Setting], places: pd.DataFrame) -> Picture:
+    """What settings gain over L_CLIP alone, over the number that `places` has of each."""
+    number = places.columns[1]
+    table = studies.placed(found, places)
+    return figures.tradeoff(table, note_of(found), over=number, reference=CONTROL)
 
 
 def note_of(found: Sequence[Setting]) -> str:
@@ -116,6 +128,11 @@ def main(words: list[str] | None = None) -> int:
     keep = verbs.add_parser("study", help="keep what stands behind runs, and behind their controls")
     keep.add_argument("name", help="as default")
     keep.add_argument("runs", nargs="+", help="ids, names or folders of runs, or a sweep's summary")
+    keep.add_argument(
+        "--places",
+        type=Path,
+        help="a CSV of a parameter's values and a number measured of each, to draw the gains over",
+    )
     verbs.add_parser("tables", help=f"rebuild {TABLES} and {FIGURES}")
     again = verbs.add_parser("reproduce", help="train the published studies again")
     again.add_argument("names", nargs="*", help="studies (default: all)")
@@ -126,7 +143,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if asked.verb == "study":
             found = [run for word in asked.runs for run in publish.named(word, asked.root)]
-            print(f"{len(found)} runs: {shown_path(publish.study(asked.name, found))}")
+            kept = publish.study(asked.name, found, places=asked.places)
+            print(f"{len(found)} runs: {shown_path(kept)}")
         elif asked.verb == "reproduce":
             good = publish.reproduce(asked.names, sweep.Options(asked.root, asked.workers))
         for path in rebuild():
