@@ -273,6 +273,7 @@ def tradeoff(
     plain: Sequence[str] = (),
     over: str = "sds_weight",
     reference: str = "untouched",
+    title: str = "",
 ) -> Picture:
     """Measures over a parameter (`sds_weight` as symmetric log, 0 included), each with its band.
 
@@ -285,9 +286,8 @@ def tradeoff(
     kinds = kinds if len(kinds) > 1 else dict.fromkeys(kinds, LOOKS[2])
     count, columns = len(measures), min(3, len(measures))
     width, height = max(HALF, 2.35 * columns), 0.5 + 2.0 * -(-count // columns)
-    title = (
-        "Gain and price of L_SDS" if over == "sds_weight" else over.replace("_", " ").capitalize()
-    )
+    usual = {"sds_weight": "Gain and price of L_SDS"}
+    title = title or usual.get(over, over.replace("_", " ").capitalize())
     figure, axes = style.canvas(title, note, width, height, count, columns)
     for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure]
@@ -336,6 +336,7 @@ def bars_by_set(
     note: str = "",
     title: str = "Which parameters have to move",
     reference: str = "untouched",
+    title: str = "",
 ) -> Picture:
     """Shares by trainable set: one panel a measure, one row a set.
 

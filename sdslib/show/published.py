@@ -53,7 +53,7 @@ def rebuild(
         title = name.replace("-", " ").capitalize()
         places = (folder or project_path(publish.PUBLISHED)) / name / publish.PLACES
         if places.exists():
-            shown = over_places(found, publish.places_in(places))
+            shown = over_places(found, publish.places_in(places), title)
         else:
             shown = picture(found, parts["scores"], parts["by-tag"], title)
         files[drawn / f"{name}.png"] = shown.png()
@@ -79,11 +79,11 @@ def picture(
     return figures.bars_by_set(shown, note, title)
 
 
-def over_places(found: Sequence[Setting], places: pd.DataFrame) -> Picture:
+def over_places(found: Sequence[Setting], places: pd.DataFrame, title: str) -> Picture:
     """What settings gain over L_CLIP alone, over the number that `places` has of each."""
     number = places.columns[1]
     table = studies.placed(found, places)
-    return figures.tradeoff(table, note_of(found), over=number, reference=CONTROL)
+    return figures.tradeoff(table, note_of(found), (), number, CONTROL, title)
 
 
 def note_of(found: Sequence[Setting]) -> str:
