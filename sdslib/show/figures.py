@@ -336,7 +336,6 @@ def bars_by_set(
     note: str = "",
     title: str = "Which parameters have to move",
     reference: str = "untouched",
-    title: str = "",
 ) -> Picture:
     """Shares by trainable set: one panel a measure, one row a set.
 
