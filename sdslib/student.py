@@ -390,7 +390,7 @@ def load_student(model: str, pretrained: str | None, device: str | torch.device 
     folder, preprocess = None, dict[str, Any]()
     if model.startswith(HF_HUB_PREFIX):
         name = model.removeprefix(HF_HUB_PREFIX)
-        folder, pretrained = check_folder(str(of_hub(model, pretrained)[0]), name), None
+        folder, pretrained = check_folder(str(of_hub(model, pretrained)[0])), None
         source = f"{LOCAL_DIR_PREFIX}{folder}"
     elif model in open_clip.list_models():
         source, name = model, f"{model}/{pretrained}"

@@ -90,8 +90,8 @@ def tokenizer_source(model: str, source: str, folder: Path | None) -> str:
     return source if there or not named else model
 
 
-def check_folder(model: str, name: str | None = None) -> Path:
-    """The folder, once its files are known to be whole and to fit each other; `name` is shown."""
+def check_folder(model: str) -> Path:
+    """The folder, once its files are known to be whole and to fit each other."""
     folder, config = described(model)
     there = sorted(file.name for file in folder.iterdir())
     pickled = [file for file in there if file.endswith(model_files.PICKLES)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,8 @@ def shape_of(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, 
     size = denoiser.get("sample_size")
     if size is None:
         size = vae["sample_size"] // vae_factor(vae)
-    return (vae.get("latent_channels", denoiser["in_channels"]), *pair(size))
+    height, width = (size, size) if isinstance(size, int) else size
+    return vae.get("latent_channels", denoiser["in_channels"]), height, width
 
 
 def vae_factor(vae: Mapping[str, Any]) -> int:
@@ -256,8 +257,3 @@ def shape_folder(source: str, revision: str | None = None) -> Path:
     if absent:
         raise WeightsError(f"{source} has no {', '.join(absent)}; a teacher is a whole pipeline")
     return _bring(found, wanted)
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """A size that is one number, or two."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

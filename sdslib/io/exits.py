@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
+P = ParamSpec("P")
 # status -> what it says, and the errors that it stands for, each as `room:class`.
 EXITS: dict[int, tuple[str, tuple[str, ...]]] = {
     0: ("done", ()),
@@ -37,6 +41,19 @@ def status(error: BaseException) -> int | None:
     own = {f"{c.__module__.removeprefix('sdslib.')}:{c.__name__}" for c in type(error).__mro__}
     known = (code for code, (_, errors) in EXITS.items() if own & {*errors})
     return 130 if isinstance(error, KeyboardInterrupt) else next(known, None)
+
+
+def told(main: Callable[P, int]) -> Callable[P, int]:
+    """A program that ends with the status of an error that is foreseen, and says it on stderr."""
+
+    @wraps(main)
+    def program(*given: P.args, **named: P.kwargs) -> int:
+        try:
+            return main(*given, **named)
+        except Exception as error:
+            return ended(error)
+
+    return program
 
 
 def ended(error: Exception) -> int:

@@ -7,7 +7,6 @@ one message, the same for models and data sets. A request that takes long is tol
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -24,14 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import httpx2
 
 from sdslib.io.paths import project_path
-from sdslib.io.sources import (
-    REPO_ID,
-    AccessError,
-    DataError,
-    MissingFile,
-    cache_only,
-    undecoded,
-)
+from sdslib.io.sources import REPO_ID, AccessError, DataError, MissingFile, undecoded
 from sdslib.io.storage import file_sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -97,10 +89,11 @@ def look(
     from huggingface_hub import HfApi
 
     try:
-        info = _asked(repo, lambda: HfApi().repo_info(
+        # the client's type for a kind that is named at run time is a union
+        info: Any = _asked(repo, lambda: HfApi().repo_info(
             repo, repo_type=_type(kind), revision=revision, files_metadata=True,
             timeout=patience()))  # fmt: skip
-        told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in _siblings(info)}
+        told = {f.rfilename: f.lfs.sha256 if f.lfs else "" for f in info.siblings or ()}
         return Snapshot(repo, revision or "main", str(info.sha), told, None, kind, local)
     except Exception as error:  # the hub client raises a dozen unrelated types
         refused = refusal(error, repo, kind, local, revision)
@@ -108,10 +101,6 @@ def look(
         if found is None:
             raise refused from error
         return found._replace(refused=refused, local=local)
-
-
-def _siblings(info: Any) -> Sequence[Any]:
-    return info.siblings or ()  # the client's type for a kind that is named at run time is a union
 
 
 def cached(repo: str, revision: str | None = None, kind: str = MODEL) -> Snapshot | None:
@@ -210,13 +199,14 @@ def _whole(path: Path, sha256: str) -> bool:
 @lru_cache(maxsize=1024)
 def _is_hashed(blob: Path, sha256: str, size: int, changed: int) -> bool:
     """Whether a file is what its hash says; read once while size and time stay the same."""
+    from huggingface_hub.utils.sha import git_hash
+
     wanted = sha256 or _sha256_of_name(blob.name)
     if wanted:
         return file_sha256(blob) == wanted
     if not re.fullmatch("[0-9a-f]{40}", blob.name):
         return True
-    data = blob.read_bytes()  # git's own name of a small file
-    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest() == blob.name
+    return git_hash(blob.read_bytes()) == blob.name
 
 
 def _sha256_of_name(name: str) -> str:
@@ -267,9 +257,7 @@ def _below_cache(blob: Path) -> str:
 # --- data sets -----------------------------------------------------------------------------------
 
 
-def hub_dataset(
-    repo: str, split: str, config: str | None = None, local: str = "a local folder"
-) -> datasets.Dataset:
+def hub_dataset(repo: str, split: str, local: str = "a local folder") -> datasets.Dataset:
     """Load one split of a Hub data set, images left encoded; asks for access first.
 
     `repo` may be `owner/name@REVISION`.
@@ -283,9 +271,10 @@ def hub_dataset(
     repo, _, revision = repo.partition("@")
     refused = hub_access(repo, local)
     try:
-        with cache_only(refused is not None), _word(f"data set {repo}"):
-            at = revision or None
-            found = undecoded(datasets.load_dataset(repo, config, split=split, revision=at))
+        # refused, `datasets` would retry for 23 seconds before it looks into its cache
+        with unasked(datasets.config, refused is not None), _word(f"data set {repo}"):
+            found = datasets.load_dataset(repo, split=split, revision=revision or None)
+            found = undecoded(found)
     except Exception as reason:  # `datasets` reports an absent cache by half a dozen exceptions
         if refused is None and (_status(reason) or isinstance(reason, httpx2.HTTPError)):
             refused = refusal(reason, repo, "data set", local)
@@ -439,15 +428,15 @@ def _word(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unasked() -> Iterator[None]:
-    """Ask the Hub nothing meanwhile, as under HF_HUB_OFFLINE."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+def unasked(client: Any, active: bool = True) -> Iterator[None]:
+    """Ask the Hub nothing meanwhile, as under HF_HUB_OFFLINE; `client` has that switch: the hub
+    client's `constants`, or `datasets.config`."""
+    before = client.HF_HUB_OFFLINE
+    client.HF_HUB_OFFLINE = before or active
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        client.HF_HUB_OFFLINE = before
 
 
 def _is_offline() -> bool:

@@ -11,7 +11,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,27 +141,18 @@ def alike(sizes: Sequence[int], read: Callable[[int, int, int], bytes]) -> list[
         except OSError:
             return str(file)
 
-    first = list(range(len(sizes)))
-    groups = _equal(first, sizes)
+    keys: list[Any] = list(sizes)
     for piece in (PIECE, None):
-        members = [file for group in groups for file in group]
+        times = Counter(keys)
+        members = [file for file, key in enumerate(keys) if times[key] > 1]
         counts = [piece or sizes[file] for file in members]
         starts = [max(0, (sizes[m] - count) // 2) for m, count in zip(members, counts, strict=True)]
         with ThreadPoolExecutor(READERS) as pool:
-            keys = dict(zip(members, pool.map(digest, members, starts, counts), strict=True))
-        groups = [part for group in groups for part in _equal(group, keys)]
-    for group in groups:
-        for file in group:
-            first[file] = group[0]
-    return first
-
-
-def _equal(files: Sequence[int], keys: Sequence | Mapping) -> list[list[int]]:
-    """The files by equal key, where more than one has it."""
-    found: dict[Any, list[int]] = {}
-    for file in files:
-        found.setdefault(keys[file], []).append(file)
-    return [group for group in found.values() if len(group) > 1]
+            found = [*pool.map(digest, members, starts, counts)]
+        for file, content in zip(members, found, strict=True):
+            keys[file] = (keys[file], content)
+    first: dict[Any, int] = {}
+    return [first.setdefault(key, file) for file, key in enumerate(keys)]
 
 
 def _read(source: Path | str | bytes, name: str | None) -> tuple[bytes, str]:

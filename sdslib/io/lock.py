@@ -57,9 +57,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
     try:
         owner = json.loads((folder / "lock").read_bytes())
         return owner if "since" in owner and is_alive(owner) else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):
         return None  # its writer died between creating and filling it, or we would not be alone
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdslib.io import history, lock, storage
-from sdslib.io.exits import ended
+from sdslib.io.exits import told
 from sdslib.io.history import RunWarning
 from sdslib.io.identity import code_hash, identify
 from sdslib.io.paths import path_problem, project_path, shown_path
@@ -202,12 +202,6 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _list(root: str | None) -> int:
-    table = list_runs(root)
-    print(table.to_string(index=False) if len(table) else "no runs yet")
-    return 0
-
-
 def _verify(names: Iterable[str], root: str | None) -> int:
     """Print of each run what is not as it was written; a name may be a folder of runs, too."""
     found: list[Run] = []
@@ -228,6 +222,7 @@ def _verdict(run: Run, problems: list[str]) -> str:
     return f"{run.name}: whole ({how})"
 
 
+@told
 def main(words: list[str] | None = None) -> int:
     """`list` all runs, `show` one, or `verify` them: hold every file to its checksum.
 
@@ -243,14 +238,13 @@ def main(words: list[str] | None = None) -> int:
     check = verbs.add_parser("verify", help="hold files to their checksums", parents=[where])
     check.add_argument("names", nargs="*", metavar="RUN", help="as above, or a published study")
     options = parser.parse_args(words)
-    try:
-        if options.verb == "list":
-            return _list(options.runs)
-        if options.verb == "verify":
-            return _verify(options.names, options.runs)
+    if options.verb == "verify":
+        return _verify(options.names, options.runs)
+    if options.verb == "list":
+        table = list_runs(options.runs)
+        print(table.to_string(index=False) if len(table) else "no runs yet")
+    else:
         print(describe(find_run(options.run, options.runs)))
-    except (RunError, StorageError) as error:
-        return ended(error)
     return 0
 
 

@@ -129,10 +129,8 @@ def _table(shard: str) -> pa.Table:
 
 def _sample(key: str, sample: _Row, name: str) -> _Row:
     """One row; the .txt is the caption itself, whatever the .json beside it says."""
-    found = sample.pop("txt", None), sample.pop("json", None)
-    captions = next((one for one in found if one), None)
-    if isinstance(captions, DataError):
-        raise captions
+    told = [sample.pop(ending) for ending in ("txt", "json") if ending in sample]
+    captions = next((found for one in told if (found := _captions(*one))), None)
     if captions is None or "offset" not in sample:
         what = "caption (.txt or .json)" if "offset" in sample else "image"
         raise DataError(f"{name}: sample {key!r} has no {what}")
@@ -159,7 +157,7 @@ def _add_member(
         return False
     sample = samples.setdefault(key, {"id": key})
     if f".{ending}" not in ENDINGS:
-        sample[ending] = _captions(file.read(), ending, where)
+        sample[ending] = (file.read(), ending, where)
         return True
     if sample.get("name", where) != where:
         raise DataError(f"{name}: sample {key!r} has two images, the other is {member.name!r}")
@@ -168,15 +166,12 @@ def _add_member(
     return True
 
 
-def _captions(data: bytes, ending: str, where: str) -> list[str] | DataError:
-    """The captions, none for a .json that has none; a fault is given back, for it may not count."""
+def _captions(data: bytes, ending: str, where: str) -> list[str]:
+    """The captions, none for a .json that has none."""
     try:
         text = data.decode("utf-8")
         found: Any = text.strip() if ending == "txt" else json.loads(text).get("caption")
     except (ValueError, AttributeError, RecursionError) as reason:
-        return DataError(f"{where}: not a caption ({reason})")
+        raise DataError(f"{where}: not a caption ({reason})") from None
     listed = found if isinstance(found, list) else [] if found is None else [found]
-    try:
-        return [caption_at(one, where) for one in listed]
-    except DataError as reason:
-        return reason
+    return [caption_at(one, where) for one in listed]

@@ -19,13 +19,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from sdslib.io.images import Box, ImageRef
 from sdslib.io.storage import BLANK, POINTER
+from sdslib.io.wording import did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -75,14 +77,11 @@ def check_caption(text: str) -> str:
         raise ValueError("has a NUL character or half a surrogate pair")
     if (longest := max(map(len, text.split()))) > WORD_LIMIT:
         raise ValueError(f"has a word of {longest} characters; the limit is {WORD_LIMIT}")
-    if not any(map(_says_something, html.unescape(html.unescape(text)))):
+    # what is no space, control, mark, punctuation or ASCII sign
+    said = (s for s in html.unescape(html.unescape(text)) if s not in string.punctuation)
+    if all(unicodedata.category(sign)[0] in "ZCPM" for sign in said):
         raise ValueError(f"has no word: {text[:20]!r}")
     return text
-
-
-def _says_something(sign: str) -> bool:
-    """Whether a character is no space, control, mark, punctuation or ASCII sign."""
-    return sign not in string.punctuation and unicodedata.category(sign)[0] not in "ZCPM"
 
 
 Caption = Annotated[str, AfterValidator(check_caption)]
@@ -129,10 +128,12 @@ class Root:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts or DRIVE.match(name) or "\0" in name:
             raise DataError(f"{prefix}{name!r} {self._escapes}; use paths below it")
-        is_link = self._listing(str(pure.parent), prefix).get(pure.name)
-        if is_link is None:
-            raise MissingFile(prefix + self._missing(pure))
-        if is_link and not self._inside(os.path.realpath(self.folder / pure)):
+        listing = self._listing(str(pure.parent), prefix)
+        if pure.name not in listing:
+            alike = next((n for n in listing if n.casefold() == pure.name.casefold()), None)
+            hint = did_you_mean(alike) or "; fetch it or correct the annotation"
+            raise MissingFile(f"{prefix}{str(pure)!r} does not exist in {self.folder}{hint}")
+        if listing[pure.name] and not self._inside(os.path.realpath(self.folder / pure)):
             what = f"{prefix}{name!r} is a link that {self._escapes}"
             raise DataError(f"{what}; give the folder that it points into")
         return self.folder / pure
@@ -171,12 +172,6 @@ class Root:
     def _inside(self, real: str) -> bool:
         homes = [home.rstrip(os.sep) + os.sep for home in (self._real, self._store) if home]
         return real == self._real or real.startswith(tuple(homes))
-
-    def _missing(self, pure: PurePosixPath) -> str:
-        listing = self._listing(str(pure.parent), "")
-        alike = [n for n in listing if n.casefold() == pure.name.casefold()]
-        hint = f"; did you mean {alike[0]!r}?" if alike else "; fetch it or correct the annotation"
-        return f"{str(pure)!r} does not exist in {self.folder}{hint}"
 
 
 def read_text(path: Path) -> str:
@@ -372,30 +367,16 @@ def read_part(source: Path | str, start: int, count: int) -> bytes:
 
 
 @contextmanager
-def opened(source: str) -> Iterator[IO[bytes]]:
-    """A file from its beginning; a remote one chunk by chunk."""
+def opened(source: str) -> Iterator[Any]:
+    """A file from its beginning, for tarfile to stream; `read` of a remote one gives a chunk, of
+    whatever size."""
     if not is_remote(source):
         with open(source, "rb") as file:
             yield file
     else:
         with _told(source) as client, client.stream("GET", source) as answer:
-            answer.raise_for_status()
-            yield io.BufferedReader(_Chunks(answer.iter_bytes()), 2**20)
-
-
-class _Chunks(io.RawIOBase):
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.rest and (chunk := next(self.chunks, None)) is not None:
-            self.rest = chunk
-        count = min(len(buffer), len(self.rest))
-        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
-        return count
+            chunks = answer.raise_for_status().iter_bytes(2**20)
+            yield SimpleNamespace(read=lambda count: next(chunks, b""))
 
 
 @lru_cache(maxsize=1)
@@ -419,19 +400,6 @@ def _told(url: str) -> Iterator[httpx2.Client]:
 
 
 # --- data sets -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def cache_only(active: bool) -> Iterator[None]:
-    """Let `datasets` look into its cache alone; else it retries for 23 seconds first."""
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or active
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
 
 
 def undecoded(found: datasets.Dataset) -> datasets.Dataset:

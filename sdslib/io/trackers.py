@@ -20,16 +20,9 @@ class Tracker(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
-def _tensorboard(folder: Path, done: int) -> dict[str, Any]:
-    return {"purge_step": done + 1}
-
-
 def _of_wandb(folder: Path, done: int) -> dict[str, Any]:
     quiet = (
-        "disable_git",
-        "disable_code",
-        "x_disable_meta",
-        "x_disable_stats",
+        *("disable_git", "disable_code", "x_disable_meta", "x_disable_stats"),
         "x_disable_machine_info",
     )
     return {
@@ -77,7 +70,7 @@ def _name(folder: Path, done: int) -> str:
 
 _PINNED = "pip install -c constraints.txt"
 TRACKERS = {
-    "tensorboard": Tracker(_tensorboard, f"{_PINNED} tensorboard"),
+    "tensorboard": Tracker(lambda _, done: {"purge_step": done + 1}, f"{_PINNED} tensorboard"),
     "wandb": Tracker(
         _of_wandb,
         f"{_PINNED} wandb",
@@ -137,9 +130,11 @@ def _alone(name: str) -> Iterator[None]:
     if name != "trackio" or os.environ.get("TRACKIO_SPACE_ID"):
         yield
         return
+    from huggingface_hub import constants
+
     from sdslib.io.hub import unasked
 
-    with unasked(), redirect_stdout(StringIO()):
+    with unasked(constants), redirect_stdout(StringIO()):
         yield
 
 

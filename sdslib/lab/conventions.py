@@ -24,10 +24,8 @@ from sdslib.benchmarks import Benchmark
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import BaselineConfig, from_shell
 from sdslib.config import derive_seed
-from sdslib.io.exits import ended
+from sdslib.io.exits import told
 from sdslib.io.images import ImageRef
-from sdslib.io.sources import DataError
-from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import world_of
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
 from sdslib.sets.retrieval import score_all
@@ -128,21 +126,18 @@ def _row(
 ) -> dict[str, Any]:
     mine, other = (np.asarray(right, dtype=bool) for right in (ours, theirs))
     shares = {"ours": mine.mean(), "theirs": other.mean()}
-    told = {"convention": convention, "set": name, "metric": metric} | shares
-    return told | {"n": len(mine), "otherwise": int((mine != other).sum())}
+    row = {"convention": convention, "set": name, "metric": metric} | shares
+    return row | {"n": len(mine), "otherwise": int((mine != other).sum())}
 
 
+@told
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Score by our conventions and by others', and print both figures."""
     parser = argparse.ArgumentParser(
         prog="python -m sdslib.lab.conventions", description=main.__doc__
     )
     _, values = from_shell(parser, words, "01_baseline")
-    try:
-        config = validate(BaselineConfig, {"benchmark": "mini:winoground"} | values)
-        found = table(config)
-    except (ParameterError, DataError) as error:
-        return ended(error)
+    found = table(validate(BaselineConfig, {"benchmark": "mini:winoground"} | values))
     shares = {name: found[name].map("{:.1%}".format) for name in ("ours", "theirs")}
     say(found.assign(**shares).to_string(index=False))
     return 0

@@ -23,11 +23,9 @@ from sdslib.arms.trainable import TRAINABLE, set_trainable
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig, derive_seed, mini
 from sdslib.experiment import LatentCache, embed_pairs, start_bridge
-from sdslib.io.exits import ended
+from sdslib.io import exits
 from sdslib.io.runs import Run, RunError, find_run
 from sdslib.io.state import unpack_state
-from sdslib.io.storage import StorageError
-from sdslib.io.wording import ParameterError
 from sdslib.lab import probes
 from sdslib.lab.probes import AGAIN, HELD, SWAPS, World, changes, embed, world
 from sdslib.miniworld import files
@@ -277,6 +275,7 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
     return words
 
 
+@exits.told
 def main(words: Sequence[str] | None = None) -> int:
     """Say in numbers what the untouched student and those of runs encode, and what moves them."""
     parser = argparse.ArgumentParser("python -m sdslib.lab.diagnosis", description=main.__doc__)
@@ -288,14 +287,11 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.scenes < 10:
         parser.error(f"--scenes is 10 or more, got {options.scenes}: a probe is fitted to them")
-    try:
-        asked = {"seed": options.seed, "bridge_input": options.bridge_input}
-        config = override(mini(), trainable="all", batch_size=BATCH, **asked)
-        found = [find_run(key, options.runs) for key in options.run]
-        students = {"untouched": load_student(config.clip_model, None)}
-        students |= {run.name: student_of(run) for run in found}
-    except (ParameterError, RunError, StorageError) as error:
-        return ended(error)
+    asked = {"seed": options.seed, "bridge_input": options.bridge_input}
+    config = override(mini(), trainable="all", batch_size=BATCH, **asked)
+    found = [find_run(key, options.runs) for key in options.run]
+    students = {"untouched": load_student(config.clip_model, None)}
+    students |= {run.name: student_of(run) for run in found}
     on = ground(config, options.scenes)
     for name in ("teacher", *students):
         tables = of_student(on, students[name]) if name in students else of_teacher(on)

@@ -36,7 +36,7 @@ from sdslib.checks.fingerprints import has_teacher
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import from_shell
 from sdslib.config import ARMS, FinetuneConfig, derive_seed
-from sdslib.io.exits import ended
+from sdslib.io import exits
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab.random_models import random_student, random_teacher
@@ -314,14 +314,12 @@ def peak(device: torch.device) -> int:
 # --- from a shell --------------------------------------------------------------------------------
 
 
+@exits.told
 def main(words: Sequence[str] | None = None) -> int:
     """Say what a run would cost; the status is 1 where it does not fit the device's memory."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.dry_run", description=main.__doc__)
     values, begun = from_shell(parser, words)[1], time.perf_counter()
-    try:
-        found = rehearse(validate(FinetuneConfig, values))
-    except (ValueError, TrainingError) as error:
-        return ended(error)
+    found = rehearse(validate(FinetuneConfig, values))
     print(found.table().to_string(index=False))
     print(f"(rehearsed in {time.perf_counter() - begun:.0f} s)")
     return 0 if found.fits else 1

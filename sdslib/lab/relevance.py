@@ -8,9 +8,10 @@ W words, N tokens of the image tower, H heads, L tokens of the caption, h,w cell
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,12 @@ def maps(
     seed: int = 0,
 ) -> Maps:
     """The maps of every word for each model that has some."""
-    makers: dict[str, Any] = {name: (student_maps, one) for name, one in students.items()}
-    makers |= {name: (teacher_maps, one) for name, one in (teachers or {}).items()}
+    makers = {name: partial(student_maps, one) for name, one in students.items()}
+    makers |= {n: partial(teacher_maps, one, seed=seed) for n, one in (teachers or {}).items()}
     found, refused = dict[str, np.ndarray](), dict[str, str]()
-    for name, (make, model) in makers.items():
+    for name, make in makers.items():
         try:
-            more = (seed,) if make is teacher_maps else ()
-            found[name] = make(model, image, caption, *more)
+            found[name] = make(image, caption)
         except (NoMapError, VocabularyError) as reason:
             refused[name] = str(reason)
     return Maps(squared(image, "crop"), [WHOLE, *caption.split()], found, refused)
@@ -94,11 +94,18 @@ def student_maps(student: Student, image: Image.Image, caption: str) -> np.ndarr
     words, visual = caption.split(), student.model.visual
     layers = _attentions(student)
     texts = [caption, *(" ".join([*words[:n], *words[n + 1 :]]) for n in range(len(words)))]
-    with evaluating(student) as device:
+    kept: list[tuple[Tensor, Tensor]] = []  # what goes into each layer and comes out: [B, N, D]
+
+    def keep(layer: nn.Module, given: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> None:
+        kept.append((given[0], out[0]))
+
+    with evaluating(student) as device, ExitStack() as hooks:
         text = student.encode_texts(student.tokenize(texts).to(device))
         target = torch.cat([text[:1], text[:1] - text[1:]])
         pixels = student.transform(image).to(device).expand(len(target), -1, -1, -1)
-        with torch.enable_grad(), _kept(layers) as kept:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(keep))
+        with torch.enable_grad():
             score = (student.encode_images(pixels.clone().requires_grad_()) * target).sum()
             grads = torch.autograd.grad(score, [out for _, out in kept])
         relevance = torch.eye(kept[0][0].shape[1], device=device)
@@ -121,19 +128,6 @@ def _attentions(student: Student) -> list[nn.MultiheadAttention]:
             "token or their mean, so its attention says nothing of places"
         )
     return found
-
-
-@contextmanager
-def _kept(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What goes into each layer and what comes out of it, [B, N, D] both."""
-    found: list[tuple[Tensor, Tensor]] = []
-    hooks = [layer.register_forward_hook(lambda _, given, out: found.append((given[0], out[0])))
-             for layer in layers]  # fmt: skip
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _weighted(layer: nn.MultiheadAttention, inside: Tensor, grad: Tensor) -> Tensor:
@@ -172,18 +166,15 @@ def teacher_maps(
         seen.append(F.interpolate(share.unflatten(1, size)[None], shape, mode="bilinear")[0])
 
     shape = teacher.latent_shape[1:]
-    layers = [m for name, m in teacher.unet.named_modules() if name.endswith("attn2")]
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
-        with evaluating(teacher) as device:
-            z = teacher.encode_images(teacher.transform(image)[None].to(device))
-            t, eps = shared.t.to(device), shared.eps.to(device)
-            z_t = add_noise(z.expand(len(t), *z.shape[1:]), eps, teacher.alpha_bar[t])
-            text = teacher.embed_texts([caption])
-            teacher.predict_noise(z_t, t, text.expand(len(t), *text.shape[1:]))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(teacher) as device, ExitStack() as hooks:
+        for name, layer in teacher.unet.named_modules():
+            if name.endswith("attn2"):
+                hooks.enter_context(layer.register_forward_pre_hook(keep, with_kwargs=True))
+        z = teacher.encode_images(teacher.transform(image)[None].to(device))
+        t, eps = shared.t.to(device), shared.eps.to(device)
+        z_t = add_noise(z.expand(len(t), *z.shape[1:]), eps, teacher.alpha_bar[t])
+        text = teacher.embed_texts([caption])
+        teacher.predict_noise(z_t, t, text.expand(len(t), *text.shape[1:]))
     tokens = torch.stack(seen).mean(0)
     owner = _words_of_tokens(teacher, caption)
     parts = [tokens[[i for i, word in enumerate(owner) if word == n]].sum(0)
@@ -193,14 +184,8 @@ def teacher_maps(
 
 def _words_of_tokens(teacher: Teacher, caption: str) -> list[int]:
     """Of each token that is read, the number of its word; -1 for a mark."""
-    tokenizer = teacher.tokenizers[0]
-    told = tokenizer(
-        " ".join(caption.split()),
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    spaces = " ".join(caption.split())
+    tokenizer, spaces = teacher.tokenizers[0], " ".join(caption.split())
+    asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    told = tokenizer(spaces, truncation=True, max_length=tokenizer.model_max_length, **asked)
     places = zip(told["offset_mapping"], told["special_tokens_mask"], strict=True)
     return [-1 if mark else spaces[:end].rstrip().count(" ") for (_, end), mark in places]

@@ -17,11 +17,9 @@ import pandas as pd
 from sdslib import metrics
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import BaselineConfig, from_shell
-from sdslib.io.exits import ended
+from sdslib.io import exits
 from sdslib.io.runs import Run
-from sdslib.io.sources import DataError
 from sdslib.io.storage import write_bytes
-from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.results import formatting
 
@@ -72,6 +70,7 @@ def shown(board: pd.DataFrame) -> str:
     return told.to_string(index=False)
 
 
+@exits.told
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Score the student on every set at hand and print one table."""
     parser = argparse.ArgumentParser(
@@ -79,14 +78,10 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print)
     )
     parser.add_argument("--table", type=Path, help="keep the table as CSV under this name")
     options, values = from_shell(parser, words, "01_baseline")
-    try:
-        config = validate(BaselineConfig, {"teacher_items": 0} | values)
-        _, absent = baseline.at_hand(config)
-        for name, why in absent.itertuples(index=False):
-            say(f"not here  {name}: {why}")
-        board = table(baseline.measure(config))
-    except (ParameterError, DataError) as error:
-        return ended(error)
+    config = validate(BaselineConfig, {"teacher_items": 0} | values)
+    for name, why in baseline.at_hand(config)[1].itertuples(index=False):
+        say(f"not here  {name}: {why}")
+    board = table(baseline.measure(config))
     say(shown(board))
     if options.table is not None:
         write_bytes(options.table, board.to_csv(index=False).encode())

@@ -30,25 +30,21 @@ from sdslib import metrics
 from sdslib.arms.negatives import Negatives, named
 from sdslib.arms.verdicts import SCHEMA, Verdicts, load_verdicts, save_verdicts
 from sdslib.checks import captions, teacher_files
-from sdslib.checks.captions import VocabularyError
 from sdslib.checks.fingerprints import of_files
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import VerdictsConfig, from_shell
 from sdslib.config import false_captions, is_mini
 from sdslib.experiment import pick_device
-from sdslib.io.exits import ended
-from sdslib.io.model_files import WeightsError
+from sdslib.io import exits
 from sdslib.io.paths import project_path, project_root
 from sdslib.io.progress import track
-from sdslib.io.sources import DataError
 from sdslib.io.state import plain_torch
-from sdslib.io.wording import ParameterError
 from sdslib.io.worlds import ensure
 from sdslib.lab.near_ties import MARGIN, smallest_lead
 from sdslib.losses import caption_log_likelihoods
 from sdslib.pairs import load_pairs
 from sdslib.results import formatting
-from sdslib.results.executors import ExecutorError, Job, opened, require
+from sdslib.results.executors import Job, opened, require
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
 from sdslib.teacher import Teacher, load_teacher
 
@@ -340,6 +336,7 @@ def share_out(work: Judgement, workers: int, executor: str, address: str | None)
     return failed
 
 
+@exits.told
 def main(words: Sequence[str] | None = None) -> int:
     """Judge what is not judged yet, and say what came of it; the status is 1 where some failed."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.verdicts", description=main.__doc__)
@@ -348,17 +345,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
     parser.add_argument("--address", help="of Ray, or what to ask SLURM for")
     options, values = from_shell(parser, words, "08_verdicts")
-    try:
-        work = Judgement(validate(VerdictsConfig, values | {"output": options.output}))
-        if options.workers > 1 or options.executor != "local":
-            require(options.executor, options.address)
-            failed = share_out(work, options.workers, options.executor, options.address)
-            for key, error in failed.items():
-                print(f"shard {key}: {error}", file=sys.stderr)
-        alone = options.workers == 1 and options.executor == "local"
-        found = judge(work, track("blocks")) if alone else gather(work)
-    except (ParameterError, ExecutorError, DataError, WeightsError, VocabularyError) as error:
-        return ended(error)
+    work = Judgement(validate(VerdictsConfig, values | {"output": options.output}))
+    if options.workers < 2 and options.executor == "local":
+        found = judge(work, track("blocks"))
+    else:
+        require(options.executor, options.address)
+        failed = share_out(work, options.workers, options.executor, options.address)
+        for key, error in failed.items():
+            print(f"shard {key}: {error}", file=sys.stderr)
+        found = gather(work)
     if found is None:
         return 1
     print(readable(by_kind(found)).to_string(index=False))
