@@ -8,7 +8,6 @@ Processes are forked from this one, which has torch loaded and one thread.
 import argparse
 import errno
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -24,13 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
+import realworld
 import statsmodels.api as sm
 import torch
-from PIL import Image
-from tiny import WORDS, save_student, save_teacher
 
 from sdslib import experiment
 from sdslib import student as student_room
@@ -58,34 +55,14 @@ class Tally:
 
 
 def world(root: Path) -> FinetuneConfig:
-    """A run of 16 steps on tiny models, 12 drawn pictures and 4 Winoground-shaped items."""
-    save_student(root / "student")
-    save_teacher(root / "teacher")
-    (root / "coco").mkdir()
-    (root / "items" / "images").mkdir(parents=True)
-    rng, colors = np.random.default_rng(0), [w for w in WORDS if w in ("red", "blue", "green")]
-    images, notes, rows = [], [], []
-    for i in range(12):
-        picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        picture.save(root / "coco" / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png"})
-        text = f"a {colors[i % 3]} circle above a {colors[i % 2]} square"
-        notes.append({"image_id": i, "caption": text})
-        if i % 3 == 0:
-            for k in (0, 1):
-                picture.rotate(90 * k).save(root / "items" / "images" / f"{i}_{k}.png")
-            names = {f"image_{k}": f"{i}_{k}" for k in (0, 1)}
-            one, other = "a red circle above a square", "a square above a red circle"
-            pair = {"caption_0": one, "caption_1": other}
-            tags = {"tag": "x", "num_main_preds": 1, "collapsed_tag": "Relation"}
-            rows.append(json.dumps({"id": i} | names | pair | tags))
-    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    (root / "items" / "examples.jsonl").write_text("\n".join(rows))
+    """A run of 16 steps on tiny models, 12 photographs and 4 Winoground-shaped items."""
+    photos = realworld.make(root)
     return FinetuneConfig(
-        clip_model=f"local-dir:{root / 'student'}",
-        teacher=str(root / "teacher"),
-        train_data=f"{root / 'captions.json'}::{root / 'coco'}",
-        benchmark=f"winoground:{root / 'items'}",
+        **photos.models,
+        train_data=photos.train_data,
+        train_pairs=12,
+        benchmark=photos.winoground,
+        eval_items=4,
         steps=16,
         batch_size=4,
         warmup=2,

@@ -65,22 +65,27 @@ def config(tmp_path, tiny_models):
 
 
 @pytest.fixture
-def run(config, monkeypatch):
-    sets = [choices(), grids(), classes(), pairs()]
-    monkeypatch.setattr(baseline, "load_sets", lambda config: (sets, []))
-    monkeypatch.setattr(baseline, "load_set", lambda source: grids())
-    monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
-    return baseline.measure(config)
+def measured(config, monkeypatch):
+    """The run of these sets."""
+
+    def measure(*sets):
+        monkeypatch.setattr(baseline, "load_sets", lambda config: (sets, []))
+        monkeypatch.setattr(baseline, "load_set", lambda source: grids())
+        monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
+        return baseline.measure(config)
+
+    return measure
 
 
-def test_equal_captions_are_a_row_to_read_and_no_warning(config, monkeypatch, recwarn):
+@pytest.fixture
+def run(measured):
+    return measured(choices(), grids(), classes(), pairs())
+
+
+def test_equal_captions_are_a_row_to_read_and_no_warning(measured, recwarn):
     odd = choices()
     same = replace(odd.items[0], captions=("a red circle", "A red circle"))
-    sets = [replace(odd, items=(same, *odd.items[1:]))]
-    monkeypatch.setattr(baseline, "load_sets", lambda config: (sets, []))
-    monkeypatch.setattr(baseline, "corpus", lambda config: (Corpus(), []))
-    monkeypatch.setattr(baseline, "load_set", lambda source: grids())
-    told = baseline.cautions(baseline.measure(config))
+    told = baseline.cautions(measured(replace(odd, items=(same, *odd.items[1:]))))
     assert not [w for w in recwarn if "ties" in str(w.message) or "constant" in str(w.message)]
     row = told.set_index("model").loc["student"]
     assert row["set"] == "aro-relation"

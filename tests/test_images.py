@@ -69,13 +69,6 @@ def test_cmyk_jpeg_keeps_its_colors():
     assert np.abs(np.array(image.getpixel((8, 8))) - RED).max() < 8
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_sixteen_bit_gray_is_scaled_not_clipped(form):
-    values = np.array([[0, 257 * 10, 257 * 128, 65535]], dtype=np.uint16)
-    image = open_image(encode(Image.fromarray(values), form))
-    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 10, 128, 255]
-
-
 def deep_tiff(values, bits, kind=1, photometric=1, order="<") -> bytes:
     """An uncompressed gray TIFF of one row, written by hand: 12 bits are packed, two in three."""
     if bits == 12:
@@ -102,27 +95,31 @@ def gray_of(data) -> list[int]:
     return np.asarray(open_image(data, "depth.tiff"))[0, :, 0].tolist()
 
 
-def test_the_white_of_a_deep_tiff_is_that_of_its_own_depth():
-    assert gray_of(deep_tiff([0, 2048, 4095, 1365], 12)) == [0, 128, 255, 85]
-    assert gray_of(deep_tiff([0, 257 * 128, 65535], 16)) == [0, 128, 255]
-    assert gray_of(deep_tiff([0, 257 * 128, 65535], 16, order=">")) == [0, 128, 255]
-    assert gray_of(deep_tiff([0, 16384, 32767], 16, kind=2)) == [0, 128, 255]
+DEEP = Image.fromarray(np.array([[0, 255, 257 * 10, 257 * 128, 65535]], np.uint16))
 
 
-def test_where_zero_is_white_deep_gray_is_turned_round_as_eight_bits_are():
-    assert gray_of(deep_tiff([0, 257 * 10, 65535], 16, photometric=0)) == [255, 245, 0]
+@pytest.mark.parametrize(
+    ("data", "gray"),
+    [
+        *((encode(DEEP, form), [0, 1, 10, 128, 255]) for form in ("PNG", "TIFF")),
+        (encode(DEEP, transparency=255), [0, 255, 10, 128, 255]),
+        (deep_tiff([0, 2048, 4095, 1365], 12), [0, 128, 255, 85]),
+        (deep_tiff([0, 257 * 128, 65535], 16), [0, 128, 255]),
+        (deep_tiff([0, 257 * 128, 65535], 16, order=">"), [0, 128, 255]),
+        (deep_tiff([0, 16384, 32767], 16, kind=2), [0, 128, 255]),
+        (deep_tiff([0, 257 * 10, 65535], 16, photometric=0), [255, 245, 0]),  # zero is white
+        (b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095), [0, 128, 255]),
+    ],
+    ids=["PNG", "TIFF", "clear", "12", "16", "big-endian", "signed", "turned", "PGM"],
+)
+def test_deep_gray_is_scaled_by_the_files_own_white_and_its_clear_value_is_white(data, gray):
+    assert gray_of(data) == gray
 
 
 @pytest.mark.parametrize(("values", "kind"), [([0, 255], 1), ([0, 255], 2), ([0, 2**31 - 1], 2)])
 def test_32_bit_pixels_are_refused_whatever_their_range(values, kind):
     with pytest.raises(ImageError, match=r"depth\.tiff: I pixels from 0 to .* no known white"):
         gray_of(deep_tiff(values, 32, kind))
-
-
-def test_the_clear_value_of_deep_gray_shows_white():
-    values = Image.fromarray(np.array([[0, 255, 65535]], np.uint16))
-    data = encode(values, transparency=255)
-    assert gray_of(data) == [0, 255, 255]
 
 
 def test_a_bitmap_whose_every_alpha_is_zero_is_opaque():
@@ -137,11 +134,6 @@ def bitmap(pixels) -> bytes:
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     head = (head + masks).ljust(108, b"\0")
     return b"BM" + struct.pack("<IHHI", 122 + len(data), 0, 0, 122) + head + data
-
-
-def test_a_deep_pgm_has_the_white_that_its_header_names():
-    data = b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095)
-    assert gray_of(data) == [0, 128, 255]
 
 
 def test_float_pixels_without_a_known_white_are_refused():

@@ -238,80 +238,79 @@ def _save_without_end(root: Path, ready) -> None:
         ready.set()
 
 
-@pytest.mark.parametrize("step", [2, 1], ids=["next", "same"])
-def test_killed_at_each_file_operation_of_a_save_there_is_a_good_checkpoint(tmp_path, step):
-    """Like the random kill, but at every sync, rename and removal in turn until a save survives."""
+def each_kill(tmp_path, work, least: int, times: int = 1):
+    """For every sync, rename and removal of `work` in turn a folder in which it was killed there,
+    `times` running, until it survives; of `work` what it yields first is only prepared."""
     for moment in range(1, 60):
         root = tmp_path / str(moment)
-        child = begun(_save_and_die_at, root, step, moment)
-        child.join(20)
+        for _ in range(times):
+            child = begun(_work_and_die_at, work, root, moment)
+            child.join(20)
+        yield root
+        if child.exitcode == 0:
+            break
+    assert child.exitcode == 0
+    assert moment > least, "the operations were not counted"
+
+
+def _work_and_die_at(work, root: Path, moment: int) -> None:
+    steps = work(root)
+    next(steps)
+    dies_at(moment, "fsync", "replace", "unlink", "rmdir")
+    list(steps)
+
+
+@pytest.mark.parametrize("step", [2, 1], ids=["next", "same"])
+def test_killed_at_each_file_operation_of_a_save_there_is_a_good_checkpoint(tmp_path, step):
+    """Like the random kill, but at every moment of a save."""
+
+    def work(root):
+        run = opened(root)
+        yield run.save_checkpoint(1, tensors(1, 4), {}, keep=1)
+        run.save_checkpoint(step, tensors(step, 4), {}, keep=1)
+
+    for root in each_kill(tmp_path, work, least=10):
         found = only_run(root).latest_checkpoint()
         assert found.step in (1, step)
         assert found.tensors["weight"].unique().tolist() == [float(found.step)]
         reopened = opened(root)
         assert reopened.latest_checkpoint().step == found.step
         assert not list(reopened.path.rglob(".*"))
-        if child.exitcode == 0:
-            break
-    assert child.exitcode == 0
-    assert moment > 10, "the operations were not counted"
-
-
-def _save_and_die_at(root: Path, step: int, moment: int) -> None:
-    run = opened(root)
-    run.save_checkpoint(1, tensors(1, 4), {}, keep=1)
-    dies_at(moment, "fsync", "replace", "unlink", "rmdir")
-    run.save_checkpoint(step, tensors(step, 4), {}, keep=1)
 
 
 def test_killed_at_each_file_operation_of_an_opening_the_run_goes_on_where_it_was(tmp_path):
-    """Of a run of today, and of one of before there were checksums."""
-    for moment in range(1, 60):
-        root = tmp_path / str(moment)
-        run = saved(root)
-        run.save_scores("x", pd.DataFrame({"s": [1.0]}))
-        run.interrupt()
-        if moment % 2:
-            without_checksums(run)
-        for _ in range(2):  # a kill may follow a kill
-            child = begun(_open_and_die_at, root, moment)
-            child.join(20)
+    """Of a run of today, and of one of before there were checksums; a kill may follow a kill."""
+
+    def work(root):
+        if not root.exists():
+            run = saved(root)
+            run.save_scores("x", pd.DataFrame({"s": [1.0]}))
+            run.interrupt()
+            if int(root.name) % 2:
+                without_checksums(run)
+        yield
+        opened(root)
+
+    for root in each_kill(tmp_path, work, least=5, times=2):
         again = opened(root)
         assert again.environment["bit_exact"]
         assert list(again.history()["step"]) == [10, 20, 30]
         assert again.latest_checkpoint().step == 30
         assert again.scores("x")["s"].tolist() == [1.0]
         assert again.problems() == []
-        if child.exitcode == 0:
-            break
-    assert child.exitcode == 0
-    assert moment > 5, "the operations were not counted"
-
-
-def _open_and_die_at(root: Path, moment: int) -> None:
-    dies_at(moment, "fsync", "replace", "unlink", "rmdir")
-    opened(root)
 
 
 def test_killed_at_each_file_operation_of_a_kept_table_nothing_counts_as_damaged(tmp_path):
-    for moment in range(1, 30):
-        child = begun(_keep_and_die_at, tmp_path / str(moment), moment)
-        child.join(20)
-        run = only_run(tmp_path / str(moment))
+    def work(root):
+        run = opened(root)
+        run.save_results(pd.DataFrame({"a": [1]}))
+        yield run.finish()
+        run.save_results(pd.DataFrame({"a": [2]}))
+
+    for root in each_kill(tmp_path, work, least=5):
+        run = only_run(root)
         assert run.problems() == []
         assert run.results()["a"].tolist() in ([1], [2])
-        if child.exitcode == 0:
-            break
-    assert child.exitcode == 0
-    assert moment > 5, "the operations were not counted"
-
-
-def _keep_and_die_at(root: Path, moment: int) -> None:
-    run = opened(root)
-    run.save_results(pd.DataFrame({"a": [1]}))
-    run.finish()
-    dies_at(moment, "fsync", "replace")
-    run.save_results(pd.DataFrame({"a": [2]}))
 
 
 # --- damage, and what is still there -------------------------------------------------------------

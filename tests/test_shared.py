@@ -36,11 +36,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return realworld.make(tmp_path_factory.mktemp("world"))
-
-
 def names(place):
     return sorted(path.name for path in place.glob("*"))
 
@@ -85,11 +80,11 @@ def assert_same(run, other):
 @pytest.mark.parametrize("arm", ["sds", "latent-regression"])
 @pytest.mark.parametrize("where", ["mini", "photographs"])
 def test_a_run_is_the_same_with_what_others_left_with_nothing_left_and_without(
-    tmp_path, monkeypatch, world, where, arm
+    tmp_path, monkeypatch, photos, where, arm
 ):
     data = {"keep": "none", "eval_items": 12}
     if where == "photographs":
-        data = {"train_data": world.train_data, "benchmark": world.winoground} | world.models
+        data = {"train_data": photos.train_data, "benchmark": photos.winoground} | photos.models
     caches = {"none": "off", "cold": tmp_path / "cache", "warm": tmp_path / "cache"}
     runs = {}
     for name, cache in caches.items():
@@ -219,6 +214,7 @@ def test_the_teachers_vae_and_size_decide_about_latents_and_its_unet_does_not(tm
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
+        (os, "environ", {"MKL_CBWR": "COMPATIBLE"}),
         (shared, "code_hash", lambda: "other"),
         (shared, "versions", lambda: {"torch": "0"}),
         (shared, "_processor", lambda: ["another"]),
@@ -232,12 +228,6 @@ def test_code_libraries_processor_and_settings_of_torch_decide_too(monkeypatch, 
     assert shared.key({"what": 1}) == usual
     monkeypatch.setattr(where, name, value)
     assert shared.key({"what": 1}) != usual
-
-
-def test_a_setting_by_which_a_library_chooses_its_kernels_decides_too(monkeypatch):
-    usual = shared.key({})
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert shared.key({}) != usual
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -290,7 +280,6 @@ def test_two_files_of_one_key_are_both_right_and_a_damaged_one_hides_no_sound_on
 
 
 def write_often(place):
-    os.environ[shared.SWITCH] = str(place)
     for number in range(150):
         for what in range(3):
             assert get([], what, float(what)).tolist() == [float(what)] * 3
@@ -307,14 +296,13 @@ def test_processes_that_write_read_and_delete_at_once_get_what_is_right(place):
     assert not [name for name in names(place) if name.startswith(".part")]
 
 
-def die_while_writing(place):
-    os.environ[shared.SWITCH] = str(place)
+def die_while_writing():
     os.replace = lambda *_: os.kill(os.getpid(), 9)
     get([])
 
 
 def test_a_writer_that_is_killed_leaves_a_part_that_nobody_reads_and_that_goes(place, monkeypatch):
-    child = saving.begun(die_while_writing, place)
+    child = saving.begun(die_while_writing)
     child.join(60)
     assert child.exitcode == -9
     (part,) = place.iterdir()
@@ -388,9 +376,9 @@ def shown(student, pictures, **options):
 
 @pytest.mark.parametrize("mode", [None, "pad"])
 def test_photographs_come_back_from_bytes_to_the_last_bit_in_the_same_batches(
-    place, world, monkeypatch, mode
+    place, photos, monkeypatch, mode
 ):
-    student = load_student(world.models["clip_model"], None)
+    student = load_student(photos.clip_model, None)
     files = sorted((realworld.sets.PHOTOGRAPHS).rglob("*.jpg"))[:18]
     pictures = [ImageRef(file.name, file.read_bytes) for file in files]
     cold = shown(student, pictures, mode=mode)
