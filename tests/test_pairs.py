@@ -471,7 +471,7 @@ def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(
 def test_a_revision_behind_the_name_is_the_one_that_is_loaded(monkeypatch):
     asked = []
 
-    def load(repo, config, **told):
+    def load(repo, **told):
         asked.append((repo, told))
         return datasets.Dataset.from_dict({"caption": ["a"]})
 

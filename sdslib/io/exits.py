@@ -43,7 +43,7 @@ def status(error: BaseException) -> int | None:
     return 130 if isinstance(error, KeyboardInterrupt) else next(known, None)
 
 
-def told(main: Callable[P, int]) -> Callable[P, int]:
+def foreseen(main: Callable[P, int]) -> Callable[P, int]:
     """A program that ends with the status of an error that is foreseen, and says it on stderr."""
 
     @wraps(main)

@@ -428,9 +428,12 @@ def _word(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unasked(client: Any, active: bool = True) -> Iterator[None]:
+def unasked(client: Any = None, active: bool = True) -> Iterator[None]:
     """Ask the Hub nothing meanwhile, as under HF_HUB_OFFLINE; `client` has that switch: the hub
-    client's `constants`, or `datasets.config`."""
+    client's `constants` (by default), or `datasets.config`."""
+    from huggingface_hub import constants
+
+    client = client or constants
     before = client.HF_HUB_OFFLINE
     client.HF_HUB_OFFLINE = before or active
     try:

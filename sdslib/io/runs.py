@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdslib.io import history, lock, storage
-from sdslib.io.exits import told
+from sdslib.io.exits import foreseen
 from sdslib.io.history import RunWarning
 from sdslib.io.identity import code_hash, identify
 from sdslib.io.paths import path_problem, project_path, shown_path
@@ -222,7 +222,7 @@ def _verdict(run: Run, problems: list[str]) -> str:
     return f"{run.name}: whole ({how})"
 
 
-@told
+@foreseen
 def main(words: list[str] | None = None) -> int:
     """`list` all runs, `show` one, or `verify` them: hold every file to its checksum.
 

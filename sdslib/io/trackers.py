@@ -130,11 +130,9 @@ def _alone(name: str) -> Iterator[None]:
     if name != "trackio" or os.environ.get("TRACKIO_SPACE_ID"):
         yield
         return
-    from huggingface_hub import constants
-
     from sdslib.io.hub import unasked
 
-    with unasked(constants), redirect_stdout(StringIO()):
+    with unasked(), redirect_stdout(StringIO()):
         yield
 
 

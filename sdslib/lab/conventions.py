@@ -24,7 +24,7 @@ from sdslib.benchmarks import Benchmark
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import BaselineConfig, from_shell
 from sdslib.config import derive_seed
-from sdslib.io.exits import told
+from sdslib.io.exits import foreseen
 from sdslib.io.images import ImageRef
 from sdslib.io.worlds import world_of
 from sdslib.scorers.diffusion import ErrorBank, Row, shared_draws
@@ -130,7 +130,7 @@ def _row(
     return row | {"n": len(mine), "otherwise": int((mine != other).sum())}
 
 
-@told
+@foreseen
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Score by our conventions and by others', and print both figures."""
     parser = argparse.ArgumentParser(

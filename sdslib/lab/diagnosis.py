@@ -275,7 +275,7 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
     return words
 
 
-@exits.told
+@exits.foreseen
 def main(words: Sequence[str] | None = None) -> int:
     """Say in numbers what the untouched student and those of runs encode, and what moves them."""
     parser = argparse.ArgumentParser("python -m sdslib.lab.diagnosis", description=main.__doc__)

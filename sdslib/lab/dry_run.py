@@ -314,7 +314,7 @@ def peak(device: torch.device) -> int:
 # --- from a shell --------------------------------------------------------------------------------
 
 
-@exits.told
+@exits.foreseen
 def main(words: Sequence[str] | None = None) -> int:
     """Say what a run would cost; the status is 1 where it does not fit the device's memory."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.dry_run", description=main.__doc__)

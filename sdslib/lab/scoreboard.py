@@ -70,7 +70,7 @@ def shown(board: pd.DataFrame) -> str:
     return told.to_string(index=False)
 
 
-@exits.told
+@exits.foreseen
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Score the student on every set at hand and print one table."""
     parser = argparse.ArgumentParser(

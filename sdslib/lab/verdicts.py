@@ -336,7 +336,7 @@ def share_out(work: Judgement, workers: int, executor: str, address: str | None)
     return failed
 
 
-@exits.told
+@exits.foreseen
 def main(words: Sequence[str] | None = None) -> int:
     """Judge what is not judged yet, and say what came of it; the status is 1 where some failed."""
     parser = argparse.ArgumentParser(prog="python -m sdslib.lab.verdicts", description=main.__doc__)

@@ -95,8 +95,15 @@ def test_folders_that_nobody_touched_are_taken(copy):
         "positional embedding of another size, which open_clip stretches": (
             lambda file: rewrite(file, positional_embedding=torch.ones(8, 32))
         ),
-    }
-)
+    },
+    (lambda file: rewrite(file, **{"visual.proj": torch.ones(32, 8)}),
+     "do not fit the config…visual.proj"),
+    (lambda file: rewrite(file, **{"visual.positional_embedding": torch.ones(26, 32)}),
+     "(26, 32), the config say"),
+    (lambda file: (file.parent / CONFIG).unlink(), "open_clip_config.json does not exist"),
+    (lambda file: (file.parent / CONFIG).write_text("{"), "open_clip_config.json is not JSON"),
+    (lambda file: (file.parent / CONFIG).write_text("{}"), "has no 'model_cfg'"),
+)  # fmt: skip
 def test_weights_of_a_student(copy, given):
     folder = copy("bare")
     given(folder / WEIGHTS)
@@ -111,15 +118,53 @@ def test_weights_that_are_not_numbers(copy, value):
     return of_student(folder)
 
 
+def config(name, **changes):
+    return lambda folder: edit(folder / name, lambda document: document.update(changes))
+
+
+def weights(part, **changes):
+    return lambda folder: rewrite(next((folder / part).glob("*.safetensors")), **changes)
+
+
+def without(part):
+    return lambda folder: shutil.rmtree(folder / part)
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
 @each(
     {
-        "teacher's UNet cut short": lambda file: file.write_bytes(file.read_bytes()[:-9]),
-        "teacher's part that lacks a tensor": lambda file: rewrite(file, **{"conv_in.bias": None}),
-    }
-)
-def test_weights_of_a_teacher(copy, given):
+        "teacher's UNet cut short": lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-9]),
+        "teacher's part that lacks a tensor": weights("unet", **{"conv_in.bias": None}),
+        "teacher whose parts belong to two models": config(
+            "text_encoder/config.json", hidden_size=64
+        ),
+        "teacher that predicts something else": config(SCHEDULER, prediction_type="sample"),
+        "inpainting model as teacher": config("unet/config.json", in_channels=9),
+        "teacher without a scheduler": without("scheduler"),
+    },
+    (without("tokenizer"), "has no tokenizer; diffusers"),
+    (without("unet"), "has no unet; diffusers"),
+    (lambda f: (f / "model_index.json").unlink(), "has no …model_index.json"),
+    (lambda f: (f / UNET).unlink(), f"has no {UNET}; diffusers"),
+    (lambda f: (f / UNET).rename(f / UNET.replace("safetensors", "bin")),
+     "is a pickle…convert it …: python -c"),
+    (lambda f: (f / UNET).write_bytes(POINTER), "is a Git-LFS pointer"),
+    (weights("unet", **{"conv_in.bias": torch.full((32,), float("nan"))}),
+     "weight 'conv_in.bias' holds NaN"),
+    (weights("text_encoder", **{"final_layer_norm.bias": None}), "1 missing"),
+    (weights("vae", extra=torch.ones(1)), "1 unexpected (extra)"),
+    (config(SCHEDULER, beta_schedule="sigmoid"), "beta_schedule 'sigmo"),
+    (config(SCHEDULER, rescale_betas_zero_snr=True), "zero_snr"),
+    (config("model_index.json", _class_name="PixArtSigmaPipeline"),
+     "teacher is a PixArtSigmaPipeline; a teacher is a StableDiffusionPipeline, St"),
+    (config("unet/config.json", block_out_channels=[64, 64]), "teacher/unet: "),
+    (lambda f: (f / "vae/config.json").write_text("{"), "vae/config.json is not JSON"),
+)  # fmt: skip
+def test_a_teachers_folder(copy, given):
     folder = copy("teacher")
-    given(folder / UNET)
+    given(folder)
     return of_teacher(folder)
 
 
@@ -217,28 +262,6 @@ def test_names_of_a_student(given):
     return refused(WeightsError, load_student, *given)
 
 
-@each(
-    {
-        "teacher whose parts belong to two models": ("text_encoder/config.json", "hidden_size", 64),
-        "teacher that predicts something else": (
-            *("scheduler/scheduler_config.json", "prediction_type", "sample"),
-        ),
-        "inpainting model as teacher": ("unet/config.json", "in_channels", 9),
-    }
-)
-def test_configs_of_a_teacher(copy, given):
-    folder, (name, key, value) = copy("teacher"), given
-    edit(folder / name, lambda d: d.update({key: value}))
-    return of_teacher(folder)
-
-
-@fault("teacher without a scheduler")
-def test_a_teacher_without_a_scheduler(copy):
-    folder = copy("teacher")
-    shutil.rmtree(folder / "scheduler")
-    return of_teacher(folder)
-
-
 @fault("model that is not here, without a network")
 def test_a_teacher_out_of_reach():
     start = time.monotonic()
@@ -247,10 +270,16 @@ def test_a_teacher_out_of_reach():
     return said
 
 
-@fault("student that is not here, without a network")
-def test_a_student_out_of_reach(tmp_path, monkeypatch):
+@each(
+    {"student that is not here, without a network": "ViT-B-32-quickgelu"},
+    ("hf-hub:laion/CLIP-ViT-B-32-laion2B", "CLIP-ViT-B-32-laion2B: the Hub cannot be reached"),
+)
+def test_a_student_out_of_reach(tmp_path, monkeypatch, given):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    return refused(WeightsError, load_student, "ViT-B-32-quickgelu", "openai")
+    said = refused(WeightsError, load_student, given, "openai")
+    assert "give clip_model a local-dir: folder" in str(said)
+    assert len(str(said).splitlines()) == 1
+    return said
 
 
 def test_no_code_of_the_hub_is_asked_for_anywhere():
