@@ -4,13 +4,9 @@ import json
 import re
 import shutil
 import sys
-import tarfile
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import test_images as pictures
-from PIL import Image
 from test_benchmarks import aro, crepe, karpathy, old_winoground, winoground_table  # noqa: F401
 from test_pairs import (  # noqa: F401
     KARPATHY,
@@ -25,12 +21,11 @@ from test_pairs import (  # noqa: F401
     to_pixels,
     write_coco,
 )
-from test_shards import one, write_shard
 from tiny import write_json
 
 from faults.catalog import each, fault, refused
 from sdslib.checks.captions import VocabularyError
-from sdslib.io.images import ImageError, open_crop, open_image
+from sdslib.io.images import ImageError
 from sdslib.io.sources import CAPTION_LIMIT, DataError, check_caption
 from sdslib.pairs import batches, load_pairs
 from sdslib.sets.aro import aro_relation, coco_order
@@ -41,58 +36,6 @@ from sdslib.sets.winoground import winoground
 from sdslib.student import load_student
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0"
-
-
-# --- pictures ------------------------------------------------------------------------------------
-
-
-def flipped_png():
-    data = bytearray(pictures.encode(pictures.photo()))
-    data[200] ^= 0xFF
-    return bytes(data)
-
-
-@each(
-    {
-        "image of no bytes": b"",
-        "web page saved as an image": b"<html>\n<body>404",
-        "Git-LFS pointer in place of an image": POINTER,
-        "JPEG cut short": pictures.encode(pictures.photo(), "JPEG")[:900],
-        "PNG with a flipped byte": flipped_png(),
-        "decompression bomb": pictures.png_header(12_000, 12_000),
-    }
-)
-def test_a_file_that_gives_no_picture(given):
-    return refused(ImageError, open_image, given, "images/12.jpg")
-
-
-@each(
-    {
-        "pixels without a known white": pictures.encode(Image.new("F", (2, 2), 0.5), "TIFF"),
-        "32-bit pixels": pictures.deep_tiff([0, 255], 32, kind=2),
-    }
-)
-def test_pixels_that_can_be_read_in_two_ways(given):
-    """The other modes have one right reading each: see tests/test_images.py."""
-    return refused(ImageError, open_image, given, "depth.tiff")
-
-
-@each(
-    {
-        "box beside its image": (48, 0, 5, 5),
-        "box larger than any image may be": (0, 0, 10**5, 10**3),
-    }
-)
-def test_a_box_that_cuts_nothing_out(given):
-    data = pictures.encode(pictures.photo())
-    return refused(ImageError, open_crop, data, given, "7.png")
-
-
-def test_every_other_mode_is_read_as_a_viewer_shows_it():
-    deep = Image.fromarray(np.array([[0, 65535]], np.uint16))
-    clear = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
-    for image in (deep, clear):
-        assert open_image(pictures.encode(image)).getpixel((1, 0)) == (255, 255, 255)
 
 
 # --- annotations ---------------------------------------------------------------------------------
@@ -317,58 +260,3 @@ def test_an_image_that_breaks_while_training(tmp_path):
     pairs = coco_pairs(annotations, images)
     (images / f"{4:012d}.png").write_bytes(b"<html>")
     return refused(ImageError, list, batches(pairs, to_pixels, 5, 0, range(2)))
-
-
-# --- shards --------------------------------------------------------------------------------------
-
-
-def of_shard(tmp_path, samples, extra=None, keep=None):
-    file = tmp_path / "0.tar"
-    write_shard(file, samples, *([extra] if extra else []))
-    file.write_bytes(file.read_bytes()[:keep])
-    return refused(DataError, load_pairs, str(file))
-
-
-def member(name, kind=tarfile.REGTYPE, size=0):
-    found = tarfile.TarInfo(name)
-    found.type, found.linkname, found.size = kind, "/etc/passwd", size
-    return found
-
-
-@each(
-    {
-        "shard member that climbs out": member("../a.png"),
-        "shard member with an absolute name": member("/a.png"),
-        "shard member of gigabytes": member("b.png", size=3 * 2**30),
-    }
-)
-def test_a_member_of_a_shard(tmp_path, given):
-    return of_shard(tmp_path, one("a", 1), given)
-
-
-@fault("link in a shard")
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_a_link_in_a_shard(tmp_path, kind):
-    return of_shard(tmp_path, one("a", 1), member("b.png", kind))
-
-
-@fault("shard cut short")
-def test_a_shard_cut_short(tmp_path):
-    return of_shard(tmp_path, one("a", 1), keep=600)
-
-
-@each(
-    {
-        "shard whose members belong to no sample": [("s0.input.jpg", png(shade(1)))],
-        "two images of one sample": [*one("a", 1), ("a.jpg", png(shade(2)))],
-    }
-)
-def test_samples_of_a_shard(tmp_path, given):
-    return of_shard(tmp_path, given)
-
-
-@fault("pattern in the name of a shard's folder")
-def test_a_pattern_in_a_folders_name(tmp_path):
-    (tmp_path / "run1").mkdir()
-    write_shard(tmp_path / "run1" / "0.tar", one("a", 1))
-    return refused(DataError, load_pairs, str(tmp_path / "run[12]" / "*.tar"))
