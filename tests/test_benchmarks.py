@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faults.catalog import each, fault, refused
 from PIL import Image
 from tiny import png, write_json
 
@@ -123,18 +124,26 @@ def test_winoground_without_its_images_names_the_folder_that_they_belong_into(tm
         winoground(str(folder))
 
 
-def test_a_pointer_of_git_lfs_is_no_parquet(tmp_path):
-    (tmp_path / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(DataError, match=r"test\.parquet is a Git LFS pointer.*git lfs pull"):
-        winoground(str(tmp_path))
+@each(
+    {"file that is no parquet": b"<html>"},
+    (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "test.parquet is a Git LFS pointer…git lfs pull",
+    ),
+)
+def test_what_is_no_parquet_is_named(tmp_path, given):
+    (tmp_path / "test.parquet").write_bytes(given)
+    return refused(DataError, winoground, str(tmp_path))
 
 
+@fault("benchmark that is not whole")
 def test_a_winoground_that_is_not_400_items_calls_itself_partial(parquet):
     found = winoground(str(parquet))
     assert found.partial
     assert found.label == "winoground (partial: 4 of 400)"
     assert not winoground(str(parquet), total=None).partial
     assert winoground(str(parquet), total=None).sample(3).partial
+    return found.label
 
 
 def test_of_several_files_the_one_that_cannot_be_read_is_named(parquet):
@@ -153,17 +162,19 @@ def test_the_finer_tags_are_read_where_their_file_is(parquet):
         winoground(str(parquet))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda rows: rows[2].update(num_main_preds=0), r"\[2\]\.num_main_preds: expected int"),
-        (lambda rows: rows[1].update(image_0=None), r"\[1\]\.image_0: has no bytes"),
-    ],
+@each(
+    {
+        "blank caption": lambda rows: rows[2].update(caption_1=" \n"),
+        "no caption": lambda rows: rows[2].update(caption_1=None),
+        "id given twice": lambda rows: rows[3].update(id=1),
+        "parquet without a column": lambda rows: [row.pop("tag") for row in rows],
+    },
+    (lambda rows: rows[2].update(num_main_preds=0), "[2].num_main_preds: expected int"),
+    (lambda rows: rows[1].update(image_0=None), "[1].image_0: has no bytes"),
 )
-def test_a_fault_in_winoground_is_named_by_its_path(tmp_path, change, message):
-    pq.write_table(winoground_table(4, change), tmp_path / "test.parquet")
-    with pytest.raises(DataError, match=message):
-        winoground(str(tmp_path))
+def test_a_fault_in_winoground_is_named_by_its_path(tmp_path, given):
+    pq.write_table(winoground_table(4, given), tmp_path / "test.parquet")
+    return refused(DataError, winoground, str(tmp_path))
 
 
 def test_a_folder_without_the_split_says_what_it_should_hold(tmp_path):
@@ -262,43 +273,46 @@ def test_aro_crops_each_box_and_two_boxes_of_one_image_are_two_pictures(aro):
     assert items[0].images[0].key == aro_attribution(aro).items[0].images[0].key
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("bbox_h", "x", r"\[1\]\.bbox_h: expected integer, got 'x'"),
-        ("bbox_x", 2.5, r"\[1\]\.bbox_x: expected integer, got 2.5"),
-        ("bbox_y", None, r"\[1\]\.bbox_y: expected integer, got None"),
-        ("true_caption", "", r"\[1\]\.true_caption: is empty"),
-        ("false_caption", ["x"], r"\[1\]\.false_caption: expected text, got a list"),
-        ("false_caption", "\ud800", r"\[1\]\.false_caption: has a NUL character or half"),
-        ("relation_name", ..., r"\[1\]\.relation_name: is missing"),
-    ],
+@each(
+    {
+        "empty box": {"bbox_w": 0},
+        "path that climbs out of the data": {"image_path": "../../etc/passwd"},
+        "absolute path": {"image_path": "/etc/passwd"},
+        "name in the wrong case": {"image_path": "0.PNG"},
+        "missing image": {"image_path": "9.png"},
+    },
+    ({"bbox_h": "x"}, "[1].bbox_h: expected integer, got 'x'"),
+    ({"bbox_x": 2.5}, "[1].bbox_x: expected integer, got 2.5"),
+    ({"bbox_y": None}, "[1].bbox_y: expected integer, got None"),
+    ({"true_caption": ""}, "[1].true_caption: is empty"),
+    ({"false_caption": ["x"]}, "[1].false_caption: expected text, got a list"),
+    ({"false_caption": "\ud800"}, "[1].false_caption: has a NUL character or half"),
+    ({"relation_name": ...}, "[1].relation_name: is missing"),
 )
-def test_a_fault_in_an_aro_row_is_named_by_its_path(aro, key, value, message):
+def test_a_fault_in_an_aro_row_is_named_by_its_path(aro, given):
     def change(rows):
-        rows[1][key] = value
-        if value is ...:
-            del rows[1][key]
+        rows[1] = {k: v for k, v in (rows[1] | given).items() if v is not ...}
 
     edited(aro / "visual_genome_relation.json", change)
-    with pytest.raises(DataError, match=message):
-        aro_relation(aro)
+    return refused(DataError, aro_relation, aro)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty; fetch it again"),
-        ("[]", "has no rows"),
-        ("[1]", r"relation\.json\[0\]: expected object, got 1"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
-        ("<html>", "starts with '<html>'"),
-    ],
+@each(
+    {
+        "annotations that are no list": '{"image_path": "0.png"}',
+        "comma before the end": '[{"a": 1},]',
+        "NaN in annotations": '[{"bbox_x": NaN}]',
+        "key given twice": '[{"a": 1, "a": 2}]',
+    },
+    ("", "is empty; fetch it again"),
+    ("[]", "has no rows"),
+    ("[1]", "relation.json[0]: expected object, got 1"),
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
+    ("<html>", "starts with '<html>'"),
 )
-def test_what_is_not_an_aro_file_is_refused(aro, text, message):
-    (aro / "visual_genome_relation.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        aro_relation(aro)
+def test_what_is_not_an_aro_file_is_refused(aro, given):
+    (aro / "visual_genome_relation.json").write_text(given)
+    return refused(DataError, aro_relation, aro)
 
 
 def test_an_absent_aro_says_how_to_get_it(tmp_path):

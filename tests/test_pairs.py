@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from faults.catalog import each, fault, refused
 from PIL import Image
 from scipy import stats
 
@@ -114,29 +115,28 @@ def edited(change):
     return document
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["annotations"][3].update(caption=" "), r"annotations\[3\]\.caption: is empty"),
-        (lambda d: d["annotations"][3].update(caption=None), r"\[3\]\.caption: expected text"),
-        (lambda d: d["annotations"][3].update(caption="a\0b"), r"\[3\]\.caption: has a NUL"),
-        (lambda d: d["annotations"][3].update(caption="x" * 10**6), r"has 1000000 characters"),
-        (lambda d: d["annotations"][3].pop("image_id"), r"\[3\]\.image_id: is missing"),
-        (lambda d: d["annotations"][3].update(image_id=1), r"\[3\]\.image_id: 1 is not among"),
-        (lambda d: d["images"][1].update(id=100), r"images\[1\]\.id: image 100 appears twice"),
-        (lambda d: d["images"][1].update(id="x"), r"images\[1\]\.id: expected integer, got 'x'"),
-        (lambda d: d.pop("images"), "a list 'images'"),
-        (lambda d: d.update(annotations=[]), "a list 'annotations'"),
-        (lambda d: d["images"][2].update(file_name="../a.png"), r"image 114: .* escapes the data"),
-        (lambda d: d["images"][2].update(file_name="/etc/passwd"), "escapes the data root"),
-        (lambda d: d["images"][2].update(file_name="C:\\a.png"), "escapes the data root"),
-        (lambda d: d["images"][2].update(file_name="none.png"), r"image 114: .* does not exist"),
-        (lambda d: d["images"][2].update(file_name="000000000002.PNG"), r"mean '000000000002"),
-    ],
-)  # fmt: skip
-def test_a_fault_in_a_captions_file_is_named_by_its_path(tmp_path, change, message):
-    with pytest.raises(DataError, match=message):
-        coco_pairs(*write_coco(tmp_path, edited(change)))
+@each(
+    {
+        "missing key": lambda d: d["annotations"][3].pop("image_id"),
+        "no pairs at all": lambda d: d.update(images=[], annotations=[]),
+    },
+    (lambda d: d["annotations"][3].update(caption=" "), "annotations[3].caption: is empty"),
+    (lambda d: d["annotations"][3].update(caption=None), "[3].caption: expected text"),
+    (lambda d: d["annotations"][3].update(caption="a\0b"), "[3].caption: has a NUL"),
+    (lambda d: d["annotations"][3].update(caption="x" * 10**6), "has 1000000 characters"),
+    (lambda d: d["annotations"][3].update(image_id=1), "[3].image_id: 1 is not among"),
+    (lambda d: d["images"][1].update(id=100), "images[1].id: image 100 appears twice"),
+    (lambda d: d["images"][1].update(id="x"), "images[1].id: expected integer, got 'x'"),
+    (lambda d: d.pop("images"), "a list 'images'"),
+    (lambda d: d.update(annotations=[]), "a list 'annotations'"),
+    (lambda d: d["images"][2].update(file_name="../a.png"), "image 114: …escapes the data"),
+    (lambda d: d["images"][2].update(file_name="/etc/passwd"), "escapes the data root"),
+    (lambda d: d["images"][2].update(file_name="C:\\a.png"), "escapes the data root"),
+    (lambda d: d["images"][2].update(file_name="none.png"), "image 114: …does not exist"),
+    (lambda d: d["images"][2].update(file_name="000000000002.PNG"), "mean '000000000002"),
+)
+def test_a_fault_in_a_captions_file_is_named_by_its_path(tmp_path, given):
+    return refused(DataError, coco_pairs, *write_coco(tmp_path, edited(given)))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,7 @@ def test_what_is_not_a_captions_file_is_refused(coco, text):
         coco_pairs(*coco)
 
 
+@fault("link that leaves the data")
 @pytest.mark.filterwarnings("ignore:.*1 images are there already")
 def test_a_link_that_leaves_the_data_root_is_refused(coco, tmp_path):
     secret = tmp_path / "secret.png"
@@ -158,8 +159,7 @@ def test_a_link_that_leaves_the_data_root_is_refused(coco, tmp_path):
     assert np.array_equal(coco_pairs(*coco).image(1), shade(2))
     inside.unlink()
     inside.symlink_to(secret)
-    with pytest.raises(DataError, match="link that escapes the data root"):
-        coco_pairs(*coco)
+    return refused(DataError, coco_pairs, *coco)
 
 
 def test_a_linked_folder_that_leaves_the_data_root_is_refused(tmp_path):
@@ -257,24 +257,23 @@ KARPATHY = {
 }  # fmt: skip
 
 
+@fault("Karpathy's file of all splits")
 def test_karpathys_file_of_all_splits_is_told_by_name_with_what_is_taken(coco, tmp_path):
     path = tmp_path / "dataset_coco.json"
     path.write_text(json.dumps(KARPATHY))
-    told = (
-        r'dataset_coco\.json: is Karpathy.s file of all splits.*give a list of {"image": …, "capt'
-    )
-    with pytest.raises(DataError, match=told):
-        load_pairs(f"{path}::{coco[1]}")
+    return refused(DataError, load_pairs, f"{path}::{coco[1]}")
 
 
+@fault("Git-LFS pointer in place of captions")
 def test_a_pointer_of_git_lfs_in_the_place_of_data_is_told(coco, tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 91865115\n"
     coco[0].write_bytes(pointer)
     (tmp_path / "metadata.jsonl").write_bytes(pointer)
     (tmp_path / "0.tar").write_bytes(pointer)
-    for source in (f"{coco[0]}::{coco[1]}", str(tmp_path), str(tmp_path / "0.tar")):
+    for source in (str(tmp_path), str(tmp_path / "0.tar")):
         with pytest.raises(DataError, match="is a Git LFS pointer, not the data; run git lfs pull"):
             load_pairs(source)
+    return refused(DataError, load_pairs, f"{coco[0]}::{coco[1]}")
 
 
 def of_one_batch(pairs):
@@ -447,25 +446,22 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("repo", "token", "reason", "action"),
-    [
-        ("who/gated", None, "no-token", "set HF_TOKEN or run `hf auth login`"),
-        ("who/open", "stale", "no-token", "it was refused"),
-        ("who/gated", "fresh", "terms-not-accepted", "accept them"),
-        ("who/absent", None, "not-found", "Check the spelling"),
-    ],
+@each(
+    {
+        "gated data without a token": ("who/gated", None, "no-token"),
+        "gated data whose terms were not accepted": ("who/gated", "fresh", "terms-not-accepted"),
+        "token that has expired": ("who/open", "stale", "no-token"),
+        "data set that is not there": ("who/absent", None, "not-found"),
+    }
 )
-def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(
-    hub, repo, token, reason, action
-):
+def test_each_refusal_of_the_hub_has_its_own_reason_and_next_action(hub, given):
+    repo, token, reason = given
     if token:
         hub.setenv("HF_TOKEN", token)
-    with pytest.raises(DataError, match=action) as caught:
-        hub_dataset(repo, "test", local="the folder with the parquet files")
-    assert caught.value.reason == reason
-    assert "give the folder with the parquet files" in str(caught.value)
-    assert repo in str(caught.value)
+    said = refused(DataError, hub_dataset, repo, "test", local="the folder with the parquet files")
+    assert said.reason == reason
+    assert "Without the Hub: give the folder with the parquet files" in str(said)
+    return said
 
 
 def test_a_revision_behind_the_name_is_the_one_that_is_loaded(monkeypatch):
