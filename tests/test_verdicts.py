@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import realworld
 import torch
 from faults.catalog import each, fault, refused
 from PIL import Image, ImageDraw
@@ -390,11 +389,9 @@ def test_processes_share_the_work(world, made, tmp_path, executor):
 
 
 @pytest.mark.slow
-def test_photographs_are_judged_and_train_a_student_without_the_teacher(tmp_path):
-    own = realworld.make(tmp_path / "world")
-    path = tmp_path / "verdicts.parquet"
-    models = dict(own.models)
-    given = {"train_data": own.train_data, "choice_draws": 2, "output": path}
+def test_photographs_are_judged_and_train_a_student_without_the_teacher(tmp_path, photos):
+    path, models = tmp_path / "verdicts.parquet", dict(photos.models)
+    given = {"train_data": photos.train_data, "choice_draws": 2, "output": path}
     given |= {"teacher": models["teacher"], "negatives": "swap"}
     done = papermill("08_verdicts", tmp_path / "out.ipynb", given)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -402,8 +399,8 @@ def test_photographs_are_judged_and_train_a_student_without_the_teacher(tmp_path
     assert found.passport["captions_without"] < found.passport["captions"] / 2
     models["teacher"] = tmp_path / "nowhere"
     training = {"arm": "teacher-choice", "sds_weight": 1.0, "verdicts": path, "steps": 4}
-    training |= {"batch_size": 8, "eval_every": 2, "train_data": own.train_data}
-    training |= {"benchmark": own.winoground, "runs": tmp_path / "runs"}
+    training |= {"batch_size": 8, "eval_every": 2, "train_data": photos.train_data}
+    training |= {"benchmark": photos.winoground, "runs": tmp_path / "runs"}
     (tmp_path / "runs").mkdir()
     done = papermill("02_finetune", tmp_path / "out2.ipynb", models | training)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -145,12 +145,10 @@ def _missing_files(values: Mapping[str, Any], bad: Iterable[str]) -> list[str]:
         if arm and "sds_space" not in bad and problems[-1] is None:
             asked = (values["arm"], values["sds_space"], values["teacher"])
             problems.append(space_problem(*asked))
-    if values.get("verdicts") and "verdicts" not in bad:
-        problems.append(_verdicts_problem(values["verdicts"]))
-    if values.get("negatives") and "negatives" not in bad:
-        problems.append(_negatives_problem(values["negatives"]))
-    if values.get("tracker") and "tracker" not in bad:
-        problems.append(_tracker_problem(values["tracker"]))
+    files = {"verdicts": _verdicts_problem, "negatives": _negatives_problem}
+    for name, problem in (files | {"tracker": _tracker_problem}).items():
+        if values.get(name) and name not in bad:
+            problems.append(problem(values[name]))
     return [text for text in problems if text]
 
 

@@ -142,7 +142,6 @@ def check_passport(folder: Path, config: Mapping[str, Any]) -> None:
     if not (folder / PASSPORT).is_file():
         return
     kept, now, where = read_config(folder / PASSPORT), passport(config, folder), shown(folder)
-    words = {True: "QuickGELU", False: "GELU"}
     told = {
         "quick_gelu": "the weights were trained with {0}, the config says {1}; restore quick_gelu",
         "preprocess": "the preprocessing was swapped: {0} became {1}; restore preprocess_cfg",
@@ -151,10 +150,10 @@ def check_passport(folder: Path, config: Mapping[str, Any]) -> None:
         "get the folder again",
     }
     for key, text in told.items():
-        if kept.get(key) != now[key]:
-            was, found = kept.get(key), now[key]
+        was, found = kept.get(key), now[key]
+        if was != found:
             if key == "quick_gelu":
-                was, found = words[bool(was)], words[bool(found)]
+                was, found = ("QuickGELU" if quick else "GELU" for quick in (was, found))
             if key == "preprocess":
                 was, found = _difference(was, found)
             raise WeightsError(f"{where}: {text.format(was, found)}")

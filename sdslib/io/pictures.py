@@ -65,10 +65,9 @@ class Kept:
         self._keep(new)
         if not new:
             return unpacked(torch.stack([self._places[i] for i in index]), self._table)
-        return torch.stack([new[i] if i in new else self._one(i) for i in index])
-
-    def _one(self, index: int) -> Tensor:
-        return unpacked(self._places[index][None], self._table)[0]
+        known = [i for i in index if i not in new]
+        found = new | {i: unpacked(self._places[i][None], self._table)[0] for i in known}
+        return torch.stack([found[i] for i in index])
 
     def _keep(self, new: Mapping[int, Tensor]) -> None:
         shapes = {pixels.shape for pixels in new.values()}

@@ -307,7 +307,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
     except BaseException as error:
         needed = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         shutil.rmtree(stage, ignore_errors=True)
-        _raise_if_full(error, final, needed)
+        _explain(error, final, needed)
         raise
     discard(old)
 
@@ -348,19 +348,14 @@ def _short(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def _explain(error: OSError, path: Path, needed: int) -> None:
+def _explain(error: BaseException, path: Path, needed: int) -> None:
     """StorageError where the disk is full or the folder gone; else the error stands as it is."""
-    _raise_if_full(error, path, needed)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        free = shutil.disk_usage(path.parent).free
+        raise StorageError(
+            f"disk full: need at least {needed / 1e6:.1f} MB, have {free / 1e6:.1f} MB for "
+            f"{_short(path)}; what was saved before is intact"
+        ) from error
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         what = f"{_short(path)} cannot be written: its folder is gone"
         raise StorageError(f"{what}, {GONE}") from error
-
-
-def _raise_if_full(error: BaseException, path: Path, needed: int) -> None:
-    if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-        return
-    free = shutil.disk_usage(path.parent).free
-    raise StorageError(
-        f"disk full: need at least {needed / 1e6:.1f} MB, have {free / 1e6:.1f} MB for "
-        f"{_short(path)}; what was saved before is intact"
-    ) from error

@@ -16,6 +16,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -316,9 +317,8 @@ def share_out(work: Judgement, workers: int, executor: str, address: str | None)
     """Let `workers` processes judge, each a run of the notebook; what failed, by shard."""
     folder = work.parts / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    runner = opened(executor, address, folder)
     failed: dict[str, str] = {}
-    try:
+    with closing(opened(executor, address, folder)) as runner:
         cores, smallest = runner.cores()
         threads = max(1, min(cores // workers, smallest))
         live = {f"{number:03}" for number in range(workers)}
@@ -331,8 +331,6 @@ def share_out(work: Judgement, workers: int, executor: str, address: str | None)
             for key, error in runner.wait(0.5):
                 live.discard(key)
                 failed |= {key: error} if error else {}
-    finally:
-        runner.close()
     return failed
 
 

@@ -6,7 +6,6 @@ checker, a checkpoint at the root); XL, 3.5 medium and FLUX.1-dev in the pieces 
 open_clip's models, Winoground, and sets beside it.
 """
 
-import gzip
 import io
 import json
 import shutil
@@ -18,6 +17,8 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
+from realworld.models import END
+from realworld.models import vocabulary as clip_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import Metaspace as MetaspaceDecoder
@@ -34,25 +35,7 @@ from sdslib.teacher import class_of
 
 TEXT, SIDE = 32, 8  # width of the text encoder, and latents a side
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-VOCABULARY = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 TAGS = ("Object", "Relation", "Both")
-
-END = "<|endoftext|>"  # CLIP's, which ends, pads and stands for what it cannot write
-
-
-def clip_tokenizer(folder: Path, pad: str = END) -> None:
-    """CLIP's real tokenizer, 49,408 entries, as the Hub's repositories hold it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
-    merges = lines[1 : 49152 - 256 - 2 + 1]
-    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
-    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m.split()) for m in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-             "pad_token": pad, "unk_token": "<|endoftext|>"}  # fmt: skip
-    (folder / "special_tokens_map.json").write_text(json.dumps(marks))
 
 
 def stable_diffusion(folder: Path, shape: str = "stable-diffusion-v1-4", seed: int = 0) -> Path:

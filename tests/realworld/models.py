@@ -65,14 +65,8 @@ def teacher(folder: Path, seed: int = 0) -> Path:
 
 
 def tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer as a Stable Diffusion's four files, from the list that open_clip has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
-    merges = lines[1 : VOCABULARY - 2 * 256 - 2 + 1]
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words += ["".join(merge.split()) for merge in merges] + [START, END]
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    """CLIP's tokenizer as a Stable Diffusion's four files."""
+    special = vocabulary(folder)
     config = {
         "add_prefix_space": False,
         "do_lower_case": True,
@@ -80,14 +74,24 @@ def tokenizer(folder: Path) -> None:
         "model_max_length": 77,
         "tokenizer_class": "CLIPTokenizer",
     }
-    for name, document in (
-        ("vocab.json", {word: i for i, word in enumerate(words)}),
-        ("tokenizer_config.json", config | special),
-        ("special_tokens_map.json", special),
-    ):
-        (folder / name).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | special))
+
+
+def vocabulary(folder: Path, pad: str = END) -> dict[str, str]:
+    """CLIP's words, merges and special tokens in files, from the list that open_clip has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
+    merges = lines[1 : VOCABULARY - 2 * 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += ["".join(merge.split()) for merge in merges] + [START, END]
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    numbers = {word: i for i, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(numbers))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
     text = "\n".join(["#version: 0.2", *merges, ""])
     (folder / "merges.txt").write_text(text, encoding="utf-8")
+    return special
 
 
 def _text_encoder() -> CLIPTextModel:
