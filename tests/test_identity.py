@@ -3,10 +3,11 @@
 import warnings
 
 import pytest
+from faults.catalog import each, refused
 from saving import DATA, config, opened, saved
 
 from sdslib.config import FinetuneConfig
-from sdslib.io import identity, runs
+from sdslib.io import identity, runs, storage
 from sdslib.io.history import RunWarning
 from sdslib.io.identity import identify
 from sdslib.io.runs import RunError, open_run
@@ -27,14 +28,17 @@ def test_the_control_of_two_sds_runs_is_one_run_whatever_the_teacher(tmp_path):
     assert one.name.startswith("mini-clip-only-")
 
 
-def test_a_name_that_is_taken_tells_what_differs(tmp_path):
-    opened(tmp_path, run="mine")
-    with pytest.raises(RunError) as caught:
-        open_run(config(run="mine", lr=0.5), DATA | {"test": "zz"}, tmp_path)
-    assert str(caught.value) == (
-        "run 'mine' exists with other parameters (lr was 0.001, now 0.5; "
-        "data test was 'bb', now 'zz'); choose another name"
-    )
+@each(
+    {
+        "run's name taken by other parameters": ({"clip_model": "local-dir:other"}, "aa", 1),
+        "going on with other parameters, data or recipe": ({"lr": 0.5}, "zz", 0),
+    }
+)
+def test_a_name_that_is_taken_tells_what_differs(tmp_path, given):
+    changes, pairs, recipe = given
+    first = open_run(config(run="mine"), {"pairs": "aa"}, tmp_path)
+    first.keep("identity.json", storage.json_bytes(first.identity | {"recipe": recipe}))
+    return refused(RunError, open_run, config(run="mine", **changes), {"pairs": pairs}, tmp_path)
 
 
 def test_two_presets_with_equal_values_are_one_run():

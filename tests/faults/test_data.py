@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from test_benchmarks import crepe, karpathy, old_winoground  # noqa: F401
-from test_pairs import die, encoded, hub, hub_like, png, to_pixels, write_coco  # noqa: F401
+from test_pairs import die, encoded, hub_like, to_pixels, write_coco
 
 from faults.catalog import each, fault, refused
 from sdslib.checks.captions import VocabularyError
@@ -97,14 +97,6 @@ def test_a_caption_with_a_mark_of_the_tokenizer():
 
 
 # --- data sets of the Hub ------------------------------------------------------------------------
-
-
-@fault("Hub out of reach")
-def test_the_hub_out_of_reach(hub):  # noqa: F811
-    hub.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    said = refused(DataError, winoground, "who/gated")
-    assert "Without the Hub: give a folder with data/test-*.parquet" in str(said)
-    return said
 
 
 @fault("rows of a data set without an image")

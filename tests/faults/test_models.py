@@ -19,8 +19,6 @@ from sdslib.checks.student_files import CONFIG, WEIGHTS
 from sdslib.commands import program
 from sdslib.io.model_files import PASSPORT, WeightsError
 from sdslib.io.storage import MANIFEST, seal
-from sdslib.lab import to_transformers
-from sdslib.lab.checkpoints import convert
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
 
@@ -202,39 +200,6 @@ def test_pickled_weights_are_refused_and_the_command_given_converts_them(copy, m
     assert "give clip_model local-dir:open_clip_pytorch_model" in advice
     load_student(f"local-dir:{folder / 'open_clip_pytorch_model'}", None)
     return said
-
-
-@each(
-    {
-        "checkpoint that would run code": lambda f: f.write_bytes(
-            b"cos\nsystem\n(S'touch ran'\ntR."
-        ),
-        "checkpoint without weights": lambda f: torch.save({"epoch": 3}, f),
-        "checkpoint of another model": lambda f: torch.save(
-            {"state_dict": {"w": torch.ones(2)}}, f
-        ),
-    }
-)
-def test_a_checkpoint_that_cannot_be_converted(copy, given):
-    folder = copy("bare")
-    given(folder / "epoch_3.pt")
-    said = refused(WeightsError, convert, folder / "epoch_3.pt", str(folder), folder / "new")
-    assert not (folder / "new").exists()
-    assert not (folder / "ran").exists()
-    return said
-
-
-@each(
-    {
-        "student that CLIPModel cannot hold": {"vision_cfg": tiny.RESNET},
-        "student with a bias that CLIPModel lacks": {"init_logit_bias": -10.0},
-    }
-)
-def test_a_student_that_transformers_has_no_place_for(tmp_path, given):
-    student = load_student(
-        str(tiny.save_student(tmp_path / "s", tiny.student_config(**given))), None
-    )
-    return refused(WeightsError, to_transformers.write, student, tmp_path)
 
 
 @fault("pickle that would run code")

@@ -23,13 +23,6 @@ from sdslib.io.wording import ParameterError
 from sdslib.sets import roles
 
 
-@fault("run's name taken by other parameters")
-def test_going_on_with_another_model(tmp_path):
-    open_run(FinetuneConfig(run="mine"), root=tmp_path)
-    other = FinetuneConfig(run="mine", clip_model="local-dir:other")
-    return refused(RunError, open_run, other, root=tmp_path)
-
-
 def notebook(kernel="python3", tags=(["parameters"],)):
     return new_notebook(
         metadata={"kernelspec": {"name": kernel, "display_name": "P"}} if kernel else {},

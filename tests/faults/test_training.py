@@ -5,13 +5,11 @@ What a run's folder says of its damages is in tests/test_run.py.
 
 import pytest
 import torch
-from saving import config as run_config
 from saving import cut, opened, saved
 from test_train import SomePairs, config, folders, models, moved, run, state  # noqa: F401
 
 from faults.catalog import each, fault, refused
-from sdslib.io import storage
-from sdslib.io.runs import RunError, find_run, open_run
+from sdslib.io.runs import find_run, open_run
 from sdslib.train import Loop, TrainingError
 
 
@@ -106,14 +104,6 @@ def test_out_of_memory(models):  # noqa: F811
     assert all(p.grad is None for p in some.trained)
     assert said.__context__ is None, "its traceback would keep the step's tensors"
     return said
-
-
-@fault("going on with other parameters, data or recipe")
-def test_going_on_with_something_else(tmp_path):
-    first = open_run(run_config(run="mine"), {"pairs": "aa"}, tmp_path)
-    identity = storage.read_json(first.path / "identity.json") | {"recipe": 0}
-    first.keep("identity.json", storage.json_bytes(identity))
-    return refused(RunError, open_run, run_config(run="mine", lr=0.5), {"pairs": "zz"}, tmp_path)
 
 
 @fault("status file that was damaged")
