@@ -127,6 +127,11 @@ def begun(code):
     return process, [int(word) for word in process.stdout.readline().split()]
 
 
+def assert_gone(number):
+    _, left = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == number], 10)
+    assert not left
+
+
 @pytest.mark.parametrize("portable", [False, True], ids=["system", "thread"])
 def test_a_process_ends_with_its_parent_by_the_system_or_by_a_thread(portable):
     other = "sys.platform = 'other';" if portable else ""
@@ -139,8 +144,7 @@ def test_a_process_ends_with_its_parent_by_the_system_or_by_a_thread(portable):
     process, (number,) = begun(parent)
     process.kill()
     process.wait()
-    _, left = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == number], 10)
-    assert not left
+    assert_gone(number)
 
 
 def test_a_killed_parent_leaves_neither_the_launcher_nor_its_folder(tmp_path):
@@ -167,8 +171,7 @@ def test_a_killed_parent_leaves_neither_the_launcher_nor_its_folder(tmp_path):
     assert number == launcher
     process.kill()
     process.wait()
-    _, left = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == number], 10)
-    assert not left
+    assert_gone(number)
     assert not folder.exists()
 
 

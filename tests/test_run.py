@@ -36,7 +36,7 @@ from saving import (
 )
 
 from sdslib.config import FinetuneConfig
-from sdslib.io import history, storage
+from sdslib.io import history, runs, storage
 from sdslib.io.history import RunWarning
 from sdslib.io.run import RunError
 from sdslib.io.storage import StorageError, manifest_problem, write_bytes
@@ -571,7 +571,9 @@ def without_checksums(run) -> None:
     (run.path / "history.jsonl").write_text(text)
 
 
-def test_a_run_of_before_there_were_checksums_is_read_and_gets_them_when_it_goes_on(run, tmp_path):
+def test_a_run_of_before_there_were_checksums_is_read_and_gets_them_when_it_goes_on(
+    run, tmp_path, capsys
+):
     run.save_scores("x", pd.DataFrame({"s": [1.0]}))
     run.interrupt()
     without_checksums(run)
@@ -582,6 +584,10 @@ def test_a_run_of_before_there_were_checksums_is_read_and_gets_them_when_it_goes
     again.finish()
     assert again.problems() == []
     assert {"params.json", "history.jsonl", "scores/x.parquet"} <= storage.sums_of(run.path).keys()
+    without_checksums(again)
+    assert (again.finished, list(again.history()["step"])) == (True, [10, 20, 30])
+    assert runs.main(["verify", "--runs", str(tmp_path)]) == 0
+    assert f"{run.name}: whole (no checksums" in capsys.readouterr().out
 
 
 @pytest.mark.slow

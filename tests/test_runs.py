@@ -7,7 +7,6 @@ import sys
 import pytest
 from faults.catalog import fault, refused
 from saving import DATA, config, flip, gone, only_run, opened, saved
-from test_run import without_checksums
 
 from sdslib.config import preset
 from sdslib.io.history import RunWarning
@@ -74,16 +73,6 @@ def test_a_changed_bit_is_named_and_not_read(tmp_path, name, capsys):
         _ = run.params, run.identity, run.environment
     assert main(["verify", run.name, "--runs", str(tmp_path)]) == 1
     assert f"{run.name}/{name} " in capsys.readouterr().out
-
-
-def test_a_run_of_before_there_were_checksums_is_read_and_said_to_have_none(tmp_path, capsys):
-    run = saved(tmp_path)
-    run.finish()
-    without_checksums(run)
-    assert run.finished
-    assert list(run.history()["step"]) == [10, 20, 30]
-    assert main(["verify", "--runs", str(tmp_path)]) == 0
-    assert f"{run.name}: whole (no checksums" in capsys.readouterr().out
 
 
 @fault("damaged run beside others")

@@ -435,19 +435,15 @@ class Run:
             self.fail(error)
 
     def _settle(self) -> None:
-        """Give every file of the run that is to stay the one sum that it has to have from now."""
-        sums = self._sums()
-        found = {name: storage.file_sha256(self.path / name) for name in sorted(self._files())}
+        """Give every file of the run that is to stay the one sum that it has to have from now,
+        where none stands elsewhere."""
+        sums, sealed = self._sums(), self._sealed()
+        alone = {self.path / name for name in (storage.SUMS, "status.json", "lock")}
+        files = [p for p in self._kept("*") if p not in alone and sealed.isdisjoint(p.parents)]
+        names = sorted(self._name_of(path) for path in files if path.is_file())
+        found = {name: storage.file_sha256(self.path / name) for name in names}
         settled = {n: [d] if d in sums.get(n, [d]) else sums[n] for n, d in found.items()}
         storage.write_sums(self.path, settled)
-
-    def _files(self) -> Iterator[str]:
-        """The files that `sums.json` of a finished run tells of: those without a sum elsewhere."""
-        sealed = self._sealed()
-        alone = {self.path / name for name in (storage.SUMS, "status.json", "lock")}
-        for path in self._kept("*"):
-            if path not in alone and sealed.isdisjoint(path.parents) and path.is_file():
-                yield self._name_of(path)
 
     def _sealed(self) -> set[Path]:
         """The folders that were made at once, each with a manifest of its files."""
