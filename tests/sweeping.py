@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from sdslib import experiment
@@ -98,6 +99,36 @@ def remembered(load_data):
         return known[key]
 
     return load
+
+
+@pytest.fixture(autouse=True, scope="module")
+def data_read_once():
+    """The sets do not change while these tests run, and are the dear part of naming a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_data", remembered(experiment.load_data))
+        yield
+
+
+class InProcess:
+    """An executor that trains here and when it is asked to wait: last started, first done."""
+
+    def __init__(self):
+        self.jobs, self.order, self.closed = [], [], False
+
+    def cores(self):
+        return 2, 2
+
+    def submit(self, job):
+        self.jobs.append(job)
+        self.order.append(job)
+
+    def wait(self, seconds):
+        job = self.jobs.pop()
+        self.train(job)
+        return [(job.key, None)]
+
+    def close(self):
+        self.closed = True
 
 
 def begin(*words):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from finished import finish
 from realworld import make
-from sweeping import remembered
+from sweeping import InProcess
+from sweeping import data_read_once as data_read_once
 
 from sdslib import experiment
 from sdslib.checks import fingerprints
@@ -26,28 +27,17 @@ from sdslib.show.style import Picture
 from sdslib.student import load_student
 
 
-class Here:
+class Here(InProcess):
     """Leaves finished runs with published scores, and weights whose LayerNorms moved by 1%."""
 
-    def __init__(self):
-        self.jobs = []
-
-    def cores(self):
-        return 2, 2
-
-    def submit(self, job):
-        self.jobs.append(job)
-
-    def wait(self, seconds):
-        job = self.jobs.pop()
+    def train(self, job):
         given = {k: v for k, v in job.parameters.items() if k not in ("runs", "threads")}
         (cell,) = check(job.notebook, [given])
         root = Path(job.parameters["runs"])
         for config in (cell.config, experiment.control(cell.config)):
-            self.train(root, config)
-        return [(job.key, None)]
+            self.leave(root, config)
 
-    def train(self, root, config):
+    def leave(self, root, config):
         prints = experiment.load_data(config).fingerprints()
         prints |= fingerprints.weights_fingerprints(config)
         if list(root.glob(f"*-{identify(config, prints)['id']}")):
@@ -61,15 +51,11 @@ class Here:
                     value.mul_(1.01)
         student.save(run.weights)
 
-    def close(self):
-        """Nothing to end."""
-
 
 @pytest.fixture(scope="module")
 def quick():
     """Sweeps whose cells are finished in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_data", remembered(experiment.load_data))
         patch.setattr(executors, "Local", Here)
         yield
 
@@ -245,13 +231,13 @@ def test_where_no_run_finished_the_table_above_is_pointed_at(sets):
 
 
 def test_a_run_that_failed_is_left_out_and_not_shown_by_its_control(quick, tmp_path, monkeypatch):
-    train = Here.train
+    leave = Here.leave
 
     def all_but_bias(self, root, config):
         if (config.trainable, config.arm) != ("bias", "sds"):
-            train(self, root, config)
+            leave(self, root, config)
 
-    monkeypatch.setattr(Here, "train", all_but_bias)
+    monkeypatch.setattr(Here, "leave", all_but_bias)
     study = ablations.trainable(AblateTrainableConfig(sets="layernorm,bias", runs=str(tmp_path)))
     assert [setting.label for setting in study.settings("trainable")] == ["layernorm"]
     assert study.sweep.runs(trainable="bias") == []

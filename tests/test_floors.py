@@ -64,7 +64,7 @@ DOORS = {
     "scipy": {"results.statistics", "tables", "scorers.diffusion", "scorers.sequential"},
     "matplotlib": {"show.style", "show.figures", "show.item_figures"},
     "seaborn": {"show.style", "show.figures", "show.item_figures"},
-    "anywidget": {"show.controls"},
+    "anywidget": {"show.panels"},
     "ipywidgets": {"show.panels", "show.run_picker"},
     "jinja2": {"show.page"},
     "markupsafe": {"show.page"},

@@ -26,13 +26,8 @@ def test_models_stand_side_by_side_and_a_part_is_called_one(table):
     assert list(told.index.names) == ["metric", "label"]
     assert list(told.columns) == ["items", "student", "teacher", "chance", "ties"]
     whole = told.loc[("text", "all")]
-    assert whole.tolist() == [
-        1200,
-        "22.2% (19.9 to 24.6)",
-        "100.0% (61.0 to 100.0) of 6",
-        "25.0%",
-        4,
-    ]
+    shares = ["22.2% (19.9 to 24.6)", "100.0% (61.0 to 100.0) of 6", "25.0%"]
+    assert whole.tolist() == [1200, *shares, 4]
     assert told.loc[("text", "1 predicate"), "ties"] == 2
     assert told.loc[("text", "2 predicates"), "teacher"] == ""
 
@@ -93,10 +88,7 @@ def test_an_interval_that_means_nothing_is_a_dash_with_the_reason(row, said):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (
-            {"accuracy": 0.5, "low": 0.5, "high": 0.5},
-            "50.0% (–: each label all right or all wrong",
-        ),
+        ({"accuracy": 0.5, "low": 0.5, "high": 0.5}, "50.0% (–: each label all right or all wrong"),
         ({"accuracy": 0.0, "low": 0.0, "high": 0.1, "ties": 60}, "0.0% (–: all tied"),
         ({"accuracy": 0.5, "low": 0.4, "high": 0.6, "ties": pd.NA}, "50.0% (40.0 to 60.0"),
     ],
@@ -196,10 +188,8 @@ def test_the_settings_in_force_say_what_the_preset_gave_and_what_was_asked():
     shown, _, folded = page.partition("<details>")
     assert "<td>warmup</td>" in folded
     assert "<td>arm</td>" in shown
-    changed = guard({"warmup": 3})
-    assert (
-        "<td>warmup</td>" in formatting.in_force(changed, {"_guarded": {"warmup": 3}}).data[:2000]
-    )
+    changed = formatting.in_force(guard({"warmup": 3}), {"_guarded": {"warmup": 3}}).data
+    assert "<td>warmup</td>" in changed[:2000]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweeping
 from papermill.cli import _resolve_type
+from sweeping import data_read_once as data_read_once
 
 from sdslib import experiment
 from sdslib.checks.notebooks import BaselineConfig, literal
@@ -21,14 +21,6 @@ from sdslib.results import grid
 from sdslib.results.grid import check, combine, plan, read_notebook, run_ids
 
 FINETUNE = "notebooks/02_finetune.ipynb"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def data_read_once():
-    """The sets do not change while these tests run, and are the dear part of naming a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_data", sweeping.remembered(experiment.load_data))
-        yield
 
 
 def names(grid_of, **fixed):

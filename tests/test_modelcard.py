@@ -101,9 +101,8 @@ def test_a_run_taught_by_verdicts_is_said_to_be(tmp_path):
     given = {"sds_weight": 0.01, "verdicts": "data/mini/verdicts.parquet"}
     run = finish(tmp_path, "teacher-choice", items=20, **given)
     for text in (str(modelcard.card(run)), report.build(*reporting(tmp_path)).page):
-        assert "L_CLIP + 0.01 * L_choice, arm teacher-choice, where L_choice is" in text.replace(
-            "`", ""
-        )
+        told = "L_CLIP + 0.01 * L_choice, arm teacher-choice, where L_choice is"
+        assert told in text.replace("`", "")
         assert "its verdicts, made before: data/mini/verdicts.parquet" in text
         assert "goes through the UNet" not in text
         assert "L_SDS" not in text
@@ -155,10 +154,7 @@ ANSWER = httpx2.Response(403, request=httpx2.Request("POST", "https://hub/api"))
     ("fault", "message"),
     [
         (OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set; unset it"),
-        (
-            HfHubHTTPError("403 Forbidden", response=ANSWER),
-            "refused 'me/x': 403",
-        ),
+        (HfHubHTTPError("403 Forbidden", response=ANSWER), "refused 'me/x': 403"),
         (httpx2.ConnectError("no route to host"), "cannot be reached for 'me/x' .no route to host"),
     ],
 )

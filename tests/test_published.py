@@ -33,14 +33,8 @@ def folder(runs, tmp_path_factory):
 
 def test_tables_and_figures_are_the_same_each_time(folder, tmp_path):
     made = [published.rebuild(folder, tmp_path / n, tmp_path / n / "drawn") for n in ("a", "b")]
-    assert [path.name for path in made[0]] == [
-        "small-scores.csv",
-        "small-differences.csv",
-        "small-by-tag.csv",
-        "small-gradients.csv",
-        "small.md",
-        "small.png",
-    ]
+    parts = [f"small-{part}.csv" for part in ("scores", "differences", "by-tag", "gradients")]
+    assert [path.name for path in made[0]] == [*parts, "small.md", "small.png"]
     for one, other in zip(*made, strict=True):
         assert one.read_bytes() == other.read_bytes()
     page = (tmp_path / "a" / "small.md").read_text()
@@ -124,10 +118,7 @@ def test_settings_stand_over_a_number_that_was_measured_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (
-            "bridge_inputs,R2\npooled,1",
-            "a parameter's values and a number .* found bridge_inputs, R2",
-        ),
+        ("bridge_inputs,R2\npooled,1", "a parameter's values .* found bridge_inputs, R2"),
         ("bridge_input,R2\npooled,much", "a parameter's values and a number"),
         ("bridge_input\npooled", "a parameter's values and a number"),
         ("", "cannot be read"),
@@ -146,8 +137,7 @@ FAST = ("gradient-route",)  # the others take a minute together
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in publish.names()],
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in publish.names()]
 )
 def test_the_committed_tables_are_those_of_the_published_files(name, tmp_path):
     (tmp_path / "all").mkdir()

@@ -24,16 +24,12 @@ def names(found):
 
 
 def test_a_run_stands_beside_its_control_and_seeds_of_one_setting_stand_together(tmp_path):
-    arms = {
-        (arm, seed): finish(tmp_path, arm, seed, items=20)
-        for seed in (1, 0)
-        for arm in ("clip-only", "sds")
-    }
+    arms = {(arm, seed): finish(tmp_path, arm, seed, items=20)
+            for seed in (1, 0) for arm in ("clip-only", "sds")}  # fmt: skip
     (case,) = collect(tmp_path)
     assert [run.path for run in case.runs] == [arms["sds", seed].path for seed in (0, 1)]
-    assert [control.path for _, control in case.pairs] == [
-        arms["clip-only", seed].path for seed in (0, 1)
-    ]
+    controls = [arms["clip-only", seed].path for seed in (0, 1)]
+    assert [control.path for _, control in case.pairs] == controls
     assert list(case.scores) == ["untouched", "L_CLIP only", "sds"]
     assert len(settings.members([case])) == 4
     assert settings.listing([case]).loc[0, "seeds"] == "0, 1"
@@ -105,7 +101,7 @@ def test_named_runs_alone_are_told_of_in_their_order(tmp_path):
 
 
 def test_a_run_that_is_not_there_or_not_done_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "runs_root", lambda config=None, root=None: root or tmp_path)
+    monkeypatch.setattr(settings, "RUNS", str(tmp_path))
     run = finish(tmp_path, items=20)
     typo = run.name[:-1] + "x"
     with pytest.raises(ParameterError, match=f"runs: no run '{typo}'; did you mean '{run.name}'"):
@@ -165,7 +161,7 @@ def test_the_line_makes_the_run_again(base, changed, tmp_path):
     config = override(preset(base), **changed)
     run = runs.open_run(config, {}, tmp_path)
     run.finish()
-    words = shlex.split(settings.papermill_line(run))
+    words = shlex.split(settings.papermill_of(settings.config_of(run)))
     assert words[:3] == ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
     given = {}
     for flag, name, value in zip(*(iter(words[3:]),) * 3, strict=True):

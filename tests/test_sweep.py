@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from sweeping import begin, diary, light_notebook, remembered, wait_for
+from sweeping import InProcess, begin, diary, light_notebook, wait_for
+from sweeping import data_read_once as data_read_once
 
-from sdslib import experiment
 from sdslib.checks.guard import override
 from sdslib.config import FinetuneConfig
 from sdslib.io import lock, storage
@@ -42,42 +42,30 @@ def light(tmp_path_factory):
     return light_notebook(tmp_path_factory.mktemp("light"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def data_read_once():
-    """The sets do not change while these tests run, and are the dear part of naming a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_data", remembered(experiment.load_data))
-        yield
-
-
 # --- the desk, with an executor of this process --------------------------------------------------
 
 
-class Here:
-    """Trains like the notebook, in this process, when asked to wait: last started, first done."""
+class Here(InProcess):
+    """Trains like the notebook."""
 
     def __init__(self, root, faults=()):
-        self.root, self.faults = root, list(faults)
-        self.jobs, self.most, self.order, self.closed = [], 0, [], False
+        super().__init__()
+        self.root, self.faults, self.most = root, list(faults), 0
 
     def cores(self):
         return 4, 2
 
     def submit(self, job):
-        self.jobs.append(job)
-        self.order.append(job)
+        super().submit(job)
         self.most = max(self.most, len(self.jobs))
         shared = Counter(n for j in self.jobs for n in self.cells[j.key].unfinished(self.root))
         assert max(shared.values(), default=1) == 1, "two cells at once train the same run"
 
     def wait(self, seconds):
-        job = self.jobs.pop()
         error = self.faults.pop(0) if self.faults else None
         if error is KeyboardInterrupt:
             raise error
-        if error is None:
-            self.train(job)
-        return [(job.key, error)]
+        return [(self.jobs.pop().key, error)] if error else super().wait(seconds)
 
     def train(self, job):
         own = self.cells[job.key].config
@@ -87,9 +75,6 @@ class Here:
             if not run.finished:
                 run.append_history({"step": 1, "clip": 0.5, "grad_ratio": 0.25})
                 run.finish()
-
-    def close(self):
-        self.closed = True
 
 
 def prints_beside(notebook):
@@ -157,21 +142,17 @@ def test_an_error_fails_a_cell_and_the_next_sweep_tries_it_again(light, tmp_path
     assert len(executor.order) == 1
 
 
-def test_a_cell_whose_process_died_is_tried_again_at_once_but_not_for_ever(light, tmp_path):
-    one = ["died: by signal 9"]
-    found, executor = work(light, tmp_path, [{"seed": 0}], Here(tmp_path, one))
-    assert not found.failed
-    assert len(executor.order) == 2
-    found, executor = work(light, tmp_path, [{"seed": 1}], Here(tmp_path, one * 9))
-    assert len(found.failed) == 1
-    assert len(executor.order) == sweep.DEATHS
-
-
-def test_a_run_that_another_process_took_is_waited_for(light, tmp_path):
-    taken = ["LockedError: run a is locked by pid 1 on host b since today"]
-    found, executor = work(light, tmp_path, [{"seed": 0}], Here(tmp_path, taken))
-    assert not found.failed
-    assert len(executor.order) == 2
+@pytest.mark.parametrize(
+    ("faults", "failed", "tries"),
+    [
+        pytest.param(["died: by signal 9"], 0, 2, id="died once"),
+        pytest.param(["died: by signal 9"] * 9, 1, sweep.DEATHS, id="dies for ever"),
+        pytest.param(["LockedError: run a is locked by pid 1 on host b"], 0, 2, id="is taken"),
+    ],
+)
+def test_a_cell_that_dies_or_is_taken_is_tried_again(light, tmp_path, faults, failed, tries):
+    found, executor = work(light, tmp_path, [{}], Here(tmp_path, faults))
+    assert (len(found.failed), len(executor.order)) == (failed, tries)
 
 
 def test_a_run_at_work_elsewhere_is_left_alone(light, tmp_path):
@@ -352,12 +333,6 @@ def test_a_file_that_is_no_summary_is_not_written_over(light, tmp_path):
     found, _ = work(light, tmp_path, [{}], summary=str(tmp_path / "new.parquet"))
     again = desk(light, tmp_path, [{}], summary=str(tmp_path / "new.parquet"))
     assert again.summary == found.summary
-
-
-def test_a_ray_that_is_not_installed_is_said(monkeypatch):
-    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ParameterError, match="needs Ray; pip install"):
-        executors.require_ray(None)
 
 
 @pytest.mark.slow
@@ -644,14 +619,18 @@ def test_what_slurm_is_asked_for_is_read_from_the_address():
 
 
 @pytest.mark.parametrize(
-    ("module", "program", "message"),
-    [(None, None, "needs submitit; pip install"), ("there", None, "needs sbatch; call it where")],
+    ("name", "module", "message"),
+    [
+        ("ray", None, r"executor 'ray' needs Ray; pip install 'sds-clip-workbench\[ray\]'"),
+        ("slurm", None, r"'slurm' needs submitit; pip install 'sds-clip-workbench\[slurm\]'"),
+        ("slurm", "there", "needs sbatch; call it where"),
+    ],
 )
-def test_a_slurm_that_is_not_there_is_said(monkeypatch, module, program, message):
+def test_an_executor_that_is_not_there_is_said(monkeypatch, name, module, message):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: module)
-    monkeypatch.setattr(executors.shutil, "which", lambda name: program)
+    monkeypatch.setattr(executors.shutil, "which", lambda name: None)
     with pytest.raises(ParameterError, match=message):
-        executors.require_slurm(None)
+        executors.require(name, None)
 
 
 def test_the_options_of_a_sweep_are_those_of_its_notebook():

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import realworld
 from golden import some_pairs
-from sweeping import diary, remembered
+from sweeping import InProcess, diary
+from sweeping import data_read_once as data_read_once
 
 from sdslib import experiment
 from sdslib.checks.guard import validate
@@ -23,13 +24,6 @@ RANGES = {"lr": Range(1e-5, 1e-3, log=True), "interpolation": Range(0.1, 1.0)}
 ITEMS = 40
 
 
-@pytest.fixture(autouse=True, scope="module")
-def data_read_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_data", remembered(experiment.load_data))
-        yield
-
-
 def scores(share):
     """A Winoground-shaped table of which this share of items is right."""
     right = [i < round(share * ITEMS) for i in range(ITEMS)]
@@ -38,38 +32,29 @@ def scores(share):
     return pd.DataFrame(rows)
 
 
-class Here:
-    """Trains in this process: the score is best at the middle of both ranges, and on test worst."""
+class Here(InProcess):
+    """The score is best at the middle of both ranges, and on test worst."""
 
     def __init__(self, stop=None, faults=()):
-        self.jobs, self.started, self.stop, self.faults = [], [], stop, set(faults)
-
-    def cores(self):
-        return 2, 2
-
-    def submit(self, job):
-        self.jobs.append(job)
+        super().__init__()
+        self.started, self.stop, self.faults = [], stop, set(faults)
 
     def wait(self, seconds):
         if len(self.started) == self.stop:
             raise KeyboardInterrupt
-        job = self.jobs.pop(0)
-        self.started.append(job)
+        self.started.append(self.jobs[-1])
         if len(self.started) in self.faults:
-            return [(job.key, "ValueError: no")]
-        self.train(validate(FinetuneConfig, job.parameters))
-        return [(job.key, None)]
+            return [(self.jobs.pop().key, "ValueError: no")]
+        return super().wait(seconds)
 
-    def train(self, config):
+    def train(self, job):
+        config = validate(FinetuneConfig, job.parameters)
         prints = experiment.fingerprints(config, experiment.load_data(config).fingerprints())
         with open_run(config, prints) as run:
             near = 1 - abs(config.interpolation - 0.5) - abs(config.lr / 1e-3 - 0.1)
             for name, share in (("validation", near), ("mini-winoground", 1 - near)):
                 run.save_scores(name, scores(max(0, share)))
             run.finish()
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

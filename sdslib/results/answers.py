@@ -14,14 +14,7 @@ import pandas as pd
 
 from sdslib.checks.captions import shortened
 from sdslib.config import CONTROL, UNTOUCHED, inert
-from sdslib.results.formatting import (
-    FEWEST_ITEMS,
-    LEVEL,
-    few,
-    gap,
-    percent_of,
-    share,
-)
+from sdslib.results.formatting import FEWEST_ITEMS, LEVEL, few, gap, percent_of, share
 from sdslib.results.objectives import objective_in_words
 from sdslib.results.settings import Setting, control_of, sdsclip_of
 

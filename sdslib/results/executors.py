@@ -15,8 +15,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +127,21 @@ class Executor(Protocol):
         """End whatever still runs."""
 
 
+def _awaited(ended: Callable[[], Ended], seconds: float) -> Ended:
+    deadline = time.monotonic() + seconds
+    while not (found := ended()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return found
+
+
+def _outcome(ask: Callable[[], str | None], given_up: type[Exception]) -> str | None:
+    """The job's verdict; of one that a cluster gave up the cluster's words."""
+    try:
+        return ask()
+    except given_up as error:
+        return DIED + " ".join(str(error).split())[:300]
+
+
 class Local:
     """Processes of this machine."""
 
@@ -142,13 +159,12 @@ class Local:
         self._live[job.key] = (job, start(job, self._scratch))
 
     def wait(self, seconds: float) -> Ended:
-        deadline = time.monotonic() + seconds
-        while True:
-            codes = {key: process.poll() for key, (_, process) in self._live.items()}
-            ended = [(key, code) for key, code in codes.items() if code is not None]
-            if ended or time.monotonic() >= deadline:
-                return [(key, verdict(self._live.pop(key)[0], code)) for key, code in ended]
-            time.sleep(_POLL_S)
+        return _awaited(self._ended, seconds)
+
+    def _ended(self) -> Ended:
+        codes = {key: process.poll() for key, (_, process) in self._live.items()}
+        return [(key, verdict(self._live.pop(key)[0], code))
+                for key, code in codes.items() if code is not None]  # fmt: skip
 
     def close(self) -> None:
         """Kill what still runs; a run goes on from its last checkpoint another time."""
@@ -200,13 +216,9 @@ class OnRay:
             time.sleep(seconds)
             return []
         ready, _ = self._ray.wait(list(self._live), timeout=seconds)
-        return [(self._live.pop(ref).key, self._outcome(ref)) for ref in ready]
-
-    def _outcome(self, ref: Any) -> str | None:
-        try:
-            return self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
-            return DIED + " ".join(str(error).split())[:300]
+        given_up = self._ray.exceptions.RayError
+        return [(self._live.pop(ref).key, _outcome(partial(self._ray.get, ref), given_up))
+                for ref in ready]  # fmt: skip
 
     def close(self) -> None:
         """Leave the cluster; it ends the tasks of this sweep, and a local one ends altogether."""
@@ -248,19 +260,12 @@ class OnSlurm:
 
     def wait(self, seconds: float) -> Ended:
         """Jobs that SLURM has ended; one that it gave up carries its words."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self._sign.touch()
-            ended = [key for key, task in self._live.items() if task.done()]
-            if ended or time.monotonic() >= deadline:
-                return [(key, self._outcome(self._live.pop(key))) for key in ended]
-            time.sleep(_POLL_S)
+        return _awaited(self._ended, seconds)
 
-    def _outcome(self, task: Any) -> str | None:
-        try:
-            return task.result()
-        except self._incomplete as error:
-            return DIED + " ".join(str(error).split())[:300]
+    def _ended(self) -> Ended:
+        self._sign.touch()
+        ended = [key for key, task in self._live.items() if task.done()]
+        return [(key, _outcome(self._live.pop(key).result, self._incomplete)) for key in ended]
 
     def close(self) -> None:
         """Cancel the jobs of this sweep that still wait or run."""
@@ -304,31 +309,21 @@ def opened(name: str, address: str | None, folder: Path) -> Executor:
 
 
 def require(name: str, address: str | None) -> None:
-    """ParameterError where this executor cannot be had, in seconds."""
-    if name != "local":
-        {"ray": require_ray, "slurm": require_slurm}[name](address)
-
-
-def require_slurm(address: str | None) -> None:
-    """ParameterError where submitit or SLURM is missing, or the address cannot be read."""
-    if importlib.util.find_spec("submitit") is None:
-        text = "executor 'slurm' needs submitit; pip install 'sds-clip-workbench[slurm]'"
-        raise ParameterError([text])
-    if shutil.which("sbatch") is None:
-        raise ParameterError(["executor 'slurm' needs sbatch; call it where SLURM takes jobs"])
-    slurm_parameters(address)
-
-
-def require_ray(address: str | None) -> None:
-    """Refuse a missing Ray, and an address at which none answers: in seconds, before `ray.init`.
-
-    Raises ParameterError.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise ParameterError(["executor 'ray' needs Ray; pip install 'sds-clip-workbench[ray]'"])
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address and (problem := ray_problem(address)):
+    """ParameterError where this executor cannot be had: in seconds, before anything is started."""
+    if name == "local":
+        return
+    library, problem = {"ray": "Ray", "slurm": "submitit"}[name], None
+    if importlib.util.find_spec(library.lower()) is None:
+        problem = f"executor {name!r} needs {library}; pip install 'sds-clip-workbench[{name}]'"
+    elif name == "ray":
+        address = address or os.environ.get("RAY_ADDRESS")
+        problem = ray_problem(address) if address else None
+    elif shutil.which("sbatch") is None:
+        problem = "executor 'slurm' needs sbatch; call it where SLURM takes jobs"
+    if problem:
         raise ParameterError([problem])
+    if name == "slurm":
+        slurm_parameters(address)
 
 
 def ray_problem(address: str) -> str | None:

@@ -6,7 +6,9 @@ A grid [2, 2] holds s(image i, caption k); its four inequalities decide the item
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ MODES = ("right", "image wrong", "text wrong", "both wrong")
 TEXT_CHOICES = ("right", "one caption for both", "reversed", "tie")
 IMAGE_CHOICES = ("right", "one image for both", "reversed", "tie")
 FLIPS = ("gained", "lost", "stays right", "stays wrong")
+T = TypeVar("T")
 
 
 def is_square(table: pd.DataFrame) -> bool:
@@ -88,6 +91,12 @@ def flips(before: np.ndarray | Sequence[bool], after: np.ndarray | Sequence[bool
     """`gained`, `lost`, `stays right` or `stays wrong` for outcomes [N] of the same items."""
     change = 2 * np.asarray(before, dtype=int) + np.asarray(after, dtype=int)
     return np.array(["stays wrong", "gained", "lost", "stays right"])[change]
+
+
+def in_turn(*ways: Iterable[T]) -> list[T]:
+    """The first of each way, then the second of each, as far as each goes; to show `flips`."""
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
+    return [one for one in turns if one is not None]
 
 
 def mode_shares(table: pd.DataFrame, parts: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -9,64 +9,56 @@ from sdslib.io.paths import without_places
 
 
 class Words(NamedTuple):
-    """An arm's formula, `{weighed}` its own term with its weight; what that term is, after "where";
+    """What an arm's own term is, after "where"; its formula, `{weighed}` that term with its weight;
     the teacher's row, `{}` its name."""
 
-    formula: str
     term: str
+    formula: str = "L_CLIP + {weighed}"
     teacher: str = "{}"
 
 
 _DENOISED = "a frozen diffusion model denoises a linear map of CLIP's"
 _SDS = f"L_SDS is the error with which {_DENOISED} image embedding under the"
 OBJECTIVES = {
-    "sds": Words("L_CLIP + {weighed}", f"{_SDS} image's caption"),
-    "clip-only": Words("L_CLIP", "no teacher takes part: the control", "none"),
-    "sds-only": Words("{weighed}", f"{_SDS} image's caption"),
-    "shuffled-captions": Words(
-        "L_CLIP + {weighed}",
-        f"{_SDS} caption of another image of the batch: a control",
-    ),
+    "sds": Words(f"{_SDS} image's caption"),
+    "clip-only": Words("no teacher takes part: the control", "L_CLIP", "none"),
+    "sds-only": Words(f"{_SDS} image's caption", "{weighed}"),
+    "shuffled-captions": Words(f"{_SDS} caption of another image of the batch: a control"),
     "random-teacher": Words(
-        "L_CLIP + {weighed}",
         f"{_SDS} image's caption, and the diffusion model has learnt nothing: a control",
-        "{}, the weights of its UNet drawn at random",
+        teacher="{}, the weights of its UNet drawn at random",
     ),
     "latent-regression": Words(
-        "L_CLIP + {weighed}",
         "L_regression is the squared distance between a linear map of CLIP's image embedding and "
         "the image's latent, and no UNet is asked: a control",
-        "{}, its VAE alone",
+        teacher="{}, its VAE alone",
     ),
     "hard-negatives": Words(
-        "L_CLIP with swapped captions as negatives",
         "every image is also held against false captions of the same words",
+        "L_CLIP with swapped captions as negatives",
         "none",
     ),
     **{
         name: Words(
-            f"L_CLIP and {name}'s losses",
             "the losses are its paper's, on false captions of the same words",
+            f"L_CLIP and {name}'s losses",
             "none",
         )
         for name, arm in ARMS.items()
         if arm.several
     },
     "sds-text": Words(
-        "L_CLIP + {weighed}",
         f"L_SDS is the error with which {_DENOISED} embedding under the image's caption, half of "
-        "it on the image's embedding and half on the caption's",
+        "it on the image's embedding and half on the caption's"
     ),
     "sds-margin": Words(
-        "L_CLIP + {weighed}",
         f"L_margin is small where {_DENOISED} image embedding better under the image's caption c "
-        "than under a false one c′ of its words; its gradient goes through the UNet",
+        "than under a false one c′ of its words; its gradient goes through the UNet"
     ),
     "teacher-choice": Words(
-        "L_CLIP + {weighed}",
         "L_choice is the cross-entropy of the student's choice between a caption and false ones of "
         "its words to the choice of a frozen diffusion model, which sees the image and is not told "
-        "the true one; no gradient goes through that model",
+        "the true one; no gradient goes through that model"
     ),
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sdslib.checks.notebooks import CompareConfig, ReportConfig
-from sdslib.config import ARMS, CONTROL, UNTOUCHED, FinetuneConfig, preset, set_name
+from sdslib.config import ARMS, CONTROL, UNTOUCHED, FinetuneConfig, ModelsConfig, preset, set_name
 from sdslib.io import runs
 from sdslib.io.identity import recipe_of
 from sdslib.io.paths import folder_at, project_path, without_places
@@ -30,7 +30,7 @@ from sdslib.results.objectives import objective_in_words, own_term
 if TYPE_CHECKING:
     from sdslib.experiment import Show
 
-SMALL = "small"
+RUNS, SMALL = "reports/runs", "small"
 # What is made where there is no run yet: enough to fill every part of a report in a minute.
 SMALL_RUN: dict[str, Any] = {
     **{"run": SMALL, "steps": 20, "batch_size": 16, "warmup": 3, "sds_weight": 0.01},
@@ -299,13 +299,8 @@ def parameters_as_text(found: Sequence[Run]) -> pd.DataFrame:
     return told.drop(columns=["run", "runs"]).rename_axis("run")
 
 
-def papermill_line(run: Run) -> str:
-    """The line that makes this run: every parameter in which it differs from its preset."""
-    return papermill_of(config_of(run))
-
-
 def papermill_of(config: FinetuneConfig) -> str:
-    """The line that makes the run of these parameters."""
+    """The line that makes the run: every parameter in which it differs from its preset."""
     words = ["papermill", "notebooks/02_finetune.ipynb", "out.ipynb"]
     for name, value in _given(config).items():
         # papermill reads numbers and truth values out of -p; what is text goes through -r.
@@ -340,8 +335,7 @@ def collect(config: ReportConfig, progress: Callable[[str], Show] | None = None)
     Where none is finished a small run and its control are made first. `progress(label)` gives what
     shows their steps. ParameterError names a run that is not there or not finished.
     """
-    names = listed(config.runs)
-    if names and root(config) != folder_at(config.runs or ""):
+    if names := named_runs(config):
         there, chosen = None, [named(name, root(config)) for name in names]
     else:
         there = chosen = runs.finished_runs(root(config))
@@ -363,11 +357,21 @@ def listing(found: Iterable[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def root(config: ReportConfig | CompareConfig) -> Path:
-    """The folder of runs: `runs` where that is a folder that holds runs, else reports/runs."""
-    folder = folder_at(config.runs or "reports/runs")
-    is_root = folder is not None and not (folder / "identity.json").is_file()
-    return folder if folder is not None and is_root else runs.runs_root()
+def root(config: ReportConfig | CompareConfig | ModelsConfig) -> Path:
+    """The folder of runs: `runs` where that is a folder that holds runs, else `RUNS`."""
+    folder = folder_at(name := config.runs or RUNS)
+    return folder if folder and not run_folder(name) else runs.runs_root(root=RUNS)
+
+
+def named_runs(config: ReportConfig | CompareConfig | ModelsConfig) -> list[str]:
+    """The runs that `runs` names; none where it is the folder that holds them."""
+    return [] if root(config) == folder_at(config.runs or "") else listed(config.runs)
+
+
+def run_folder(name: str) -> Path | None:
+    """The run's folder of this name, if it is one; a relative name is meant from the project."""
+    folder = folder_at(name)
+    return folder if folder and (folder / "identity.json").is_file() else None
 
 
 def output_folder(config: ReportConfig) -> Path:
@@ -377,10 +381,8 @@ def output_folder(config: ReportConfig) -> Path:
 
 def named(name: str, folder: Path | str | None = None) -> Run:
     """A finished fine-tuning by id, name or folder; ParameterError says what it is not."""
-    path = folder_at(name)
-    is_run = path is not None and (path / "identity.json").is_file()
     try:
-        run = runs.find_run(path if path and is_run else name, folder)
+        run = runs.find_run(run_folder(name) or name, folder)
     except runs.RunError as error:
         raise ParameterError([f"runs: {error}"]) from error
     if problems := run.problems(folders=False):

@@ -27,19 +27,13 @@ from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import SweepConfig, literal
 from sdslib.config import NOT_IN_ID
 from sdslib.io import lock, storage
+from sdslib.io.exits import ended
 from sdslib.io.paths import path_problem
 from sdslib.io.progress import Progress
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
 from sdslib.io.wording import ParameterError, listed
-from sdslib.results.executors import (
-    DIED,
-    Executor,
-    ExecutorError,
-    Job,
-    opened,
-    require,
-)
+from sdslib.results.executors import DIED, Executor, ExecutorError, Job, opened, require
 from sdslib.results.grid import Cell, check, combine, plan
 
 if TYPE_CHECKING:
@@ -422,10 +416,7 @@ def main(words: list[str] | None = None) -> int:
         cells = combine(axes, config.seeds, _assignments("--set", asked.set, several=False))
         sweep = run(asked.notebook, cells, replace(Options.of(config), summary=asked.summary))
     except (ParameterError, ExecutorError) as error:
-        problems = getattr(error, "problems", None)
-        line = f"invalid parameters: {'; '.join(problems)}" if problems else str(error)
-        print(line, file=sys.stderr)
-        return 2
+        return ended(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130

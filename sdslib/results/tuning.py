@@ -139,6 +139,7 @@ def tune(search: Search, options: sweep.Options, stream: TextIO | None = None) -
     options, notebook = replace(options, summary=str(where)), _notebook(root)
     spaces = {arm: search.space(arm) for arm in search.arms}
     studies, rows = {arm: _study(search) for arm in search.arms}, list[dict[str, Any]]()
+    states = optuna.trial.TrialState
     for start in range(0, search.trials, ROUND):
         arms = [a for a in search.arms for _ in range(start, min(start + ROUND, search.trials))]
         asked = [_ask(studies[arm], spaces[arm]) for arm in arms]
@@ -147,7 +148,8 @@ def tune(search: Search, options: sweep.Options, stream: TextIO | None = None) -
         done = sweep.bring(list({cell.key: cell for cell in cells}.values()), options, stream)
         for arm, (trial, own), cell in zip(arms, asked, cells, strict=True):
             row = _row(cell, done)
-            studies[arm].tell(trial, row.get("objective"), _state(row))
+            state = states.COMPLETE if row["state"] == "finished" else states.FAIL
+            studies[arm].tell(trial, row.get("objective"), state)
             rows.append({"arm": arm, "trial": trial.number} | own | row)
         storage.write_frame(where, pd.DataFrame(rows))
     return pd.DataFrame(rows)
@@ -195,11 +197,6 @@ def _row(cell: Cell, done: sweep.Sweep) -> dict[str, Any]:
         error = done.failed.get(cell.key, "not run")
         return {"run": run.name if run else None, "id": cell.key, "state": "failed", "error": error}
     return {"run": run.name, "id": run.id, "state": "finished"} | worth(run)
-
-
-def _state(row: Mapping[str, Any]) -> optuna.trial.TrialState:
-    states = optuna.trial.TrialState
-    return states.COMPLETE if row["state"] == "finished" else states.FAIL
 
 
 def worth(run: Run) -> dict[str, float]:

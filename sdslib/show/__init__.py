@@ -14,11 +14,10 @@
     flipped        items on which two runs differ, with their pictures
     seen           where models see an item's words, of models whose weights are here
     explain        one image and any captions: margins, words that decide, hardest re-orderings
-    controls       keys that press a button, an upload that shows how far it is
     questions      any picture against any captions: what may be asked, what models answer
     batch          a folder or a CSV of pictures and captions: a table of scores
     views          answers as HTML
-    panels         questions and answers as widgets
+    panels         questions and answers as widgets, with keys and an upload of their own
     demo           what notebook 06 shows: one or the other
     report         from finished runs to the page and the PDF that are handed on
     modelcard      the card beside a run's weights, and the push to the Hub

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,23 +46,14 @@ class Remembering(ClipScorer):
 
     def embed_images(self, refs: Sequence[ImageRef]) -> tuple[np.ndarray, np.ndarray]:
         """Unit embeddings [R, D] of the distinct images, and the row [N] of each."""
-        new = {ref.key: ref for ref in refs if ref.key not in self._images}
-        if new:
-            emb, row = super().embed_images(list(new.values()))
-            self._images |= dict(zip(new, emb[row], strict=True))
-        return _rows(self._images, [ref.key for ref in refs])
+        return _known(self._images, [ref.key for ref in refs], refs, super().embed_images)
 
     def embed_texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unit embeddings [R, D] of the distinct token rows, and the row [N] of each."""
         keys = [row.tobytes() for row in self.student.tokenize(list(captions)).cpu().numpy()]
         if len(self._texts) > _KEPT:
             self._texts.clear()
-        both = zip(keys, captions, strict=True)
-        new = {key: caption for key, caption in both if key not in self._texts}
-        if new:
-            emb, row = super().embed_texts(list(new.values()))
-            self._texts |= dict(zip(new, emb[row], strict=True))
-        return _rows(self._texts, keys)
+        return _known(self._texts, keys, captions, super().embed_texts)
 
     def reads(self, caption: str) -> str:
         """The caption as far as the student's tokens go: what follows changes nothing."""
@@ -73,7 +65,13 @@ class Remembering(ClipScorer):
         return " ".join(words[: bisect_left(range(len(words)), True, lo=1, key=same)])
 
 
-def _rows(known: Mapping, keys: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _known(
+    known: dict, keys: Sequence, asked: Sequence, embed: Callable
+) -> tuple[np.ndarray, np.ndarray]:
+    new = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
+    if new:
+        emb, row = embed(list(new.values()))
+        known |= dict(zip(new, emb[row], strict=True))
     distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
     return np.stack([known[key] for key in distinct]), np.array([distinct[key] for key in keys])
 
@@ -128,30 +126,31 @@ def doubt(scorer: Scorer, refs: Sequence[ImageRef], captions: Sequence[str]) -> 
     """Within ± the first a lead in a grid decides nothing, see `noise`; from the second on it
     leaves none, see `score_table`."""
     if not isinstance(scorer, DiffusionScorer):
-        return rounding(scorer.student), _certain(scorer.student)  # type: ignore[attr-defined]
+        near = rounding(scorer.student)  # type: ignore[attr-defined]
+        return near, _far(scorer, near)
     drawn = np.stack([_drawn(scorer, ref, captions) for ref in refs], 1)
     leads = [np.diff(drawn, axis=way).reshape(len(drawn), -1) for way in (1, 2)]
     spread = np.concatenate(leads, 1).std(0, ddof=1) if len(drawn) > 1 else np.array([np.inf])
     near = 2 * float(spread.max()) / np.sqrt(len(drawn))
-    return near, 5 * near
+    return near, _far(scorer, near)
 
 
-def _certain(student: Student) -> float:
-    return np.log(20) / float(student.scale)
+def _far(scorer: Scorer, near: Any) -> Any:
+    """From which lead on there is no doubt: by CLIP's temperature odds of 20 to 1, of the teacher
+    five times the noise."""
+    student = getattr(scorer, "student", None)
+    return np.log(20) / float(student.scale) if student else 5 * near
 
 
 def score_table(
     scorers: Mapping[str, Scorer], ref: ImageRef, captions: Sequence[str]
 ) -> pd.DataFrame:
     """One row a model and caption: model, caption, score, margin (to the best other caption),
-    `noise`, within which it decides nothing, and `far`, from which on it leaves no doubt: odds of
-    20 to 1 by CLIP's temperature, five times the noise of the teacher."""
+    `noise`, within which it decides nothing, and `far`, from which on it leaves no doubt."""
     parts = []
     for name, scorer in scorers.items():
-        found = score(scorer, ref, captions)
-        near, known = noise(scorer, ref, captions), getattr(scorer, "student", None)
-        far = _certain(known) if known else 5 * near
-        told = {"score": found, "margin": margins(found), "noise": near, "far": far}
+        found, near = score(scorer, ref, captions), noise(scorer, ref, captions)
+        told = {"score": found, "margin": margins(found), "noise": near, "far": _far(scorer, near)}
         parts.append(pd.DataFrame({"model": name, "caption": [*captions]} | told))
     return pd.concat(parts, ignore_index=True)
 

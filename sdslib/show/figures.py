@@ -199,12 +199,8 @@ def _rows(
     for ax, part in zip(axes, parts, strict=True):
         colors = [kinds[model].color for model in part["model"]]
         ax.hlines(part["place"], part["low"], part["high"], colors, lw=1.1)
-        marks = style.cues("model", kinds) | {
-            "s": 22,
-            "linewidth": 0,
-            "zorder": 3,
-            "clip_on": False,
-        }
+        marks = {"s": 22, "linewidth": 0, "zorder": 3, "clip_on": False}
+        marks |= style.cues("model", kinds)
         seaborn.scatterplot(part, x="mean", y="place", ax=ax, **marks)
         ax.set(xlabel="", ylabel="")
         ax.set_title(f"{part['metric'].iloc[0]} ({unit})", pad=12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,18 @@ def show(found: Beside, count: int) -> HTML:
     tables = {name: scored[name] for name in (first, other) if name in scored}
     if len(tables) < 2:
         return HTML(page.render("flipped", told=f"{other} did not score {of}.", rows=[], models=[]))
-    metric, right = _right(tables)
+    outcome = {name: outcomes(table) for name, table in tables.items()}
+    metric = next(iter(outcome[first]))
+    right = {name: by[metric] for name, by in outcome.items()}
     changes = failures.flips(right[other], right[first])
     ways = [np.flatnonzero(changes == way) for way in ("gained", "lost")]
     told = f"Items of {of} on which {first} is right ({metric}) and {other} is not: {len(ways[0])};"
     told += f" the other way round: {len(ways[1])}."
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
-    places = [int(place) for place in turns if place is not None][:count]
+    places = [int(place) for place in failures.in_turn(*ways)][:count]
     items, absent = _items(found, of)
     rows = [_row(items, tables, right, place) for place in places]
     whole = " ".join(filter(None, [told, f"Shown are {len(rows)}." if rows else "", absent]))
     return HTML(page.render("flipped", told=whole, rows=rows, models=list(tables)))
-
-
-def _right(tables: dict[str, pd.DataFrame]) -> tuple[str, dict[str, np.ndarray]]:
-    """The first metric of the set, and for each model which items are right."""
-    found = {name: outcomes(table) for name, table in tables.items()}
-    metric = next(iter(next(iter(found.values()))))
-    return metric, {name: right[metric] for name, right in found.items()}
 
 
 def _items(found: Beside, of: str) -> tuple[dict[str, Item], str]:
@@ -76,9 +69,8 @@ def _row(
 
 def _true_of(item: Item, image: int) -> str:
     """The caption that is true of an image."""
-    return item.captions[
-        image if item.answer is None and len(item.images) > 1 else item.answer or 0
-    ]
+    paired = item.answer is None and len(item.images) > 1
+    return item.captions[image if paired else item.answer or 0]
 
 
 def _taken(item: Item | None, table: pd.DataFrame, at: int) -> str:

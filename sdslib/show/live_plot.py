@@ -8,8 +8,8 @@ there is the line of `progress` alone; the notebook's own figure of the history 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -18,22 +18,15 @@ from sdslib.io.progress import track
 from sdslib.results.objectives import own_term
 from sdslib.show import figures, page
 
+if TYPE_CHECKING:
+    from sdslib.experiment import Show
+    from sdslib.train import Step
+
 _REDRAW_S = 3.0
 _SHARE = 0.05  # of the time that drawing may take
 
 
-class HasRow(Protocol):
-    """A step of training that can tell what it saw."""
-
-    def row(self) -> dict[str, Any]:
-        """One flat record of the run's history."""
-        ...
-
-
-S = TypeVar("S", bound=HasRow)
-
-
-def training(label: str, config: FinetuneConfig) -> Callable[[Iterable[S], int], Iterator[S]]:
+def training(label: str, config: FinetuneConfig) -> Show:
     """A function `(steps, total)` that passes steps on and shows how training goes.
 
     At a live notebook: the line with the time left and the curves of `figures.history`. After the
@@ -41,14 +34,14 @@ def training(label: str, config: FinetuneConfig) -> Callable[[Iterable[S], int],
     they stay.
     """
 
-    def follow(steps: Iterable[S], total: int) -> Iterator[S]:
+    def follow(steps: Iterable[Step], total: int) -> Iterator[Step]:
         tracked = track(label)(steps, total)
         return _with_curves(tracked, total, config) if page.is_live() else tracked
 
     return follow
 
 
-def _with_curves(steps: Iterator[S], total: int, config: FinetuneConfig) -> Iterator[S]:
+def _with_curves(steps: Iterator[Step], total: int, config: FinetuneConfig) -> Iterator[Step]:
     from IPython.display import HTML, display
 
     handle: Any = display(HTML(""), display_id=True)

@@ -28,8 +28,8 @@ from sdslib.io import storage
 from sdslib.io.paths import without_places
 from sdslib.io.runs import Run
 from sdslib.io.wording import first_line
-from sdslib.results import answers, comparison, finetuned, objectives
-from sdslib.results.formatting import gap, p_value, share
+from sdslib.results import answers, comparison, finetuned, formatting, objectives
+from sdslib.results.formatting import share
 from sdslib.results.settings import config_of, duration, score_tables
 from sdslib.show import page
 
@@ -59,6 +59,8 @@ def card(
     config, scores = config_of(run), score_tables(run, control)
     whole = finetuned.before_after(scores).query("tag == 'all'")
     told = comparison.paired(scores).query("tag == 'all'")
+    differences = formatting.differences(told).reset_index()
+    differences = differences.rename(columns={"smallest": "smallest shown"})
     text = page.markdown(
         "modelcard",
         data=_metadata(
@@ -78,7 +80,7 @@ def card(
         items=len(next(iter(scores.values()))),
         shares=_shares(whole),
         answer=answers.gain(told, note=config.label),
-        differences=_differences(told),
+        differences=differences[["comparison", "metric", "difference", "p", "smallest shown"]],
         own=config.clip_model == OWN,
     )
     return ModelCard(text)
@@ -186,13 +188,3 @@ def _shares(whole: pd.DataFrame) -> pd.DataFrame:
     chance = whole.assign(model="chance", told=whole["chance"].map("{:.1%}".format))
     both = pd.concat([whole.assign(told=told), chance.drop_duplicates("metric")])
     return both.set_index(["model", "metric"])["told"].unstack(sort=False).reset_index()
-
-
-def _differences(told: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {"comparison": row.comparison, "metric": row.metric,
-         "difference": gap(row), "p": p_value(row.p),
-         "smallest shown": f"{100 * row.mdd:.1f}"}
-        for row in told.itertuples()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)

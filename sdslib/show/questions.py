@@ -177,7 +177,10 @@ class Demo:
         """
         with self.turn:
             refused = self.refused(question.captions, teacher)
-            question = replace(question, captions=_without(question.captions, refused))
+            left = tuple(c for c in question.captions if c not in refused)
+            if not left:
+                raise QuestionError("\n".join(refused.values()))
+            question = replace(question, captions=left)
             asked = question.ref, question.captions
             scores = explain.score_table(self.scorers(teacher), *asked)
             errors = explain.draw_errors(self.teacher, *asked) if teacher else None
@@ -254,13 +257,6 @@ def is_of_world(scorer: Remembering) -> bool:
 
 
 # --- what may be asked ---------------------------------------------------------------------------
-
-
-def _without(captions: Sequence[str], refused: dict[str, str]) -> tuple[str, ...]:
-    left = tuple(caption for caption in captions if caption not in refused)
-    if not left:
-        raise QuestionError("\n".join(refused.values()))
-    return left
 
 
 def upload_ref(name: str, data: bytes) -> ImageRef:

@@ -7,7 +7,6 @@ give equal files. The words are those of `templates/report.html.j2`; here is wha
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 
-from sdslib import tables
 from sdslib.checks import fingerprints
 from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import CONTROL, UNTOUCHED, FinetuneConfig, is_mini
@@ -26,18 +24,9 @@ from sdslib.io.paths import shown_path, without_places
 from sdslib.io.run import Run
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
-from sdslib.results import answers, failures, finetuned, formatting, objectives
+from sdslib.results import answers, failures, finetuned, formatting, objectives, settings
 from sdslib.results.formatting import span
-from sdslib.results.settings import (
-    SMALL,
-    Setting,
-    histories,
-    members,
-    output_folder,
-    papermill_line,
-    parameters_as_text,
-    reported,
-)
+from sdslib.results.settings import SMALL, Setting
 from sdslib.sets.roles import RETRIEVAL, VALIDATION, load_set
 from sdslib.show import atlas, figures, item_figures, modelcard, page, pdf, seen, style
 from sdslib.show.atlas import Atlas, Query
@@ -87,7 +76,7 @@ def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
     """The page of these cases and its figures; reads what the runs kept. Models are asked where the
     words of the first example are seen, if their weights are here."""
     told = [_case(case) for case in cases]
-    runs = [run for run, _ in members(cases)]
+    runs = [run for run, _ in settings.members(cases)]
     count = sum(len(case.runs) for case in cases)
     mini = any(case.config.in_mini_world for case in cases)
     examples = _examples(config, cases[0])
@@ -111,7 +100,7 @@ def build(config: ReportConfig, cases: Sequence[Setting]) -> Report:
     )
     drawn = {f"{n}-{k}": fig for n, one in enumerate(told, 1) for k, fig in one["figures"].items()}
     drawn |= {"1-maps": examples["maps"]} if examples["maps"] else {}
-    return Report(whole, drawn, tuple(cases), output_folder(config))
+    return Report(whole, drawn, tuple(cases), settings.output_folder(config))
 
 
 def save(report: Report) -> pd.DataFrame:
@@ -130,7 +119,7 @@ def save(report: Report) -> pd.DataFrame:
     for name, figure in report.figures.items():
         style.save(figure, drawn, name)
     rows.append((shown_path(drawn), f"{len(report.figures)} figures as PNG, SVG and PDF"))
-    for run, control in members(report.cases):
+    for run, control in settings.members(report.cases):
         if run.weights.is_dir():
             rows.append((shown_path(modelcard.write(run, control)), "model card"))
     return pd.DataFrame(rows, columns=["file", "holds"], dtype=object)  # paths stay links
@@ -157,7 +146,7 @@ def answer(report: Report) -> answers.Sentence:
     """What each setting, by its run, came to, and what is handed on of it."""
     told = [answers.of_setting(case) for case in report.cases]
     named = [f"{case.run.name}: " * (len(told) > 1) for case in report.cases]
-    cards = sum((run.path / modelcard.NAME).is_file() for run, _ in members(report.cases))
+    cards = sum((run.path / modelcard.NAME).is_file() for run, _ in settings.members(report.cases))
     handed = (
         f"Handed on in {shown_path(report.folder)}: page, PDF and {len(report.figures)} figures"
     )
@@ -195,7 +184,7 @@ def _data(case: Setting) -> pd.DataFrame:
     config, run, prints = case.config, case.run, case.run.identity["data"]
     pairs = "all" if config.train_pairs is None else f"the first {config.train_pairs}"
     parts = [("training pairs", config.train_data, pairs, "pairs")]
-    own = reported(run)
+    own = settings.reported(run)
     uses = {VALIDATION: "chosen on, never reported", own: "reported"}
     sets = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
     for name in sorted(sets, key=lambda n: (n != own, n)):
@@ -287,14 +276,12 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
     """The figures of a case by name; those of margins and outcomes need grids of two by two."""
     note, scores = case.note, case.scores
     *_, last = scores
-    control = case.control
-    apart = control is not None and control.path != case.run.path
-    trained = ({CONTROL: control} if control and apart else {}) | {last: case.run}
+    trained = ({CONTROL: case.control} if case.control else {}) | {last: case.run}
     found = {
         "headline": figures.before_after(case.paired[case.paired["tag"] == "all"], note),
         "scores": figures.scores_by_tag(shares, note, finetuned.human(case.config)),
         "change": figures.before_after(case.paired, note),
-        "training": figures.history(histories(trained), note),
+        "training": figures.history(settings.histories(trained), note),
     }
     if _is_winoground_like(case):
         parts = {name: failures.anatomy(table) for name, table in scores.items()}
@@ -305,10 +292,7 @@ def _figures(case: Setting, shares: pd.DataFrame) -> dict[str, style.Picture]:
 
 
 def _is_winoground_like(case: Setting) -> bool:
-    return all(
-        "rank" not in table and tables.is_grid(table) and tables.grids_of(table).shape[1:] == (2, 2)
-        for table in case.scores.values()
-    )
+    return all(map(failures.is_square, case.scores.values()))
 
 
 # --- examples ------------------------------------------------------------------------------------
@@ -322,8 +306,7 @@ def telling(found: Atlas, before: str, after: str, count: int) -> list[str]:
     """
     query = Query(model=after, against=before, sort="largest change first")
     ways = [atlas.select(found, replace(query, change=way)) for way in ("gained", "lost")]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*ways))
-    flips = [item for item in turns if item is not None]
+    flips = failures.in_turn(*ways)
     rest = [item for item in atlas.select(found, query) if item not in flips]
     first = flips[: max(count - count // 3, count - len(rest))]
     return first + rest[: count - len(first)]
@@ -382,7 +365,7 @@ def _margins(found: Atlas, item: str) -> pd.DataFrame:
 def _parameters(runs: Sequence[Run]) -> dict[str, Any]:
     """Parameters that all runs share, and those in which they differ, a row a run or, where there
     are more of them than runs, a parameter."""
-    told = parameters_as_text(runs)
+    told = settings.parameters_as_text(runs)
     odd = formatting.varying(told)
     same = told.drop(columns=odd.columns).iloc[0].rename_axis("parameter").reset_index(name="value")
     if odd.shape[1] > len(runs):
@@ -416,6 +399,6 @@ def _again(cases: Sequence[Setting], runs: Sequence[Run]) -> dict[str, Any]:
     names = ",".join(run.name if run.path.parent.resolve() == usual else run.shown_path
                      for case in cases for run in case.runs)  # fmt: skip
     last = f"papermill notebooks/07_report.ipynb out_report.ipynb -r runs {shlex.quote(names)}"
-    lines = [*map(papermill_line, wanted), last]
+    lines = [*(settings.papermill_of(settings.config_of(run)) for run in wanted), last]
     told = [shlex.join(without_places(shlex.split(line))) for line in lines]
     return {"lines": told, "cut": told != lines}

@@ -179,16 +179,17 @@ class Picture(Figure):
 
 def save(figure: Picture, folder: Path | str, name: str) -> list[Path]:
     """Write `name`.png, .svg and .pdf, each whole or not at all; equal figures give equal files."""
-    about: dict[str, dict] = {
-        "png": {"Description": figure.alt, "Software": None},
-        "pdf": {"Title": figure.alt, "CreationDate": None, "Producer": None, "Creator": None},
-    }
+    png = {"Description": figure.alt, "Software": None}
+    pdf = {"Title": figure.alt, "CreationDate": None, "Producer": None, "Creator": None}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files = {kind: _file(figure, kind, PRINT_DPI, told) for kind, told in about.items()}
-    paths = [Path(folder, f"{name}.{kind}") for kind in ("png", "svg", "pdf")]
-    for path, data in zip(paths, (files["png"], figure.svg(), files["pdf"]), strict=True):
+    files = {
+        Path(folder, f"{name}.png"): _file(figure, "png", PRINT_DPI, png),
+        Path(folder, f"{name}.svg"): figure.svg(),
+        Path(folder, f"{name}.pdf"): _file(figure, "pdf", PRINT_DPI, pdf),
+    }
+    for path, data in files.items():
         write_bytes(path, data)
-    return paths
+    return list(files)
 
 
 def _file(figure: Figure, kind: str, dpi: float, metadata: dict) -> bytes:

@@ -16,7 +16,9 @@ from sdslib.show.questions import Answer, Demo
 
 def html(answer: Answer) -> str:
     """An answer as one piece of HTML that refers to nothing outside it; see `page`."""
-    models = _bars(answer.scores).groupby("model", sort=False)
+    known = answer.scores[["margin", "noise", "far"]].abs().replace(np.inf, np.nan).max(axis=1)
+    reach = known.groupby(answer.scores["model"]).transform("max")  # where a model's bars end
+    models = answer.scores.assign(reach=reach).groupby("model", sort=False)
     orders = [table.assign(model=model) for model, table in answer.harder.items()]
     rows = pd.concat(orders).sort_values("caption", kind="stable") if orders else pd.DataFrame()
     return page.render(
@@ -32,12 +34,6 @@ def html(answer: Answer) -> str:
         teacher=TEACHER,
         maps=answer.maps and item_figures.relevance(answer.maps),
     )
-
-
-def _bars(scores: pd.DataFrame) -> pd.DataFrame:
-    """With `reach`, where the bars of a model's margins end."""
-    known = scores[["margin", "noise", "far"]].abs().replace(np.inf, np.nan)
-    return scores.assign(reach=known.max(axis=1).groupby(scores["model"]).transform("max"))
 
 
 def pair_html(demo: Demo, item: Item, teacher: bool = False, notes: Sequence[str] = ()) -> str:
