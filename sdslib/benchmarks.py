@@ -21,6 +21,7 @@ from sdslib.config import derive_seed
 from sdslib.io.images import Box, ImageRef
 from sdslib.io.lazy import named
 from sdslib.io.sources import DataError
+from sdslib.io.wording import did_you_mean, suggest
 from sdslib.io.worlds import world_of
 
 TOTALS = {
@@ -150,8 +151,12 @@ def load_benchmark(source: str, wordnet: Sequence[str] | None = None) -> Benchma
         found: Benchmark = named("sets.zero_shot:known_classes")(name, rest, wordnet)
         return found
     if name not in LOADERS:
-        known = ", ".join([*LOADERS, *HUB_CLASSES])
-        raise DataError(f"no benchmark {name!r}; there are {known}, and mini:NAME")
+        known = [*LOADERS, *HUB_CLASSES]
+        close = did_you_mean(suggest(name.lower(), known))
+        raise DataError(
+            f"no benchmark {name!r}; there are {', '.join(known)}, mini:NAME, and "
+            "NAME:SOURCE for a file, folder or Hub id, as winoground:FOLDER" + close
+        )
     place, default = LOADERS[name]
     found = named(place)(rest or default)
     return found

@@ -35,6 +35,7 @@ class Arm(NamedTuple):
     sds: str | None = "train:sds_term"  # in the place of L_SDS; None: no teacher is needed
     clip: str | None = "train:clip_term"  # in the place of L_CLIP
     weighs: str = "SDS"  # the name of the second term, after L_
+    teacher: bool = True  # its second term asks the teacher
     denoises: bool = True  # its second term is a denoising error of z = h_w(f(x))
     maps: bool = True  # it has a map h_w
     text: bool = False  # its second term teaches the text tower too
@@ -47,7 +48,7 @@ class Arm(NamedTuple):
 
     def asks(self, verdicts: object) -> bool:
         """Whether it needs a teacher, where these verdicts are named."""
-        return self.sds is not None and not (self.judged and verdicts)
+        return self.sds is not None and self.teacher and not (self.judged and verdicts)
 
     @property
     def unread(self) -> frozenset[str]:
@@ -57,6 +58,7 @@ class Arm(NamedTuple):
         unread |= set() if self.several else {"negative_weight"}
         if self.sds is None:
             return _SDS_KNOBS | unread
+        unread |= set() if self.teacher else _SDS_KNOBS - {"sds_weight", "sds_share"}
         return self.ignores | unread | (frozenset() if self.maps else _MAP_KNOBS)
 
 
@@ -104,15 +106,8 @@ else:
     ArmName = Literal[tuple(ARMS)]
     TrackerName = Literal[tuple(TRACKERS)]
 TRAINABLE = (
-    "layernorm",
-    "bias",
-    "projection",
-    "attention",
-    "last-block",
-    "image-tower",
-    "text-tower",
-    "lora",
-    "all",
+    *("layernorm", "bias", "projection", "attention", "last-block"),
+    *("image-tower", "text-tower", "lora", "all"),
 )
 _OVERLAP_KNOBS = frozenset(["overlap", "apart_from", "vg_image_data"])  # unread in a mere report
 # What changes no number, or (device, threads) only its last bits; it is recorded in env.json.
@@ -123,6 +118,8 @@ NOT_IN_ID = frozenset(
         *("dry_run", "verdicts"),  # of verdicts the content is in the id
     ]
 )
+# Parameters younger than published runs: at their default they are in no id, so those runs stay.
+NEWER = frozenset({"caption_noise", "sds_space"})
 # What asks the teacher, which verdicts from a file make idle.
 _JUDGE_KNOBS = frozenset(
     [
@@ -218,8 +215,8 @@ class Config(BaseModel):
         judged = getattr(self, "verdicts", None) and arm and arm.judged
         several = arm and arm.several
         unread |= _JUDGE_KNOBS if judged else set() if several else {"negatives_each"}
-        unread |= set() if getattr(self, "caption_noise", 0) else {"caption_noise"}
-        unread |= {"sds_space"} if getattr(self, "sds_space", "eps") == "eps" else set()
+        fields = {n: f for n, f in type(self).model_fields.items() if n in NEWER}
+        unread |= {name for name, field in fields.items() if getattr(self, name) == field.default}
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in unread}
 
 

@@ -66,9 +66,9 @@ def load_models(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> M
     reader = (config.arm, config.bridge_input)
     if reads_tokens(*reader) and not gives_tokens(student.origin.model_cfg):
         raise ParameterError([no_tokens(*reader, config.clip_model)])
+    start = copy.deepcopy(student) if ARMS[config.arm].distils else None
     if not has_teacher(config):
         said = load_verdicts(config.verdicts or "").on(pairs) if config.has_verdicts else None
-        start = copy.deepcopy(student) if ARMS[config.arm].distils else None
         trained = what_trains(student, config)
         return Models(student, trained, negative=negative, verdicts=said, untouched=start)
     if config.sds_space != "eps":  # the guard knows no Hub id beside those of the package
@@ -88,7 +88,8 @@ def load_models(config: FinetuneConfig, pairs: Pairs, device: torch.device) -> M
     latents, bridge = LatentCache(teacher, pairs), None
     if has_bridge(config):
         bridge = start_bridge(config, student, latents, pairs).to(device)
-    return Models(student, what_trains(student, config), teacher, bridge, negative, latents)
+    trained = what_trains(student, config)
+    return Models(student, trained, teacher, bridge, negative, latents, untouched=start)
 
 
 def has_bridge(config: FinetuneConfig) -> bool:

@@ -72,9 +72,12 @@ def test_a_checkpoint_becomes_a_folder_with_its_weights_and_no_optimizer(
         assert torch.equal(student.encode_images(pixels), expected)
 
 
-def test_a_state_dict_by_itself_and_a_scale_of_one_number_are_taken(trained, config, tmp_path):
+def test_a_compiled_models_state_and_a_scale_of_one_number_are_taken(trained, config, tmp_path):
     state = {n: v.half() for n, v in trained[0].state_dict().items()}
-    torch.save(state | {"logit_scale": state["logit_scale"].reshape(1)}, tmp_path / "w.bin")
+    state = {f"module._orig_mod.{name}": value for name, value in state.items()}
+    scale = state["module._orig_mod.logit_scale"].reshape(1)
+    named = {"model": state | {"module._orig_mod.logit_scale": scale}}  # compiled, by others
+    torch.save(named, tmp_path / "w.bin")
     convert(tmp_path / "w.bin", str(config), tmp_path / "new")
     assert load_student(str(tmp_path / "new"), None).scale.shape == ()
 

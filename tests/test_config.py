@@ -117,6 +117,7 @@ REFUSED = [
         "weight for an arm without a teacher": {"arm": "clip-only", "sds_weight": 0.1},
         "teacher's term alone, at no weight": {"arm": "sds-only", "sds_weight": 0},
         "pooled embedding of a text": {"arm": "sds-text", "bridge_input": "pooled"},
+        "verdicts without the arm that reads them": {"verdicts": "data/mini/verdicts.parquet"},
         "more draws than pairs": {"arm": "teacher-choice", "choice_draws": 9, "batch_size": 4},
         "batch that processes cannot share": {"processes": 3},
         "set of parameters that is not known": {"trainable": "layernorms"},

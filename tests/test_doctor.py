@@ -110,7 +110,8 @@ def test_a_teacher_is_there_when_all_its_files_are(empty_cache, tiny_models):
     ("source", "problem"),
     [
         ("mini", None),
-        ("tests::notebooks", None),
+        ("tests::notebooks", "tests is no file of captions; give captions.json::image_folder"),
+        ("README.md::notebooks", "README.md is no file of captions"),
         ("tests", None),
         ("tests/none.json::notebooks", "tests/none.json not there: give captions.json::image"),
         ("nowhere/{000..009}.tar", "no shards at"),

@@ -21,7 +21,7 @@ from test_pairs import coco_document, write_coco
 from sdslib import benchmarks, experiment
 from sdslib.checks.captions import VocabularyError
 from sdslib.checks.guard import override
-from sdslib.config import NOT_IN_ID, FinetuneConfig
+from sdslib.config import ARMS, NOT_IN_ID, Arm, FinetuneConfig
 from sdslib.io import stopping
 from sdslib.io.paths import project_path
 from sdslib.io.runs import find_run
@@ -403,3 +403,22 @@ def test_every_parameter_of_a_runs_id_changes_the_run(tmp_path):
         still = combinations.made(under, tmp_path)
         moved = combinations.made(under | {name: value} | ONE_OF.get(name, {}), tmp_path)
         assert moved != still, name
+
+
+def test_an_own_term_needs_no_teacher_and_may_have_the_untouched_student(config, monkeypatch):
+    def own_term(models, seen, config):
+        kept = models.untouched.encode_images(seen.batch.pixels)
+        return 1 - (seen.image_emb * kept).sum(-1)
+
+    monkeypatch.setattr("sdslib.arms.text.own_term", own_term, raising=False)
+    row = Arm("arms.text:own_term", weighs="own", teacher=False, denoises=False, maps=False)
+    monkeypatch.setitem(ARMS, "sds-text", row._replace(distils=True))
+    own = override(config, arm="sds-text", teacher="no/such/teacher", steps=2)
+    assert "sds_weight" in own.identity()
+    assert not {"teacher", "t_min", "bridge_start"} & own.identity().keys()
+    pairs = load_pairs(own.train_data)
+    models = experiment.load_models(own, pairs, torch.device("cpu"))
+    assert (models.teacher, models.bridge) == (None, None)
+    first, second = Loop(own, models, pairs)
+    assert first.sds == pytest.approx(0, abs=1e-6)
+    assert second.sds > first.sds

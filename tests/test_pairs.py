@@ -26,6 +26,7 @@ from sdslib.io.hub import hub_dataset
 from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError, Root
 from sdslib.pairs import batches, load_pairs
+from sdslib.sets import pair_files
 from sdslib.sets.pair_files import coco_pairs, dataset_pairs
 
 
@@ -230,6 +231,27 @@ def test_a_folder_of_images_with_metadata_is_a_set_of_pairs(tmp_path, column):
         pairs = load_pairs(source)
         assert [pairs.captions(i) for i in range(2)] == [("text 2", "a", "b"), ("text 0",)]
         assert np.array_equal(pairs.image(0), shade(2))
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("b.csv", "\t"), ("c.csv", ",")])
+@pytest.mark.parametrize("columns", [("filepath", "title"), ("image", "caption")])
+def test_a_table_of_images_and_captions_is_a_set_of_pairs(tmp_path, name, mark, columns):
+    folder = write_metadata(tmp_path / "set", [])
+    rows = [columns, ("2.png", '"a ""big"" dog"'), ("0.png", '"two\nlines"'), ("2.png", "🐕 ü")]
+    (tmp_path / name).write_text("".join(f"{mark.join(row)}\n" for row in rows), "utf-8-sig")
+    pairs = load_pairs(f"{tmp_path / name}::{folder}")
+    assert [pairs.captions(i) for i in range(2)] == [('a "big" dog', "🐕 ü"), ("two\nlines",)]
+    assert np.array_equal(pairs.image(0), shade(2))
+
+
+def test_parts_the_wrong_way_round_and_images_of_another_folder_are_told(coco, tmp_path):
+    annotations, images = coco
+    with pytest.raises(DataError, match="train2017 is no file of captions; give captions"):
+        load_pairs(f"{images}::{annotations}")
+    pair_files.look(annotations, images)
+    told = r"holds none of the first 10 images of .*json, as 0+\.png; name the folder that its"
+    with pytest.raises(DataError, match=told):
+        pair_files.look(annotations, tmp_path)
 
 
 def test_a_fault_in_metadata_is_named_by_its_row(tmp_path):

@@ -7,7 +7,9 @@ import pytest
 from finished import DATA, NAME, finish
 
 from sdslib.checks.notebooks import CompareConfig
+from sdslib.io import storage
 from sdslib.io.history import RunWarning
+from sdslib.io.runs import find_run
 from sdslib.io.wording import ParameterError
 from sdslib.results import answers, comparison, formatting, settings, side_by_side
 from sdslib.tables import TableError
@@ -79,6 +81,26 @@ def test_a_file_of_scores_stands_beside_a_run(root, tmp_path):
     assert set(table["set"]) == {NAME}
     assert not table["difference"].any()
     assert f"{ZERO}: not scored by mine." in found.left_out
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(root, tmp_path):
+    scored = side_by_side.beside(["taught", "plain"], root).scores[NAME]
+    for folder, table in zip("ab", scored.values(), strict=True):
+        (tmp_path / folder).mkdir()
+        table.to_csv(tmp_path / folder / "scores.csv", index=False)
+    files = [tmp_path / folder / "scores.csv" for folder in "ab"]
+    assert [*side_by_side.beside([*files, "taught"], root).runs][:2] == ["a/scores", "b/scores"]
+    named = comparison.names_of([*files, tmp_path / "c.csv", tmp_path / "c.parquet"])
+    assert [*named.values()] == ["a/scores", "b/scores", "c.csv", "c.parquet"]
+
+
+def test_a_file_that_says_of_another_set_is_no_rival_on_this_one(root, tmp_path):
+    table = find_run("taught", root).scores(NAME)
+    table.attrs["benchmark"] = "colorswap"
+    storage.write_frame(tmp_path / "other.parquet", table)
+    found = side_by_side.beside(["taught", "plain", tmp_path / "other.parquet"], root)
+    assert [*found.scores[NAME]] == [*found.runs][:2]
+    assert f"{NAME}: not scored by other." in found.left_out
 
 
 @pytest.mark.parametrize("again", [[], ["taught-"]])

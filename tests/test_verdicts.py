@@ -297,6 +297,15 @@ def test_verdicts_on_other_pairs_are_refused(world, made, tmp_path):
     return refused(DataError, load_verdicts(str(made[0])).on, load_pairs(str(other)))
 
 
+def test_verdicts_on_a_part_of_the_pairs_are_told(world, made, tmp_path):
+    found = load_verdicts(str(made[0]))
+    pairs = load_pairs(f"{world}/captions.json::{world}/images")
+    save_verdicts(tmp_path / "part", found.table.slice(0, len(found.table) * 3 // 4), {})
+    part = load_verdicts(str(tmp_path / "part"))
+    with pytest.warns(UserWarning, match=r"tells of \d+ of \d+ captions .* teaches nothing"):
+        part.on(pairs)
+
+
 def without_numbers(path):
     found = load_verdicts(str(path))
     rows = found.table.to_pandas()

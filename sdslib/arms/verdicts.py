@@ -9,6 +9,7 @@ K false captions, N rows.
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -37,6 +38,7 @@ _PASSPORT = b"sdslib.verdicts"
 ASKED = 32  # images that are looked up before a run starts
 KEPT = 2**16  # verdicts that stay unpacked, so that an epoch need not look them up again
 FEWEST = 0.5  # share of their captions that must have a verdict
+MOST = 0.8  # share under which it is told that some have none
 
 
 class Verdict(NamedTuple):
@@ -102,6 +104,12 @@ class Verdicts:
                 f"{self.source} tells of {known} of {len(asked)} captions of {pairs.source} that "
                 "were looked up; it is of other pairs, images or captions: make verdicts on these "
                 "(python -m sdslib.lab.verdicts)"
+            )
+        if known < MOST * len(asked):
+            warnings.warn(
+                f"{self.source} tells of {known} of {len(asked)} captions that were looked up; of "
+                "the others the teacher teaches nothing",
+                stacklevel=2,
             )
         return lambda index, captions: [
             self.of(key(int(i)), caption) for i, caption in zip(index, captions, strict=True)

@@ -23,7 +23,7 @@ from sdslib.checks.models import (
     tokens_problem,
 )
 from sdslib.checks.notebooks import MODELS, ranged, schema_of
-from sdslib.config import NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
+from sdslib.config import ARMS, NEGATIVES, PRESETS, Config, arm_of, conflicts, mini, settle_arm
 from sdslib.io.paths import path_problem, project_path
 from sdslib.io.stopping import stop_calmly
 from sdslib.io.trackers import TRACKERS
@@ -31,6 +31,8 @@ from sdslib.io.wording import ParameterError, did_you_mean, one_of, quoted, sugg
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open", "display", "guard"}
 _FLAT = (type(None), bool, int, float, str, list, tuple, dict)
+# Parameters of some arms alone, and by which fact of an arm they are read.
+_OF_ARMS = {"verdicts": "judged", "negative_weight": "several"}
 C = TypeVar("C", bound=Config)
 
 
@@ -76,7 +78,7 @@ def validate(cls: type[C], values: Mapping[str, Any]) -> C:
     unknown = [name for name in given if name not in cls.model_fields]
     merged = _on_preset(cls, {k: v for k, v in given.items() if k not in unknown})
     problems = [_unknown(name, cls) for name in unknown]
-    problems += _contradictions(given)
+    problems += _contradictions(given) if "arm" in cls.model_fields else []
     config, bad = _field_problems(cls, merged)
     problems += bad.values()
     problems += conflicts(merged, bad.keys())
@@ -128,6 +130,10 @@ def _contradictions(given: Mapping[str, Any]) -> list[str]:
     weighted = isinstance(weight, (int, float)) and not isinstance(weight, bool) and weight > 0
     if weighted and (known := arm_of(arm)) and known.sds is None:
         return [f"arm {arm!r} has no L_SDS; leave out sds_weight {weight} or set it to 0"]
+    if arm is None and (idle := [name for name in _OF_ARMS if name in given]):
+        readers = [name for name, known in ARMS.items() if getattr(known, _OF_ARMS[idle[0]])]
+        told = f"{idle[0]} is read by other arms than 'sds', and arm is not given"
+        return [f"{told}; name {quoted(readers)}, or leave {idle[0]} out"]
     return []
 
 

@@ -255,9 +255,11 @@ def compare(
         print(formatting.differences(setting.paired).to_string(), formatting.LEGEND, sep="\n")
         print(answers.of_setting(setting))
         return
-    found = side_by_side.beside(names, runs)
+    here = [str(Path(word).resolve()) if Path(word).is_file() else word for word in names]
+    found = side_by_side.beside(here, runs)
     table = side_by_side.differences(found)
-    print(found.legend, side_by_side.parameters(found).to_string(index=False), "", sep="\n")
+    differing = side_by_side.parameters(found)
+    print(found.legend, *([differing.to_string(index=False)] * (not differing.empty)), "", sep="\n")
     print(formatting.differences(table).to_string(), formatting.LEGEND, *found.left_out, sep="\n")
     print(answers.beside(table, found.note))
 
@@ -332,7 +334,8 @@ def convert(
     """A checkpoint of open_clip's training as a folder that a run takes as clip_model."""
     from sdslib.lab import checkpoints
 
-    print(checkpoints.convert(file, model, folder))
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    print(checkpoints.convert(file, model, folder.resolve()))
 
 
 # --- what several of them need ------------------------------------------------------------------

@@ -216,8 +216,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; raises `DataError`."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    """The rows of a CSV file with a header, of tabs where that has one; raises `DataError`."""
+    text = read_text(path)
+    tabs = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=tabs)
     try:
         rows, names = [*reader], reader.fieldnames or ()
     except csv.Error as reason:

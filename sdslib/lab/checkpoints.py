@@ -15,9 +15,13 @@ from torch import Tensor
 
 from sdslib.io import model_files
 from sdslib.io.model_files import WeightsError, shown
+from sdslib.io.paths import shown_path
 from sdslib.io.storage import StorageError
 from sdslib.lab.random_models import random_student
 from sdslib.student import Origin
+
+HELD_UNDER = ("state_dict", "model", "model_state_dict")  # open_clip's, and what others call it
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # by several GPUs, and by torch.compile
 
 
 def convert(file: Path, model: str, folder: Path) -> str:
@@ -38,9 +42,8 @@ def convert(file: Path, model: str, folder: Path) -> str:
     student.save(folder)
     quick = "QuickGELU" if student.origin.model_cfg.get("quick_gelu") else "GELU"
     pixels = ", ".join(f"{name} {value}" for name, value in student.preprocessing.items())
-    return (
-        f"local-dir:{folder}\nnot in the checkpoint, so as {model} has it{named}: {quick}; {pixels}"
-    )
+    taken = f"not in the checkpoint, so as {shown(model)} has it{named}: {quick}; {pixels}"
+    return f"local-dir:{shown_path(folder)}\n{taken}"
 
 
 def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -60,13 +63,15 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], str | None]:
     except (RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{shown(file)} is no checkpoint of torch ({reason})") from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
+    found = found if isinstance(found, Mapping) else {}
+    state = next((s for k in HELD_UNDER if isinstance(s := found.get(k), Mapping)), found)
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise WeightsError(f"{shown(file)} holds no weights; open_clip's are under 'state_dict'")
     # A run that was given no name is called by its date, its model and its parameters.
     trained = re.search(r"-model_(.+?)-lr_", str(found.get("name")))
-    return {n.removeprefix("module."): v for n, v in weights.items()}, trained and trained[1]
+    named = {_WRAPPED.sub("", name): value for name, value in weights.items()}
+    return named, trained and trained[1]
 
 
 def _fit(state: dict[str, Tensor], wanted: Mapping[str, Tensor], owner: str) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from sdslib import benchmarks, experiment
 from sdslib.arms import negatives
+from sdslib.arms.verdicts import load_verdicts
 from sdslib.checks import fingerprints, student_files, teacher_files
 from sdslib.checks.guard import validate
 from sdslib.checks.notebooks import from_shell
@@ -25,11 +26,12 @@ from sdslib.io.model_files import WeightsError
 from sdslib.io.paths import project_path, project_root
 from sdslib.io.runs import runs_root
 from sdslib.io.sources import DataError
-from sdslib.io.wording import ParameterError
+from sdslib.io.wording import ParameterError, listed
 from sdslib.io.worlds import world_of
 from sdslib.lab import dry_run
+from sdslib.sets import pair_files
 from sdslib.sets.origins import ORIGINS
-from sdslib.sets.roles import load_set
+from sdslib.sets.roles import HELD_OUT, NONE, load_set
 
 COCO = (
     "get http://images.cocodataset.org/zips/train2017.zip (18 GB) and "
@@ -63,7 +65,14 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
         share = negatives.share_without(config)
         said = f"negatives {config.false_captions}: {share:.0%} of the captions have none"
         yield Finding("false captions", "here", said)
+    if config.has_verdicts:
+        verdicts = config.verdicts or ""
+        yield _finding("verdicts", _problem(lambda: load_verdicts(verdicts)), verdicts)
     yield _benchmark("benchmark", config.benchmark)
+    for use in ("validation", "keep", "apart_from"):
+        for other in listed(getattr(config, use)):
+            if other not in (NONE, HELD_OUT):
+                yield _benchmark(use.replace("_", " "), other)
     yield from _costs(config, [name for name, problem in problems.items() if problem])
     world, needed = world_of(config.preset), config.benchmark.partition(":")[0]
     for other in world.SETS if world else benchmarks.LOADERS:
@@ -76,6 +85,14 @@ def _finding(what: str, problem: str | None, name: str) -> Finding:
     return Finding(what, "missing" if problem else "here", problem or name)
 
 
+def _problem(look: Callable[[], object]) -> str | None:
+    try:
+        look()
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def train_problem(config: FinetuneConfig) -> str | None:
     """Why the config cannot be trained on its pairs, or None; at most their captions are read."""
     try:
@@ -85,13 +102,15 @@ def train_problem(config: FinetuneConfig) -> str | None:
 
 
 def pairs_problem(source: str) -> str | None:
-    """Why a source of pairs cannot be read, or None; it is not opened."""
+    """Why a source of pairs cannot be read, or None; of a file its first rows are looked at."""
     if world_of(source):
         return None  # made where it is not there yet
     if "::" in source:
         absent = [part for part in source.split("::", 1) if not project_path(part).exists()]
         hint = COCO if "coco" in source else "give captions.json::image_folder"
-        return f"{' and '.join(absent)} not there: {hint}" if absent else None
+        if absent:
+            return f"{' and '.join(absent)} not there: {hint}"
+        return _problem(lambda: pair_files.look(*map(project_path, source.split("::", 1))))
     if source.startswith(("http://", "https://")) or project_path(source).is_dir():
         return None
     if source.endswith(".tar"):

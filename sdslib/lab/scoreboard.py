@@ -37,12 +37,14 @@ def table(run: Run) -> pd.DataFrame:
     """One row a set, metric and average of the student's, whose figure papers quote marked.
 
     Columns set, metric, over, n, value, low, high (95%), chance, captions only, quoted, partial.
-    `captions only` is the better of the baselines that see no image; in a grid such a baseline
-    takes one caption for both images and ties both for a caption, so that it has nothing right.
+    `captions only` is the better of the baselines that see no image, empty where one of them could
+    not be asked; in a grid such a baseline takes one caption for both images and ties both for a
+    caption, so that it has nothing right.
     """
     found = baseline.overview(run)
     keys = ["set", "metric", "over"]
-    blind = found[found["model"].isin(baseline.BLIND)].groupby(keys)["accuracy"].max()
+    alone = found[found["model"].isin(baseline.BLIND)].groupby(keys)
+    blind = alone["accuracy"].max()[alone["model"].nunique() == len(baseline.BLIND)]
     mine = found[found["model"] == baseline.STUDENT].set_index(keys)
     mine[CAPTIONS] = blind.reindex(mine.index)
     mine = mine.reset_index()

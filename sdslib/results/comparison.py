@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +143,19 @@ def paired_over_seeds(scores: Sequence[dict[str, pd.DataFrame]]) -> pd.DataFrame
         for other in others
     }
     return pd.concat(rows, names=["comparison"]).reset_index("comparison").reset_index(drop=True)
+
+
+def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """What to call files: as much of the end of their paths as tells them apart, without ending."""
+    parts = {path: path.with_suffix("").parts for path in paths}
+    found = dict[Path, str]()
+    for path, own in parts.items():
+        others = [other for another, other in parts.items() if another != path]
+        counts = range(1, len(own))
+        count = next((n for n in counts if all(o[-n:] != own[-n:] for o in others)), len(own))
+        # files that differ in their ending alone
+        found[path] = path.name if own in others else "/".join(own[-count:])
+    return found
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

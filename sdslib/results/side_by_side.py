@@ -178,24 +178,30 @@ def newest(found: Sequence[Run], folder: Path) -> list[Run]:
 def beside(words: Sequence[str | Path], root: Path | str | None = None) -> Beside:
     """Runs by id, name or folder, and files of score grids (.csv, .parquet), side by side.
 
-    A file is of the set that the first run reports. ParameterError for fewer than two, and for a
-    run that is not there or not finished.
+    A file that does not say of which set it is counts as of what the first run reports.
+    ParameterError for fewer than two, and for a run that is not there or not finished.
     """
-    files = {str(w): Path(w).suffix in (".csv", ".parquet") for w in words}
-    found = {w: None if file else settings.named(w, root) for w, file in files.items()}
+    is_file = {str(w): Path(w).suffix in (".csv", ".parquet") for w in words}
+    found = {w: None if file else settings.named(w, root) for w, file in is_file.items()}
     there = {run.path: run for run in found.values() if run is not None}
-    if (count := sum(files.values()) + len(there)) < 2:
+    files = comparison.names_of(project_path(w) for w, file in is_file.items() if file)
+    if (count := len(files) + len(there)) < 2:
         raise ParameterError([f"runs: two or more are needed to compare, got {count}"])
     short = dict(zip(there, names(list(there.values())), strict=True))
-    own = next((reported(run) for run in there.values()), "scores")
+    read = {path: comparison.read_scores(path) for path in files}
+    named = (table.attrs["benchmark"] for table in read.values() if "benchmark" in table.attrs)
+    own = next((reported(run) for run in there.values()), next(named, "scores"))
     models: dict[str, Run | None] = {}
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for word, run in found.items():
-        name = Path(word).stem if run is None else short[run.path]
+        if run is None:
+            name, table = files[project_path(word)], read[project_path(word)]
+            scored = {str(table.attrs.get("benchmark", own)): table}
+        else:
+            name = short[run.path]
+            scored = {n: run.scores(n) for n in run.score_names() if not _is_start(n)}
         models[name] = run
-        sets = [own] if run is None else [n for n in run.score_names() if not _is_start(n)]
-        for of in sets:
-            table = comparison.read_scores(project_path(word)) if run is None else run.scores(of)
+        for of, table in scored.items():
             tables.setdefault(of, {})[name] = table
     return _shared(models, dict(sorted(tables.items(), key=lambda one: one[0] != own)))
 

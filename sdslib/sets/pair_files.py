@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import ijson
 import numpy as np
@@ -30,6 +31,7 @@ from sdslib.io.sources import (
     coco_id,
     image_columns,
     is_list,
+    read_csv,
     read_json_lines,
     read_part,
     refuse_pointer,
@@ -38,6 +40,14 @@ from sdslib.io.sources import (
 from sdslib.io.worlds import world_of
 from sdslib.pairs import CAPTION_COLUMNS, ID_COLUMNS, METADATA, Pairs, Row
 
+IMAGE_COLUMNS = ("file_name", "filepath", "image", "image_path", "filename", "path")
+LOOKED_AT = 20  # images that are looked for before anything is read in whole
+FORMS = (
+    "give captions.json::image_folder (COCO's or Karpathy's form), metadata.jsonl::image_folder or "
+    "table.csv::image_folder (file_name and caption, or filepath and title), a COCO folder, "
+    "shards/*.tar or owner/name"
+)
+
 
 def open_pairs(source: str) -> Pairs:
     """All pairs of a source, as `pairs.load_pairs` names it; raises `DataError`."""
@@ -45,9 +55,7 @@ def open_pairs(source: str) -> Pairs:
         return world.pairs(source)
     if "::" in source:
         annotations, images = (project_path(part) for part in source.split("::", 1))
-        if annotations.suffix == ".jsonl":
-            return metadata_pairs(annotations, images)
-        return (karpathy_pairs if is_list(annotations) else coco_pairs)(annotations, images)
+        return _form_of(annotations).pairs(annotations, images)
     if source.endswith(".tar"):
         return _shard_pairs(source)
     folder = project_path(source)
@@ -58,10 +66,7 @@ def open_pairs(source: str) -> Pairs:
     repo, _, split = source.partition(":")
     if is_repo(repo):
         return hub_pairs(repo, split or "train")
-    raise DataError(
-        f"{source!r} is no source of pairs: no folder {folder}, and not of the form mini, "
-        "captions.json::image_folder, shards/*.tar or owner/name"
-    )
+    raise DataError(f"{source!r} is no source of pairs: there is no folder {folder}; {FORMS}")
 
 
 def _shard_pairs(source: str) -> Pairs:
@@ -122,14 +127,54 @@ def karpathy_pairs(annotations: Path, images: Path) -> Pairs:
 
 
 def metadata_pairs(annotations: Path, images: Path) -> Pairs:
-    """Pairs of a metadata.jsonl as `datasets` reads it beside images: file_name and a caption."""
-    named = []
-    for number, row in enumerate(read_json_lines(annotations)):
-        column = next((one for one in CAPTION_COLUMNS if one in row), CAPTION_COLUMNS[0])
-        found = {"image": row.get("file_name"), "caption": row.get(column)}
-        entry = check_row(found, KarpathyRow, f"{annotations.name}[{number}]")
-        named.append((entry.image, entry.caption))
-    return _named_pairs(annotations, images, iter(named))
+    """Pairs of rows with an image's name and a caption.
+
+    They are a metadata.jsonl, as `datasets` reads it beside images, or a CSV or TSV with a header,
+    as open_clip's training reads it.
+    """
+    named = ((entry.image, entry.caption) for entry in _rows(annotations))
+    return _named_pairs(annotations, images, named)
+
+
+def _rows(annotations: Path) -> Iterator[KarpathyRow]:
+    lines = annotations.suffix == ".jsonl"
+    for number, row in enumerate(
+        read_json_lines(annotations) if lines else read_csv(annotations, ())
+    ):
+        texts, names = [*CAPTION_COLUMNS, "title"], [*IMAGE_COLUMNS]
+        text, name = (next((one for one in k if one in row), k[0]) for k in (texts, names))
+        found = {"image": row.get(name), "caption": row.get(text)}
+        yield check_row(found, KarpathyRow, f"{annotations.name}[{number}]")
+
+
+class Form(NamedTuple):
+    """A form of captions in a file: how it is read, and the names of its images one by one."""
+
+    pairs: Callable[[Path, Path], Pairs]
+    images: Callable[[Path], Iterator[str]]
+
+
+_COCO = Form(coco_pairs, lambda path: (e.file_name for _, e in _stream(path, "images", CocoImage)))
+_KARPATHY = Form(karpathy_pairs, lambda path: (e.image for _, e in _stream(path, "", KarpathyRow)))
+_ROWS = Form(metadata_pairs, lambda path: (entry.image for entry in _rows(path)))
+
+
+def _form_of(annotations: Path) -> Form:
+    if annotations.is_dir() or annotations.suffix not in (".json", ".jsonl", ".csv", ".tsv"):
+        raise DataError(f"{annotations.name} is no file of captions; {FORMS}")
+    if annotations.suffix != ".json":
+        return _ROWS
+    return _KARPATHY if is_list(annotations) else _COCO
+
+
+def look(annotations: Path, images: Path) -> None:
+    """Raises `DataError` where a file is no captions, or its first images are not in the folder."""
+    names = [*islice(_form_of(annotations).images(annotations), LOOKED_AT)]
+    if names and not any((images / name).is_file() for name in names):
+        raise DataError(
+            f"{images} holds none of the first {len(names)} images of {annotations.name}, as "
+            f"{names[0]}; name the folder that its paths start from"
+        )
 
 
 def _named_pairs(annotations: Path, images: Path, named: Iterator[tuple[str, list[str]]]) -> Pairs:

@@ -88,6 +88,9 @@ def load_set(source: str) -> Benchmark:
     """
     ensure(source)
     name, _, rest = source.partition(":")
+    if len(named := listed(source)) > 1 and not project_path(rest).exists():
+        told = f"{source!r} names {len(named)} sets, and one is asked for"
+        raise DataError(f"{told}; give the others to keep, which scores them too")
     if name == RETRIEVAL:
         return retrieval.retrieval(load_pairs(rest or COCO_VAL))
     if name == "imagenet":

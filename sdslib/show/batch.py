@@ -13,6 +13,7 @@ from sdslib.io.paths import project_path
 from sdslib.io.sources import DataError, check_caption, read_csv, read_text
 from sdslib.io.wording import quoted
 from sdslib.pairs import CAPTION_COLUMNS
+from sdslib.sets.pair_files import IMAGE_COLUMNS
 from sdslib.show import explain
 from sdslib.show.questions import Demo, Question
 
@@ -20,7 +21,6 @@ LEGEND = (
     "score: a cosine, of the teacher an error with its sign turned; margin: score less the best of "
     "the other captions; noise: within ± so much a margin decides nothing; wins: margin above noise"
 )
-IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "path")
 
 
 def gather(source: str, captions: Sequence[str] = ()) -> list[Question]:

@@ -31,7 +31,7 @@ from sdslib.io.wording import ParameterError, listed
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import answers, failures, formatting
-from sdslib.results.comparison import read_scores
+from sdslib.results.comparison import names_of, read_scores
 from sdslib.results.settings import Controls, made_by
 from sdslib.results.side_by_side import newest
 from sdslib.results.sweep import swept
@@ -70,7 +70,7 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     found = _of_runs(models)
     if config.scores:
         paths = [project_path(name.strip()) for name in config.scores.split(",")]
-        found = {path.stem: read_scores(path) for path in paths}
+        found = {name: read_scores(path) for path, name in names_of(paths).items()}
         if not (benchmark and _is_of(found, benchmark)):
             benchmark = None
     text = "".join(f"{name}\n{table.to_csv(index=False)}" for name, table in found.items())
