@@ -29,9 +29,8 @@ from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError, listed
 from sdslib.io.worlds import world_of
 from sdslib.lab import dry_run
-from sdslib.sets import pair_files
+from sdslib.sets import pair_files, roles
 from sdslib.sets.origins import ORIGINS
-from sdslib.sets.roles import HELD_OUT, NONE, load_set
 
 COCO = (
     "get http://images.cocodataset.org/zips/train2017.zip (18 GB) and "
@@ -71,7 +70,7 @@ def findings(config: FinetuneConfig) -> Iterator[Finding]:
     yield _benchmark("benchmark", config.benchmark)
     for use in ("validation", "keep", "apart_from"):
         for other in listed(getattr(config, use)):
-            if other not in (NONE, HELD_OUT):
+            if other not in (roles.NONE, roles.HELD_OUT):
                 yield _benchmark(use.replace("_", " "), other)
     yield from _costs(config, [name for name, problem in problems.items() if problem])
     world, needed = world_of(config.preset), config.benchmark.partition(":")[0]
@@ -130,7 +129,7 @@ def _benchmark(what: str, source: str, use: str | None = None) -> Finding:
     origin = ORIGINS.get(source.partition(":")[0])
     about = f" ({origin.told})" if origin else ""
     try:
-        found = load_set(source)
+        found = roles.load_set(source)
     except (DataError, OSError) as error:
         return _finding(what, str(error).rstrip(".") + about, source)
     if not found.partial:
