@@ -14,6 +14,7 @@ from sdslib.io import runs
 from sdslib.io.sources import AccessError
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
+from sdslib.results import settings
 from sdslib.sets.roles import load_set
 from sdslib.show import failure_study
 from sdslib.show.style import Picture
@@ -25,7 +26,7 @@ AUTHORS = {"s_0_0": "c0_i0", "s_0_1": "c1_i0", "s_1_0": "c0_i1", "s_1_1": "c1_i1
 
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(failure_study, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(settings, "RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(failure_study, "load_set", lambda source: benchmark())
 
 
@@ -245,7 +246,7 @@ def test_a_newer_run_of_another_student_or_set_is_not_taken(two_runs, tmp_path, 
 def test_a_run_may_be_given_by_its_folder_and_all_runs_by_theirs(two_runs, tmp_path, monkeypatch):
     by_folder = failure_study.collect(FailuresConfig(runs=str(two_runs[1].path), teacher_items=0))
     assert list(by_folder.atlas.tables) == ["untouched", "sds"]
-    monkeypatch.setattr(failure_study, "RUNS", tmp_path / "elsewhere")
+    monkeypatch.setattr(settings, "RUNS", str(tmp_path / "elsewhere"))
     whole = failure_study.collect(FailuresConfig(runs=str(tmp_path / "runs"), teacher_items=0))
     assert list(whole.atlas.tables) == ["untouched", "L_CLIP only", "sds"]
     assert whole.run.path.parent == tmp_path / "runs"

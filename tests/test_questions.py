@@ -20,6 +20,7 @@ from sdslib.io.images import ImageError
 from sdslib.io.sources import DataError
 from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
+from sdslib.results import settings
 from sdslib.show import demo, explain, failure_study, panels, questions, views
 from sdslib.show.questions import Question, QuestionError
 from sdslib.student import load_student
@@ -31,7 +32,7 @@ TRUE, FALSE = "a red circle left of a blue square", "a blue square left of a red
 def build(tiny_models, tmp_path, monkeypatch):
     """Loads tiny models, no run of this machine, and six pairs that they can read."""
     words = benchmark(captions=("a red circle above a square", "a red square above a circle"))
-    monkeypatch.setattr(failure_study, "RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(settings, "RUNS", str(tmp_path / "runs"))
     for room in (demo, baseline):
         monkeypatch.setattr(room, "load_set", lambda source: words)
     return lambda **changes: demo.load(DemoConfig(draws=4, **(tiny_models | changes)))

@@ -119,13 +119,9 @@ def test_by_default_the_newest_with_a_control_stands_beside_it(root):
 def test_where_no_run_has_a_control_a_small_one_is_made_first(tmp_path, monkeypatch):
     finish(tmp_path)
     made = []
-    monkeypatch.setattr(
-        settings, "small", lambda config, _: made.append(finish(tmp_path, "clip-only"))
-    )
-    assert list(side_by_side.chosen(CompareConfig(runs=str(tmp_path))).runs) == [
-        "sds",
-        "L_CLIP only",
-    ]
+    monkeypatch.setattr(settings, "small", lambda *_: made.append(finish(tmp_path, "clip-only")))
+    found = side_by_side.chosen(CompareConfig(runs=str(tmp_path)))
+    assert list(found.runs) == ["sds", "L_CLIP only"]
     assert len(made) == 1
 
 

@@ -9,27 +9,20 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sdslib import metrics
+from sdslib import metrics, tables
 from sdslib.io import storage
 from sdslib.io.exits import ended
+from sdslib.io.wording import first_line
 from sdslib.results import statistics
-from sdslib.tables import (
-    _CELL,
-    WINOGROUND_TAGS,
-    TableError,
-    cautions,
-    grids_of,
-    outcomes,
-    tabulate,
-    tags_of,
-    ties_of,
-)
+from sdslib.tables import TableError, outcomes, tags_of
 
 _AUTHORS_CELL = re.compile(r"^c(?P<caption>\d+)_i(?P<image>\d+)$")
 
@@ -95,12 +88,8 @@ def _aligned(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 def paired(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The last model against each other one, paired by item, by collapsed tag."""
-    *others, last = scores
-    rows = {
-        f"{last} against {other}": compare(scores[other], scores[last], by=usual_tags(scores[last]))
-        for other in others
-    }
-    return pd.concat(rows, names=["comparison"]).reset_index("comparison").reset_index(drop=True)
+    tags = usual_tags([*scores.values()][-1])
+    return _last_against_each(scores, partial(compare, by=tags))
 
 
 def usual_tags(table: pd.DataFrame) -> list[str]:
@@ -135,13 +124,13 @@ def compare_over_seeds(
 
 def paired_over_seeds(scores: Sequence[dict[str, pd.DataFrame]]) -> pd.DataFrame:
     """As `paired`, of several seeds' scores: `compare_over_seeds` with a column comparison."""
-    *others, last = scores[0]
-    rows = {
-        f"{last} against {other}": compare_over_seeds(
-            [seed[other] for seed in scores], [seed[last] for seed in scores]
-        )
-        for other in others
-    }
+    by_model = {model: [seed[model] for seed in scores] for model in scores[0]}
+    return _last_against_each(by_model, compare_over_seeds)
+
+
+def _last_against_each(scores: Mapping[str, Any], compared: Callable) -> pd.DataFrame:
+    *others, last = scores
+    rows = {f"{last} against {other}": compared(scores[other], scores[last]) for other in others}
     return pd.concat(rows, names=["comparison"]).reset_index("comparison").reset_index(drop=True)
 
 
@@ -173,11 +162,11 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as reason:
-        first = str(reason).split("\n")[0]
-        raise TableError(f"{path} cannot be read ({first}); write it again") from None
+        told = f"{path} cannot be read ({first_line(reason)}); write it again"
+        raise TableError(told) from None
     found = {c: m for c in table.columns if (m := _AUTHORS_CELL.match(c))}
     table = table.rename(columns={c: f"s_{m['image']}_{m['caption']}" for c, m in found.items()})
-    cells = {c: m for c in table.columns if (m := _CELL.match(c))}
+    cells = {c: m for c in table.columns if (m := tables._CELL.match(c))}
     if "id" not in table.columns or not cells or table.empty:
         raise TableError(f"{path}: needs rows with a column id and scores s_<i>_<k>")
     if not table["id"].map(pd.api.types.is_scalar).all():
@@ -195,7 +184,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         table["answer"] = pd.NA
     table["answer"] = table["answer"].replace("", pd.NA).astype("Int64")
     for rule in {m["rule"] or "" for m in cells.values()}:
-        metrics.require_finite(grids_of(table, rule), table["id"].to_list())
+        metrics.require_finite(tables.grids_of(table, rule), table["id"].to_list())
     return table
 
 
@@ -204,8 +193,8 @@ def summary(scores: pd.DataFrame, by: Sequence[str] | None = None) -> dict:
 
     `by` defaults to those of Winoground's tags that the table has, or else all its tags.
     """
-    tags = by or [tag for tag in WINOGROUND_TAGS if tag in scores.columns] or tags_of(scores)
-    correct, tied = outcomes(scores), ties_of(scores)
+    tags = by or [tag for tag in tables.WINOGROUND_TAGS if tag in scores.columns] or tags_of(scores)
+    correct, tied = outcomes(scores), tables.ties_of(scores)
 
     def shares(index: np.ndarray) -> dict:
         right = {metric: float(hits[index].mean()) for metric, hits in correct.items()}
@@ -234,14 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             raise TableError(f"no tag {sorted(missing)[0]!r}; there are {tags_of(scores)}")
         found = summary(scores, by)
-        for text in cautions(scores):
+        for text in tables.cautions(scores):
             print(f"caution: {text}", file=sys.stderr)
     except (TableError, metrics.ScoreError) as reason:
         return ended(reason)
     if options.json:
         print(json.dumps(found))
     else:
-        print(tabulate(None, scores, by=list(found["by"])).to_string(index=False))
+        print(tables.tabulate(None, scores, by=list(found["by"])).to_string(index=False))
     return 0
 
 

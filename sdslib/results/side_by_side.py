@@ -15,10 +15,10 @@ from sdslib.checks.notebooks import CompareConfig, literal
 from sdslib.config import UNTOUCHED, FinetuneConfig
 from sdslib.io import runs
 from sdslib.io.history import RunWarning
-from sdslib.io.paths import folder_at, project_path
+from sdslib.io.paths import project_path
 from sdslib.io.run import Run, RunError
 from sdslib.io.storage import StorageError
-from sdslib.io.wording import ParameterError, a_few, did_you_mean, listed, suggest
+from sdslib.io.wording import ParameterError, a_few, did_you_mean, suggest
 from sdslib.metrics import ScoreError
 from sdslib.results import comparison, formatting, settings, statistics
 from sdslib.results.settings import config_of, reported
@@ -149,11 +149,10 @@ def chosen(config: CompareConfig, progress: Callable[[str], Show] | None = None)
 
     Where there is none a small one is made first.
     """
-    words, folder = listed(config.runs), settings.root(config)
-    if words and folder != folder_at(config.runs or ""):
+    folder = settings.root(config)
+    if words := settings.named_runs(config):
         return beside(words, folder)
-    pair = newest(_controlled(folder), folder)
-    if not pair:
+    if not (pair := newest(_controlled(folder), folder)):
         settings.small(config, progress)
         pair = newest(_controlled(folder), folder)
     return beside([run.path for run in pair], folder)

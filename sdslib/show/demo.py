@@ -72,9 +72,7 @@ def run_picker(demo: Demo) -> RunPicker:
         told = {name: made_by(run) for name, run in chosen.items()}
         demo.take(students_of(demo.config, chosen), told)
 
-    there = failure_study.offered(demo.config)
-    shown = [run for run in there.values() if made_by(run) in demo.passports.values()]
-    return RunPicker(there, shown, take)
+    return RunPicker(failure_study.offered(demo.config), demo.passports.values(), take)
 
 
 # --- what the notebook shows ---------------------------------------------------------------------

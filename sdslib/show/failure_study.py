@@ -23,16 +23,16 @@ from sdslib.checks.notebooks import FailuresConfig
 from sdslib.config import CONTROL, UNTOUCHED, ModelsConfig, set_name
 from sdslib.evaluate import clip_scorer, score_grids
 from sdslib.experiment import pick_device
-from sdslib.io.paths import folder_at, project_path, shown_path
-from sdslib.io.runs import Run, find_run, finished_runs, open_run, runs_root
+from sdslib.io.paths import project_path, shown_path
+from sdslib.io.runs import Run, find_run, finished_runs, open_run
 from sdslib.io.sources import DataError
 from sdslib.io.storage import staged_folder
-from sdslib.io.wording import ParameterError, listed
+from sdslib.io.wording import ParameterError
 from sdslib.lab import baseline
 from sdslib.lab.baseline import TEACHER
 from sdslib.results import answers, failures, formatting
 from sdslib.results.comparison import names_of, read_scores
-from sdslib.results.settings import Controls, made_by
+from sdslib.results.settings import Controls, made_by, named_runs, root, run_folder
 from sdslib.results.side_by_side import newest
 from sdslib.results.sweep import swept
 from sdslib.sets.roles import load_set
@@ -43,7 +43,6 @@ from sdslib.student import load_student
 from sdslib.tables import WINOGROUND_TAGS, TableError, tabulate, tags_of
 
 Follow = Callable[[Iterable, int], Iterable]
-RUNS = "reports/runs"
 DRAWN_BY = "drawn_by"  # beside the page
 MAPPED = 6  # items whose maps the page has
 
@@ -76,7 +75,7 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     text = "".join(f"{name}\n{table.to_csv(index=False)}" for name, table in found.items())
     prints = {"scores": hashlib.sha256(text.encode()).hexdigest()} | weights_fingerprints(config)
     prints |= {} if benchmark is None else {"benchmark": benchmark.fingerprint}
-    run = open_run(config, prints, _root(config) or RUNS)
+    run = open_run(config, prints, root(config))
     baseline.use_threads(config)
     with run if not run.finished else nullcontext():
         if not found and benchmark is not None:
@@ -90,7 +89,7 @@ def collect(config: FailuresConfig, progress: Follow = lambda items, total: item
     title = f"{benchmark.name} failures" if benchmark else "Failures"
     atlas = build(found, benchmark, title, note, absent)
     told = {label: made_by(model) for label, model in models.items()}
-    named = models if listed(config.runs) and not _root(config) else {}
+    named = models if named_runs(config) else {}
     remarks = tuple(_remarks(config, found))
     atlas = replace(atlas, passports=told, remarks=remarks, begun=_begun(named))
     return Study(atlas, run, world, config)
@@ -167,9 +166,9 @@ def chosen(config: ModelsConfig) -> dict[str, Run]:
     A sweep's runs are never the newest, and a control is none by itself. RunError for a name that
     is none. Empty where no such run of the same student and benchmark is done.
     """
-    names = [] if _root(config) else listed(config.runs)
-    # a relative folder is meant from the project root
-    return called([find_run(_run_folder(name) or name, RUNS) for name in names] or _newest(config))
+    names, folder = named_runs(config), root(config)
+    found = [find_run(run_folder(name) or name, folder) for name in names]
+    return called(found or newest(_finished(config), folder)[::-1])
 
 
 def called(runs: Sequence[Run]) -> dict[str, Run]:
@@ -187,41 +186,28 @@ def called(runs: Sequence[Run]) -> dict[str, Run]:
 
 def offered(config: ModelsConfig) -> dict[str, Run]:
     """The finished runs of this benchmark and student by their passports, the newest first."""
-    there = swept(runs_root(root=_root(config) or RUNS))
+    there = swept(root(config))
     return {made_by(run) + " (a sweep's)" * (run.id in there): run for run in _finished(config)}
 
 
 def left_out(config: ModelsConfig) -> str:
     """How many finished runs were not taken for the newest because they are a sweep's."""
-    if listed(config.runs) and not _root(config):
+    if named_runs(config):
         return ""
-    there = swept(runs_root(root=_root(config) or RUNS))
+    there = swept(root(config))
     count = sum(run.id in there for run in _finished(config))
     told = f"{count} finished run{'s are' if count != 1 else ' is'} a sweep's"
     return f"{told}, and none of a sweep's is taken as the newest: name one." if count else ""
 
 
-def _run_folder(name: str) -> Path | None:
-    folder = folder_at(name)
-    return folder if folder and (folder / "identity.json").is_file() else None
-
-
-def _root(config: ModelsConfig) -> Path | None:
-    """The folder of runs that `runs` names, None where it names runs, or nothing."""
-    name = config.runs
-    return folder_at(name) if name and not _run_folder(name) else None
-
-
-def _newest(config: ModelsConfig) -> list[Run]:
-    """The newest run of this benchmark and student that no sweep made, its control before it."""
-    return newest(_finished(config), runs_root(root=_root(config) or RUNS))[::-1]
-
-
 def _finished(config: ModelsConfig) -> list[Run]:
     """The finished fine-tunings of this benchmark and student, the newest first."""
     same = ("benchmark", "clip_model")
-    runs = finished_runs(_root(config) or RUNS)
-    return [r for r in runs if all(r.params[k] == getattr(config, k) for k in same)]
+    return [
+        r
+        for r in finished_runs(root(config))
+        if all(r.params[k] == getattr(config, k) for k in same)
+    ]
 
 
 def _kept(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -405,9 +391,8 @@ def show(study: Study) -> Any:
 
 def run_picker(study: Study, put: Callable[[Atlas], Any]) -> RunPicker:
     """The list of runs; the atlas of those that are marked is `put` in its place."""
-    there = {} if study.config.scores else offered(study.config)
-    shown = [run for run in there.values() if made_by(run) in study.atlas.passports.values()]
-    return RunPicker(there, shown, lambda runs: put(of_runs(study, runs)))
+    there, shown = {} if study.config.scores else offered(study.config), study.atlas.passports
+    return RunPicker(there, shown.values(), lambda runs: put(of_runs(study, runs)))
 
 
 def of_runs(study: Study, runs: Sequence[Run]) -> Atlas:
