@@ -33,7 +33,8 @@ def told_of(notebook: str) -> dict[str, str]:
     """What a notebook's parameters cell says of each parameter."""
     cells = json.loads(project_path(f"notebooks/{notebook}.ipynb").read_bytes())["cells"]
     (cell,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
-    lines = [line.rstrip("\n").partition("  # ") for line in cell["source"] if ": " in line]
+    source = "".join(cell["source"]).splitlines()  # a list of lines, or one text
+    lines = [line.partition("  # ") for line in source if ": " in line]
     return {left.partition(":")[0]: told for left, mark, told in lines if mark}
 
 
