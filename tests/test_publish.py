@@ -61,6 +61,17 @@ def test_a_study_is_exactly_what_is_named(runs, folder, tmp_path):
     assert publish.names(tmp_path / "absent") == []
 
 
+def test_a_run_of_a_study_may_be_published_in_another(folder, tmp_path):
+    own = folder / "small"
+    publish.study("again", publish.published("small", folder), tmp_path)
+    for path in own.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(own)).read_bytes()
+    found = publish.published("again", tmp_path)
+    next((tmp_path / "again").rglob("history.jsonl")).write_text("")
+    with pytest.raises(StudyError, match=r"again/.*history"):
+        publish.study("third", found, tmp_path)
+
+
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     run = finish(tmp_path, "clip-only")
     other = open_run(config_of(run).model_copy(update={"seed": 3}), {}, tmp_path)

@@ -36,13 +36,15 @@ def study(
     """Keep what stands behind these runs and their controls as the study `name`, in one rename.
 
     The study is exactly these runs: what it was before is replaced. `places` is a table that
-    `studies.placed` reads, kept with them. StudyError for a run that is not finished, and for one
-    whose control is neither among them nor beside them.
+    `studies.placed` reads, kept with them. A run may be taken from another study. StudyError for a
+    run that is not finished, and for one whose control is neither among them nor beside them.
     """
     table = None if places is None else places_in(places)
     for run in runs:
         _sound(run.name, run.problems(folders=False))
-        if not run.finished:
+        if (run.path.parent / storage.MANIFEST).is_file():  # of another study
+            _sound(run.path.parent.name, [storage.manifest_problem(run.path.parent)])
+        elif not run.finished:
             raise StudyError(f"run {run.name} is not finished: {run.status()['message']}")
     beside = [r for folder in {run.path.parent for run in runs} for r in finished_runs(folder)]
     pairs = paired(runs, {r.path: r for r in (*runs, *beside)}.values())
