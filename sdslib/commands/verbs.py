@@ -258,8 +258,10 @@ def compare(
     here = [str(Path(word).resolve()) if Path(word).is_file() else word for word in names]
     found = side_by_side.beside(here, runs)
     table = side_by_side.differences(found)
-    differing = side_by_side.parameters(found)
-    print(found.legend, *([differing.to_string(index=False)] * (not differing.empty)), "", sep="\n")
+    print(found.legend)
+    if found.known:
+        print(side_by_side.parameters(found).to_string(index=False))
+    print()
     print(formatting.differences(table).to_string(), formatting.LEGEND, *found.left_out, sep="\n")
     print(answers.beside(table, found.note))
 

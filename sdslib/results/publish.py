@@ -60,6 +60,12 @@ def study(
     return final
 
 
+def places_of(name: str, folder: Path | None = None) -> Path | None:
+    """Where a study keeps its table of places, if it has one."""
+    path = (folder or project_path(PUBLISHED)) / name / PLACES
+    return path if path.exists() else None
+
+
 def places_in(path: Path) -> pd.DataFrame:
     """A table of a parameter's values and a number that was measured of each; else StudyError."""
     try:
@@ -158,8 +164,7 @@ def reproduce(chosen: Sequence[str], options: sweep.Options, folder: Path | None
         if done.failed:
             good = False
             continue
-        places = (folder or project_path(PUBLISHED)) / name / PLACES
-        study(name, done.runs(), folder, places if places.exists() else None)
+        study(name, done.runs(), folder, places_of(name, folder))
     return good
 
 

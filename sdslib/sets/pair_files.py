@@ -41,6 +41,7 @@ from sdslib.io.worlds import world_of
 from sdslib.pairs import CAPTION_COLUMNS, ID_COLUMNS, METADATA, Pairs, Row
 
 IMAGE_COLUMNS = ("file_name", "filepath", "image", "image_path", "filename", "path")
+_TEXT_COLUMNS = (*CAPTION_COLUMNS, "title")  # the last is open_clip's
 LOOKED_AT = 20  # images that are looked for before anything is read in whole
 FORMS = (
     "give captions.json::image_folder (COCO's or Karpathy's form), metadata.jsonl::image_folder or "
@@ -138,11 +139,12 @@ def metadata_pairs(annotations: Path, images: Path) -> Pairs:
 
 def _rows(annotations: Path) -> Iterator[KarpathyRow]:
     lines = annotations.suffix == ".jsonl"
-    for number, row in enumerate(
-        read_json_lines(annotations) if lines else read_csv(annotations, ())
-    ):
-        texts, names = [*CAPTION_COLUMNS, "title"], [*IMAGE_COLUMNS]
-        text, name = (next((one for one in k if one in row), k[0]) for k in (texts, names))
+    rows = read_json_lines(annotations) if lines else read_csv(annotations, ())
+    for number, row in enumerate(rows):
+        name, text = (
+            next((column for column in columns if column in row), columns[0])
+            for columns in (IMAGE_COLUMNS, _TEXT_COLUMNS)
+        )
         found = {"image": row.get(name), "caption": row.get(text)}
         yield check_row(found, KarpathyRow, f"{annotations.name}[{number}]")
 

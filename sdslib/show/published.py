@@ -51,8 +51,7 @@ def rebuild(
             files[tables / f"{name}-{part}.csv"] = text.encode()
         files[tables / f"{name}.md"] = _page(name, found, parts).encode()
         title = name.replace("-", " ").capitalize()
-        places = (folder or project_path(publish.PUBLISHED)) / name / publish.PLACES
-        if places.exists():
+        if places := publish.places_of(name, folder):
             shown = over_places(found, publish.places_in(places), title)
         else:
             shown = picture(found, parts["scores"], parts["by-tag"], title)
