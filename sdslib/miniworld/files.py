@@ -11,8 +11,9 @@ import random
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,7 @@ WINOGROUND = {
     "test": {"Object": 480, "Relation": 480, "Both": 240},
 }
 TAGS = {"Object": "Adjective-Color", "Relation": "Noun Phrase", "Both": "Noun"}
+ZEROSHOT_VAL = "zeroshot-val"
 MARGIN = 3  # pixels between a box and what is drawn in it
 
 
@@ -222,13 +224,13 @@ def negative(subset: str, scene: Scene, form: str, rng: random.Random) -> str:
 # --- zero-shot -----------------------------------------------------------------------------------
 
 
-def _write_zeroshot(root: Path) -> None:
+def _write_zeroshot(root: Path, name: str = "zeroshot") -> None:
     classes = [("color", color) for color in COLORS] + [("shape", shape) for shape in SHAPES]
     for task, label in classes:
-        folder = root / "zeroshot" / task / label
+        folder = root / name / task / label
         folder.mkdir(parents=True)
         for index in range(COUNTS["zeroshot_per_class"]):
-            rng = _rng(f"zeroshot {task} {label}", index)
+            rng = _rng(f"{name} {task} {label}", index)
             while (scene := Scene((replace(random_thing(rng), **{task: label}),))).held_out:
                 pass
             scene = replace(scene, place=rng.getrandbits(48))
@@ -252,13 +254,36 @@ def _stage(root: Path) -> Path:
     return stage
 
 
-def ensure_world(root: Path | None = None) -> Path:
-    """Draw every set of the mini-world once; the folder returned is whole or absent.
+PARTS: dict[str, Callable[[Path], None]] = {
+    "coco": _write_coco,
+    "winoground": _write_winoground,
+    "aro": _write_aro,
+    "sugarcrepe": _write_sugarcrepe,
+    "zeroshot": _write_zeroshot,
+    ZEROSHOT_VAL: partial(_write_zeroshot, name=ZEROSHOT_VAL),
+}
 
-    DataError where it cannot be written.
+
+def _bring(stage: Path, root: Path, parts: list[str]) -> None:
+    """The drawn parts to where they stand; another process may have brought them first."""
+    whole = not root.is_dir()
+    for drawn, place in [(stage, root)] if whole else [(stage / p, root / p) for p in parts]:
+        try:
+            os.replace(drawn, place)
+        except OSError:
+            if not place.is_dir():
+                raise
+
+
+def ensure_world(root: Path | None = None) -> Path:
+    """Draw every set of the mini-world once; each of its parts is whole or absent.
+
+    A world that was drawn before a part was thought of is given that part. DataError where it
+    cannot be written.
     """
     root = root or project_root() / "data" / "mini" / "world"
-    if root.is_dir():
+    missing = [part for part in PARTS if not (root / part).is_dir()]
+    if not missing:
         return root
     try:
         stage = _stage(root)
@@ -267,16 +292,11 @@ def ensure_world(root: Path | None = None) -> Path:
             f"the mini-world cannot be drawn: {shown_path(root.parent)} cannot be written to "
             f"({error.strerror}); make it writable, or copy a drawn world to {shown_path(root)}"
         ) from error
-    writers = (_write_coco, _write_winoground, _write_aro, _write_sugarcrepe, _write_zeroshot)
     try:
-        for write in writers:
-            write(stage)
+        for part in missing:
+            PARTS[part](stage)
         stage.chmod(0o755)
-        os.replace(stage, root)
-    except OSError:
-        # another process may have finished first
-        if not root.is_dir():
-            raise
+        _bring(stage, root, missing)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return root

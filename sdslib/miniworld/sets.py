@@ -9,7 +9,7 @@ from sdslib.benchmarks import Benchmark
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.miniworld.drawing import COLORS, SHAPES, SIZES
-from sdslib.miniworld.files import ensure_world
+from sdslib.miniworld.files import ZEROSHOT_VAL, ensure_world
 from sdslib.pairs import Pairs
 from sdslib.sets.aro import aro_attribution, aro_relation, coco_order
 from sdslib.sets.pair_files import coco_pairs
@@ -23,6 +23,7 @@ __all__ = ["KEEP", "PAIRS", "SETS", "VALIDATION", "WORDS", "benchmark", "ensure_
 NAMES = ("winoground", "aro-relation", "aro-attribution", "coco-order", "sugarcrepe",
          "zeroshot-color", "zeroshot-shape")  # fmt: skip
 SETS = tuple(f"mini:{name}" for name in NAMES)
+WITH_VAL = ("winoground", "zeroshot-color", "zeroshot-shape")
 VALIDATION, PAIRS = "mini:winoground:val", "retrieval:mini:val"
 KEEP = ("mini:zeroshot-color", "mini:zeroshot-shape", PAIRS)
 WORDS = {"color": tuple(COLORS), "shape": SHAPES}
@@ -35,13 +36,13 @@ PROMPTS = {
 def benchmark(source: str) -> Benchmark:
     """`mini:NAME[:SPLIT]`, read by the loader of the real set.
 
-    Only Winoground has a split "val" beside "test". Raises `DataError` if the world is not drawn.
+    Winoground and the zero-shot sets have a split "val" beside "test". Raises `DataError` if the world is not drawn.
     """
     _, name, split = (*source.split(":", 2), "", "")[:3]
     name, split, world = name.replace("_", "-"), split or "test", _world()
     if name not in NAMES:
         raise DataError(f"no mini set {name!r}; there are {', '.join(NAMES)}")
-    if split != "test" and (name != "winoground" or split != "val"):
+    if split != "test" and not (split == "val" and name in WITH_VAL):
         raise DataError(f"the mini set {name} has no split {split!r}")
     return replace(_read(name, split, world), name=f"mini-{name}")
 
@@ -56,7 +57,8 @@ def _read(name: str, split: str, world: Path) -> Benchmark:
         return sugarcrepe(world / "sugarcrepe", aro / "images", None)
     if name.startswith("zeroshot-"):
         task = name.removeprefix("zeroshot-")
-        return zero_shot(world / "zeroshot" / task, templates=PROMPTS[task])
+        folder = world / (ZEROSHOT_VAL if split == "val" else "zeroshot")
+        return zero_shot(folder / task, templates=PROMPTS[task])
     return aro_relation(aro, None) if name == "aro-relation" else aro_attribution(aro, None)
 
 

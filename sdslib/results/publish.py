@@ -22,7 +22,7 @@ from sdslib.io.run import Run
 from sdslib.io.runs import find_run, finished_runs, list_runs
 from sdslib.io.wording import first_line
 from sdslib.results import sweep
-from sdslib.results.settings import Setting, StudyError, config_of, paired, settings
+from sdslib.results.settings import Setting, StudyError, config_of, of_arms, paired, settings
 
 PUBLISHED = "reports/published"
 FINETUNE = "notebooks/02_finetune.ipynb"
@@ -142,7 +142,9 @@ def published(name: str, folder: Path | None = None) -> list[Run]:
 
 def in_order(runs: Iterable[Run]) -> list[Setting]:
     """The settings of a study's runs: by arm, then by their parameters, numbers as numbers."""
-    return sorted(settings(paired(runs)), key=_place)
+    pairs = paired(runs)
+    tuned = of_arms([config_of(run).identity() for run, _ in pairs])
+    return sorted(settings(pairs, tuned), key=_place)
 
 
 def _place(setting: Setting) -> tuple:

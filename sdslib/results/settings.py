@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,9 @@ SMALL_RUN: dict[str, Any] = {
     **{"bridge_pairs": 256, "eval_items": 200, "eval_every": 10},
 }
 _APART = ("seed", "sds_weight", "arm")  # of a label: told first, or not at all
+# How an objective is followed, which a search finds for each arm, L_CLIP alone among them.
+WEIGHTS = ("negative_weight", "sds_weight")
+TUNED = frozenset({"lr", "weight_decay", "warmup", "grad_clip", "interpolation"})
 Pair = tuple[Run, Run | None]
 
 
@@ -131,9 +134,11 @@ class Controls:
 
     def __init__(self, among: Iterable[Run]) -> None:
         self._known: dict[str, list[Run]] = {}
+        self._tuned: dict[str, list[Run]] = {}
         for run in among:
             if run.params.get("arm") == "clip-only":
                 self._known.setdefault(_control_key(run), []).append(run)
+                self._tuned.setdefault(_control_key(run, TUNED), []).append(run)
 
     def of(self, run: Run) -> Run | None:
         """The run's control, itself where it is one; None where it is not among those given."""
@@ -150,9 +155,19 @@ class Controls:
 
         return max(same, key=rank)
 
+    def tuned(self, run: Run) -> Run | None:
+        """L_CLIP alone as it was tuned for itself: like the run's control in all but `TUNED`.
 
-def _control_key(run: Run) -> str:
-    return _key(control_of(config_of(run)).identity())
+        None where none is there, or several are and nothing says which.
+        """
+        found, data = self._tuned.get(_control_key(run, TUNED), ()), run.identity["data"]
+        same = [other for other in found if _same_data(other, data)]
+        return same[0] if len(same) == 1 else None
+
+
+def _control_key(run: Run, without: Collection[str] = ()) -> str:
+    values = control_of(config_of(run)).identity()
+    return _key({name: value for name, value in values.items() if name not in without})
 
 
 def control_of(config: FinetuneConfig) -> FinetuneConfig:
@@ -169,20 +184,26 @@ def _same_data(run: Run, data: Mapping[str, Any]) -> bool:
 def paired(found: Iterable[Run], among: Iterable[Run] | None = None) -> list[tuple[Run, Run]]:
     """Every run with its control, which is one of `among` (the runs themselves by default).
 
-    StudyError names a run whose control is missing.
+    Where arms were tuned each for itself, that is L_CLIP alone as it was tuned, if it is one of the
+    runs. StudyError names a run whose control is missing.
     """
     found = list(found)
-    controls, pairs = Controls(found if among is None else among), []
+    own = Controls(found)
+    controls, pairs = own if among is None else Controls(among), []
     for run in found:
-        control = controls.of(run)
+        control = controls.of(run) or own.tuned(run)
         if control is None:
-            raise StudyError(f"the control of {run.name} is missing; it stands beside its run")
+            raise StudyError(
+                f"the control of {run.name} is missing; give L_CLIP alone with the same seed too, "
+                f"the same but for {', '.join(sorted(TUNED))} at most"
+            )
         pairs.append((run, control))
     return pairs
 
 
-def settings(pairs: Iterable[Pair]) -> list[Setting]:
-    """The pairs by setting, in the order in which settings first occur; labels say what differs.
+def settings(pairs: Iterable[Pair], untold: Collection[str] = ()) -> list[Setting]:
+    """The pairs by setting, in the order in which settings first occur; labels say what differs,
+    without the parameters `untold`.
 
     A seed that was run twice (with other code or data) is no second seed: it goes to a further
     setting.
@@ -197,7 +218,7 @@ def settings(pairs: Iterable[Pair]) -> list[Setting]:
     among = [group[0][0] for group in groups.values()]
     found = []
     for (_, time), group in groups.items():
-        words = label(group[0][0], among) + f" ({time + 1})" * (time > 0)
+        words = label(group[0][0], among, untold) + f" ({time + 1})" * (time > 0)
         group.sort(key=lambda entry: entry[0]["seed"])
         found.append(Setting(words, tuple(pair for _, pair in group)))
     return found
@@ -248,14 +269,29 @@ def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def label(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+def of_arms(among: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What was tuned for each arm: numbers that differ between arms and within none."""
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for values in among:
+        arms.setdefault(values["arm"], []).append(values)
+    told = {n: [{_key(v[n]) for v in alike if n in v} for alike in arms.values()]
+            for n in sorted({*TUNED, *WEIGHTS})}  # fmt: skip
+    one_each = {n: found for n, found in told.items() if all(len(own) < 2 for own in found)}
+    return [n for n, found in one_each.items() if len(set[str]().union(*found)) > 1]
+
+
+def label(
+    values: Mapping[str, Any], among: Sequence[Mapping[str, Any]], untold: Collection[str] = ()
+) -> str:
     """What distinguishes these values: the arm, its weight where arms have several, the rest."""
-    return ", ".join(filter(None, label_parts(values, among)))
+    return ", ".join(filter(None, label_parts(values, among, untold)))
 
 
-def label_parts(values: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def label_parts(
+    values: Mapping[str, Any], among: Sequence[Mapping[str, Any]], untold: Collection[str] = ()
+) -> tuple[str, str]:
     """A label's two halves: the arm and its weight, and what else differs (often nothing)."""
-    names = [n for n in values if n not in _APART]
+    names = [n for n in values if n not in _APART and n not in untold]
     alike = [v for v in among if v["arm"] == values["arm"]]
     names = [n for n in names if len({_key(v.get(n)) for v in among if n in v or v in alike}) > 1]
     weights = {_key(v.get("sds_weight")) for v in alike}

@@ -19,7 +19,14 @@ from sdslib.io.paths import project_path, shown_path
 from sdslib.io.run import RunError
 from sdslib.io.wording import ParameterError
 from sdslib.results import formatting, publish, studies, sweep
-from sdslib.results.settings import Setting, StudyError, label_parts
+from sdslib.results.settings import (
+    WEIGHTS,
+    Setting,
+    StudyError,
+    label_parts,
+    of_arms,
+    said,
+)
 from sdslib.show import figures
 from sdslib.show.figures import Picture
 
@@ -71,7 +78,7 @@ def picture(
     if len(found) <= _BY_TAG:
         return figures.scores_by_tag(by_tag, note, human=None)
     among = [setting.values for setting in found]
-    parts = {s.label: label_parts(s.values, among) for s in found}
+    parts = {s.label: label_parts(s.values, among, of_arms(among)) for s in found}
     shown = studies.drawn(scores)
     arms, rest = ([parts[s][half] for s in shown["setting"]] for half in (0, 1))
     shown = shown.assign(set=rest, series=arms) if all(rest) else shown.assign(set=arms)
@@ -103,6 +110,7 @@ def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -
     shares = [formatting.share(r.accuracy, r.low, r.high) for r in tags.itertuples()]
     ratios = [formatting.number(r.mean, r.low, r.high) for r in pulls.itertuples()]
     sections = {
+        "What was tuned for each arm": _tuned(found),
         "Right items": formatting.means(parts["scores"]).reset_index(),
         "Paired differences": formatting.over_seeds(pairs.assign(measure=measure)).reset_index(),
         "By tag": items.assign(right=shares),
@@ -118,6 +126,17 @@ def _page(name: str, found: Sequence[Setting], parts: dict[str, pd.DataFrame]) -
     for title, table in sections.items():
         lines += ["", f"## {title}", "", formatting.markdown(table)] if len(table) else []
     return "\n".join([*lines, "", "## Runs", "", *(f"- `{run}`" for run in runs), ""])
+
+
+def _tuned(found: Sequence[Setting]) -> pd.DataFrame:
+    """A row an arm: the parameters that each arm has its own value of; no row where none has."""
+    arms = {setting.values["arm"]: setting.values for setting in found}
+    if not (own := of_arms([setting.values for setting in found])):
+        return pd.DataFrame()
+    names = [n for n in dict.fromkeys([*own, *WEIGHTS]) if any(n in v for v in arms.values())]
+    rows = [{"arm": said("arm", arm)} | {n: f"{values[n]:g}" if n in values else "" for n in names}
+            for arm, values in arms.items()]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def main(words: list[str] | None = None) -> int:
