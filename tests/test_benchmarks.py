@@ -728,3 +728,5 @@ def test_the_mini_sets_go_through_the_loaders_of_the_real_ones(tmp_path, aro, cr
     assert not any(b.partial for b in found.values())
     assert all(b.name.startswith("mini-") for b in found.values())
     assert found["zeroshot-color"].items[0].captions == ("the blue shape", "the red shape")
+    (world / "zeroshot").rename(world / "zeroshot-val")
+    assert load_benchmark("mini:zeroshot_color:val").name == "mini-zeroshot-color"

@@ -212,6 +212,22 @@ def test_what_a_killed_drawing_left_goes_with_the_next_and_others_at_work_stay(
     assert {p.name for p in tmp_path.iterdir()} == {"world", *names[1:]}
 
 
+def test_a_world_drawn_before_a_part_was_thought_of_is_given_that_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "COUNTS", SMALL)
+    parts = {name: files.PARTS[name] for name in ("zeroshot", files.ZEROSHOT_VAL)}
+    monkeypatch.setattr(files, "PARTS", {"zeroshot": parts["zeroshot"]})
+    root = files.ensure_world(tmp_path / "world")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.png")}
+    monkeypatch.setattr(files, "PARTS", parts)
+    assert files.ensure_world(root) == root
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    drawn = [{p.relative_to(root / part): p.read_bytes() for p in (root / part).rglob("*.png")}
+             for part in parts]  # fmt: skip
+    assert drawn[0].keys() == drawn[1].keys()
+    assert not {*drawn[0].values()} & {*drawn[1].values()}
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
 def test_a_world_that_cannot_be_drawn_says_where_and_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -233,7 +249,7 @@ def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(root):
         raise OSError("disk full")
 
-    monkeypatch.setattr(files, "_write_aro", full_disk)
+    monkeypatch.setitem(files.PARTS, "aro", full_disk)
     with pytest.raises(OSError, match="disk full"):
         files.ensure_world(tmp_path / "world")
     assert list(tmp_path.iterdir()) == []

@@ -133,6 +133,40 @@ def test_a_table_of_places_that_is_none_is_refused_before_anything_is_kept(
     assert not (tmp_path / "published").exists()
 
 
+@pytest.fixture
+def tuned(tmp_path):
+    """Arms each with settings of its own, L_CLIP alone among them; two seeds."""
+    own = {"clip-only": {"lr": 2e-3}, "hard-negatives": {"lr": 1e-3},
+           "fsc-clip": {"lr": 1e-3, "negative_weight": 3.0, "negatives_each": 3},
+           "sds": {"lr": 4e-3, "interpolation": 0.5}}  # fmt: skip
+    return {arm: [finish(tmp_path / "tuned", arm, seed, 40, **values) for seed in (0, 1)]
+            for arm, values in own.items()}  # fmt: skip
+
+
+def test_arms_tuned_each_for_itself_stand_against_l_clip_alone_as_it_was_tuned(tuned, tmp_path):
+    folder = tmp_path / "published"
+    publish.study("tuned", [run for runs in tuned.values() for run in runs], folder)
+    found = publish.in_order(publish.published("tuned", folder))
+    labels = [setting.label for setting in found]
+    assert labels == ["L_CLIP only", "fsc-clip", "hard-negatives", "sds"]
+    controls = [run.name for run in tuned["clip-only"]]
+    assert all([control.name for _, control in s.pairs] == controls for s in found)
+    published.rebuild(folder, tmp_path / "tables", tmp_path / "drawn")
+    page = (tmp_path / "tables" / "tuned.md").read_text()
+    rows = page.split("## What was tuned for each arm")[1].split("##")[0]
+    assert "| arm | interpolation | lr | negative_weight | sds_weight |" in rows
+    assert "| sds | 0.5 | 0.004 |  | 0.001 |" in rows
+    assert "| fsc-clip | 1 | 0.001 | 3 |  |" in rows
+
+
+def test_of_two_ways_that_l_clip_alone_was_tuned_none_is_taken(tuned, tmp_path):
+    other = finish(tmp_path / "tuned", "clip-only", 0, 40, lr=3e-3)
+    with pytest.raises(StudyError, match="the same but for grad_clip, interpolation, lr"):
+        publish.study("a", [*tuned["sds"], *tuned["clip-only"], other], tmp_path / "published")
+    with pytest.raises(StudyError, match="the control of"):  # those beside are not of the study
+        publish.study("a", tuned["sds"], tmp_path / "published")
+
+
 FAST = ("gradient-route",)  # the others take a minute together
 
 

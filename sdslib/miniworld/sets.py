@@ -36,7 +36,8 @@ PROMPTS = {
 def benchmark(source: str) -> Benchmark:
     """`mini:NAME[:SPLIT]`, read by the loader of the real set.
 
-    Winoground and the zero-shot sets have a split "val" beside "test". Raises `DataError` if the world is not drawn.
+    Winoground and the zero-shot sets have a split "val" beside "test". Raises `DataError` if the
+    world is not drawn.
     """
     _, name, split = (*source.split(":", 2), "", "")[:3]
     name, split, world = name.replace("_", "-"), split or "test", _world()
