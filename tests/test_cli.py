@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 
+import pandas as pd
 import pytest
 from finished import finish
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from sdslib.io.history import RunWarning
 from sdslib.io.paths import project_root
 from sdslib.io.sources import DataError
 from sdslib.lab import to_transformers
-from sdslib.results import comparison, formatting
+from sdslib.results import comparison, formatting, settings
 from sdslib.student import load_student
 from sdslib.tables import outcomes
 from sdslib.train import TrainingError
@@ -47,7 +48,7 @@ def test_the_verbs_are_those_that_there_are():
     assert set(VERBS) == {
         *("finetune", "evaluate", "sweep", "runs", "compare", "doctor", "dry-run", "diagnose"),
         *("report", "demo", "publish", "export", "convert", "verdicts", "scoreboard", "tune"),
-        "score",
+        *("score", "rescore"),
     }
     text = flat(run("--help").output)
     assert all(name in text for name in VERBS)
@@ -69,10 +70,12 @@ def test_every_verb_has_typed_help(verb):
     done = run(verb, "--help", COLUMNS="200")
     assert done.exit_code == 0
     text = flat(done.output)
-    function, notebook, model = program.REGISTERED[verb]
-    assert flat(function.__doc__) in text
-    for name, told in program.told_of(notebook).items() if notebook else ():
-        kind = notebooks.kind(notebooks.MODELS[model], name)
+    known = program.REGISTERED[verb]
+    assert flat(known.function.__doc__) in text
+    for name, told in program.told_of(known.notebook).items() if known.notebook else ():
+        if name in known.without:
+            continue
+        kind = notebooks.kind(notebooks.MODELS[known.model], name)
         option = f"--{name.replace('_', '-')}"
         assert option in text
         assert told.split("; ")[0] in text
@@ -137,7 +140,8 @@ def test_the_shell_completes_verbs_options_and_values():
         (["export", "nothing", "--to", "open_clip"], "no run 'nothing'"),
         (["finetune", "--sds-wieght", "3"], "did you mean '--sds-weight'?"),
         (["score", "a.csv", "--captions", "?!"], "has no word"),
-        (["score", "a.csv", "--item", "3"], "item: score reads 'a.csv' alone"),
+        (["score", "a.csv", "--item", "3"], "No such option: --item"),
+        (["compare", "nothing", "--table", "a.xls"], "ends with none of .csv, .md, .tex"),
         (["score", "a.csv", "--out", "a.csv"], "out: a.csv is what is scored"),
         (
             ["sweep", "notebooks/02_finetun.ipynb", "--seeds", "1"],
@@ -238,6 +242,17 @@ def test_a_run_is_compared_with_its_control_and_with_another(root):
     tables = [runs.find_run(name, root).scores("mini-winoground") for name in (control, "taught")]
     row = comparison.compare(*tables).iloc[0]
     assert f"+{row['up']}/−{row['down']}" in both.output
+
+
+def test_a_comparison_is_kept_as_a_table(root, tmp_path):
+    files = {form: tmp_path / f"kept.{form}" for form in ("csv", "md", "tex")}
+    for file in files.values():
+        assert run("compare", "taught", "--runs", root, "--table", file).exit_code == 0
+    (setting,) = settings.group([runs.find_run("taught", root)])
+    kept = pd.read_csv(files["csv"])
+    assert kept["difference"].tolist() == pytest.approx(setting.paired["difference"].tolist())
+    assert files["md"].read_text().startswith("| comparison | ")
+    assert files["tex"].read_text().startswith("\\begin{tabular}")
 
 
 def test_runs_are_listed_with_their_scores_sorted_and_filtered(root):

@@ -89,5 +89,8 @@ def test_a_run_of_another_code_is_given_back_with_a_remark(tmp_path, monkeypatch
         warnings.simplefilter("error")
         opened(tmp_path)
     monkeypatch.setattr(runs, "code_hash", lambda: "another")
-    with pytest.warns(RunWarning, match="another state of the code, under the same recipe"):
+    with pytest.warns(
+        RunWarning,
+        match="another state of the code, under the same recipe.*to train it again, remove",
+    ):
         assert opened(tmp_path).finished

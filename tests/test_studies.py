@@ -189,7 +189,7 @@ def test_what_a_run_is_chosen_on_is_not_among_what_it_is_judged_by(tmp_path):
         for name in ("validation", "mini-winoground", "mini-other", "untouched-mini-other"):
             run.save_scores(name, answered(np.random.default_rng(0)))
         run.finish()
-    assert studies.measures(run) == {
+    assert studies.measures(settings.Setting("", ((run, run),))) == {
         "text": ("mini-winoground", "text"),
         "other": ("mini-other", "text"),
     }

@@ -211,7 +211,8 @@ def test_values_have_three_digits_and_stay_within(low, high, log, value, rounded
 
 
 def test_what_kept_sets_lose_beyond_a_point_counts_and_the_benchmark_does_not(tmp_path):
-    run = open_run(FinetuneConfig(), root=tmp_path)
+    given = dict.fromkeys(("mini-winoground", "retrieval-a", "b", "validation"), "aa11")
+    run = open_run(FinetuneConfig(), given, tmp_path)
     told = {"validation": 0.6, "mini-winoground": 0.1, "untouched-mini-winoground": 0.9,
             "retrieval-a": 0.5, "untouched-retrieval-a": 0.55, "b": 0.9, "untouched-b": 0.5,
             "untouched-validation": 0.7}  # fmt: skip

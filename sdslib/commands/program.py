@@ -18,7 +18,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from sdslib.commands.verbs import REGISTERED
+from sdslib.commands.verbs import REGISTERED, Verb
 from sdslib.io import exits
 from sdslib.io.paths import project_path
 from sdslib.io.wording import did_you_mean, suggest, warn_in_words
@@ -38,12 +38,13 @@ def told_of(notebook: str) -> dict[str, str]:
     return {left.partition(":")[0]: told for left, mark, told in lines if mark}
 
 
-def _options(notebook: str, model: str) -> list[inspect.Parameter]:
-    """The parameters of a notebook as typer reads a function's."""
+def _options(verb: Verb) -> list[inspect.Parameter]:
+    """The parameters of a verb's notebook as typer reads a function's."""
     from sdslib.checks import notebooks
     from sdslib.checks.notebooks import MODELS, SELDOM
 
-    cls, told, found = MODELS[model], told_of(notebook), []
+    cls, told, found = MODELS[verb.model], told_of(verb.notebook), []
+    told = {name: text for name, text in told.items() if name not in verb.without}
     for name in (*(n for n in told if n not in SELDOM), *(n for n in told if n in SELDOM)):
         kind, choices = notebooks.kind(cls, name), notebooks.choices(cls, name)
         default = cls.model_fields[name].default
@@ -102,17 +103,18 @@ class _Verb(TyperCommand):
 
 def _command(name: str, whole: bool) -> Callable[..., None]:
     """A verb as typer takes it; its notebook's options are there only where they are `whole`."""
-    function, notebook, model = REGISTERED[name]
+    verb = REGISTERED[name]
+    function = verb.function
     own = inspect.signature(function, eval_str=whole).parameters
     taken = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for n, p in own.items() if n != "given"]
 
     def call(**given: Any) -> None:
-        if notebook:
+        if verb.notebook:
             mine = {p.name: given.pop(p.name) for p in taken}
-            given = mine | {"given": _read(model, given)}
+            given = mine | {"given": _read(verb.model, given)}
         raise typer.Exit(_status(functools.partial(function, **given)))
 
-    options = _options(notebook, model) if notebook and whole else []
+    options = _options(verb) if verb.notebook and whole else []
     call.__doc__, call.__name__ = function.__doc__, function.__name__
     told = inspect.Signature([*taken, *options] if whole else [])
     call.__signature__ = told  # type: ignore[attr-defined]

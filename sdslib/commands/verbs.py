@@ -4,28 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Optional
 
 import typer
 
 from sdslib.io.paths import project_path
 from sdslib.io.wording import ParameterError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it
 Where = Literal["local", "ray", "slurm"]
 RUN = "a run's id, name or folder"
 RUNS = "the folder of runs; reports/runs by default"
-REGISTERED: dict[str, tuple[Callable[..., int | None], str, str]] = {}
+FORMS = (".csv", ".md", ".tex")
+REGISTERED: dict[str, Verb] = {}
 
 
-def verb(notebook: str = "", model: str = "") -> Callable:
+class Verb(NamedTuple):
+    """What does it, and of whose fields its options are, less those that it does not read."""
+
+    function: Callable[..., int | None]
+    notebook: str
+    model: str
+    without: tuple[str, ...]
+
+
+def verb(notebook: str = "", model: str = "", without: tuple[str, ...] = ()) -> Callable:
     """Make a function a verb; with a notebook its options are the fields of that `model`.
 
     The function gets those that are given as the dictionary `given`, and returns a status.
     """
 
     def register(function: Callable[..., int | None]) -> Callable:
-        REGISTERED[function.__name__.replace("_", "-")] = (function, notebook, model)
+        name = function.__name__.replace("_", "-")
+        REGISTERED[name] = Verb(function, notebook, model, without)
         return function
 
     return register
@@ -121,7 +135,7 @@ def demo(given: dict[str, Any]) -> int:
     return int(bool(first.left_out) and len(first.question.captions) == 1)
 
 
-@verb("06_caption_demo", "demo")
+@verb("06_caption_demo", "demo", without=("image", "item", "benchmark"))
 def score(
     given: dict[str, Any],
     source: Annotated[str, typer.Argument(help="a folder of pictures, or a CSV: image, caption")],
@@ -133,8 +147,6 @@ def score(
     from sdslib.show import batch, demo, questions
 
     config = _checked("demo", given)
-    if idle := [name for name in ("image", "item") if name in given]:
-        raise ParameterError([f"{idle[0]}: score reads {source!r} alone; take `sdsclip demo`"])
     if project_path(source).resolve() == out.resolve():
         raise ParameterError([f"out: {out} is what is scored; name another file"])
     asked = batch.gather(source, questions.given(config.captions))
@@ -245,25 +257,45 @@ def compare(
         list[str], typer.Argument(metavar="RUN...", help=f"{RUN}, or a file of score grids")
     ],
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="keep the table: .csv (all digits), .md, or .tex (booktabs)")
+    ] = None,
 ) -> None:
     """The first run against each other one, on every set; one alone against start and control."""
     from sdslib.io.runs import find_run
     from sdslib.results import answers, formatting, settings, side_by_side
 
+    if table and table.suffix not in FORMS:
+        raise ParameterError([f"table: {table} ends with none of {', '.join(FORMS)}"])
     if len(names) == 1:
         (setting,) = settings.group([find_run(names[0], runs)])
-        print(formatting.differences(setting.paired).to_string(), formatting.LEGEND, sep="\n")
+        print(_differences(setting.paired, table), formatting.LEGEND, sep="\n")
         print(answers.of_setting(setting))
         return
     here = [str(Path(word).resolve()) if Path(word).is_file() else word for word in names]
     found = side_by_side.beside(here, runs)
-    table = side_by_side.differences(found)
+    differences = side_by_side.differences(found)
     print(found.legend)
     if found.known:
         print(side_by_side.parameters(found).to_string(index=False))
     print()
-    print(formatting.differences(table).to_string(), formatting.LEGEND, *found.left_out, sep="\n")
-    print(answers.beside(table, found.note))
+    print(_differences(differences, table), formatting.LEGEND, *found.left_out, sep="\n")
+    print(answers.beside(differences, found.note))
+
+
+@verb()
+def rescore(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help=RUN)],
+    sets: Annotated[str, typer.Option(help="as `keep` names them, with commas between")],
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = "auto",
+) -> None:
+    """Score finished runs, their starts and their controls on more sets; nothing is trained."""
+    from sdslib.io.runs import find_run, finished_runs, runs_root
+    from sdslib.lab.rescore import add_sets
+
+    chosen, among = [find_run(name, runs) for name in names], finished_runs(runs_root(root=runs))
+    print(*add_sets(chosen, sets, among, device), sep="\n")
 
 
 @verb()
@@ -348,6 +380,19 @@ def _checked(model: str, given: dict[str, Any]) -> Any:
     from sdslib.checks.notebooks import MODELS
 
     return validate(MODELS[model], given)
+
+
+def _differences(found: pd.DataFrame, table: Path | None) -> str:
+    """The comparisons as they are printed, kept in `table` too where one is named."""
+    from sdslib.io.storage import write_bytes
+    from sdslib.results import formatting, takeaway
+
+    shown = formatting.differences(found)
+    if table:
+        made = {".csv": lambda: takeaway.csv(found), ".tex": lambda: takeaway.latex(shown),
+                ".md": lambda: formatting.markdown(shown.reset_index())}[table.suffix]  # fmt: skip
+        write_bytes(table, made().encode())
+    return shown.to_string()
 
 
 def _as_papermill(given: dict[str, Any]) -> list[str]:

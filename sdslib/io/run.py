@@ -219,6 +219,12 @@ class Run:
         self._need_writable()
         return self._keep_table(self._scores_file(name), table)
 
+    def add_scores(self, name: str, table: pd.DataFrame) -> Path:
+        """Keep those of one set more, also of a finished run; of what it has none is replaced."""
+        if (self.path / (path := self._scores_file(name))).exists():
+            raise RunError(f"{self.name} has {name} already; scores are never replaced")
+        return self._keep_table(path, table)
+
     def scores(self, name: str) -> pd.DataFrame:
         """The table that `save_scores` kept under this name; RunError lists what there is."""
         return self._read_table(self._scores_file(name))

@@ -64,7 +64,8 @@ def open_run(
 def _as_it_is(run: Run) -> Run:
     if run.environment.get("code", code_hash()) != code_hash():
         text = f"{run.name} was computed by another state of the code, under the same recipe"
-        warnings.warn(f"{text}: its figures stand as they are", RunWarning, stacklevel=3)
+        again = f"to train it again, remove {run.shown_path}"
+        warnings.warn(f"{text}: its figures stand as they are; {again}", RunWarning, stacklevel=3)
     return run
 
 

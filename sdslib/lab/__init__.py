@@ -10,6 +10,7 @@
     diagnosis      that, what h_w carries, what moves a student, which t tell
     doctor         what a run needs, what of it is here, and how to get the rest
     dry_run        what a run would cost, by a few steps at full size with random weights
+    rescore        finished runs on more sets, with their starts and controls
     random_models  models of a real architecture with random weights
     checkpoints    those of open_clip's training, as folders that a run takes
     to_transformers  a student as transformers' CLIPModel

@@ -38,7 +38,7 @@ SMALL_RUN: dict[str, Any] = {
 }
 _APART = ("seed", "sds_weight", "arm")  # of a label: told first, or not at all
 # How an objective is followed, which a search finds for each arm, L_CLIP alone among them.
-WEIGHTS = ("negative_weight", "sds_weight")
+TERM_WEIGHTS = ("negative_weight", "sds_weight")
 TUNED = frozenset({"lr", "weight_decay", "warmup", "grad_clip", "interpolation"})
 Pair = tuple[Run, Run | None]
 
@@ -124,6 +124,11 @@ def config_of(run: Run) -> FinetuneConfig:
 def reported(run: Run) -> str:
     """The name under which a run keeps the scores of the benchmark that it reports."""
     return set_name(run.params["benchmark"])
+
+
+def content_of(run: Run, name: str) -> str | None:
+    """The fingerprint of a set that the run has scored; None where none was kept."""
+    return run.identity["data"].get(name) or run.scores(name).attrs.get("fingerprint")
 
 
 class Controls:
@@ -258,7 +263,7 @@ def score_tables(run: Run, control: Run | None, name: str | None = None) -> dict
     name = name or reported(run)
     arm = CONTROL if run.params["arm"] == "clip-only" else run.params["arm"]
     found = {UNTOUCHED: run.scores(f"{UNTOUCHED}-{name}")}
-    found |= {CONTROL: control.scores(name)} if control else {}
+    found |= {CONTROL: control.scores(name)} if control and name in control.score_names() else {}
     return found | {arm: run.scores(name)}
 
 
@@ -275,7 +280,7 @@ def of_arms(among: Iterable[Mapping[str, Any]]) -> list[str]:
     for values in among:
         arms.setdefault(values["arm"], []).append(values)
     told = {n: [{_key(v[n]) for v in alike if n in v} for alike in arms.values()]
-            for n in sorted({*TUNED, *WEIGHTS})}  # fmt: skip
+            for n in sorted({*TUNED, *TERM_WEIGHTS})}  # fmt: skip
     one_each = {n: found for n, found in told.items() if all(len(own) < 2 for own in found)}
     return [n for n, found in one_each.items() if len(set[str]().union(*found)) > 1]
 

@@ -57,6 +57,7 @@ def overview(
     folder = runs.runs_root(root=root)
     scores = [_scored(Run(folder / name)) for name in table["run"]]
     table = table.join(pd.DataFrame(scores, index=table.index, columns=SCORED))
+    table["items"] = table["items"].astype("Int64")
     for name, _, text in pairs:
         there, table = table, table[[_is(value, text) for value in table[name].astype(object)]]
         if len(there) > len(table) == 0:
@@ -227,8 +228,8 @@ def _shared(
     first, kept, left = next(iter(models)), {}, []
     for of, scored in tables.items():
         absent = [name for name in models if name not in scored]
-        odd = [name for name in scored if _content(models[name], of) not in
-               (None, _content(models[first], of))]  # fmt: skip
+        contents = {n: settings.content_of(run, of) if (run := models[n]) else None for n in scored}
+        odd = [name for name, own in contents.items() if own not in (None, contents.get(first))]
         if absent:
             left.append(f"{of}: not scored by {', '.join(absent)}.")
         if odd and first in scored:
@@ -242,11 +243,6 @@ def _shared(
         if count:
             kept[of] = found
     return Beside(models, kept, tuple(left))
-
-
-def _content(run: Run | None, of: str) -> str | None:
-    """The fingerprint of a set as a run read it, None where none was kept."""
-    return None if run is None else run.identity["data"].get(of)
 
 
 def _on_common(scored: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -21,14 +21,19 @@ from sdslib.results import comparison, statistics
 from sdslib.results.settings import Setting, StudyError, reported, said
 
 
-def measures(run: Run) -> dict[str, tuple[str, str]]:
-    """What a run is judged by: name -> (scored set, metric); the text score first.
+def measures(setting: Setting) -> dict[str, tuple[str, str]]:
+    """What a setting is judged by: name -> (scored set, metric); the text score first.
 
-    Then the sets that must not suffer, each by its first metric. Validation is not among them: it
-    is chosen on, not reported.
+    Then the sets that must not suffer, each by its first metric, if all its runs and controls have
+    scored them. Validation is not among them: it is chosen on, not reported.
     """
-    own = reported(run)
-    names = [n for n in run.score_names() if not n.startswith(UNTOUCHED) and n != "validation"]
+    run, own = setting.run, reported(setting.run)
+    every = [{*other.score_names()} for pair in setting.pairs for other in pair if other]
+    names = [
+        n
+        for n in run.score_names()
+        if not n.startswith(UNTOUCHED) and n != "validation" and all(n in s for s in every)
+    ]
     first = {name: next(iter(outcomes(run, name))) for name in names}
     found = {first[own]: (own, first[own])}
     others = {n.removeprefix("mini-").replace("zeroshot-", "zero-shot "): n for n in names}
@@ -73,7 +78,7 @@ def means(found: Sequence[Setting]) -> pd.DataFrame:
     """
     rows = []
     for setting in found:
-        for measure, (name, metric) in measures(setting.run).items():
+        for measure, (name, metric) in measures(setting).items():
             share = statistics.over_seeds(_stack(setting.runs, name, metric), 0)
             before = _kept(setting.run, name)
             rows.append({
@@ -93,7 +98,7 @@ def differences(found: Sequence[Setting], every_metric: bool = False) -> pd.Data
     """
     rows = []
     for setting in found:
-        for measure, (name, metric) in measures(setting.run).items():
+        for measure, (name, metric) in measures(setting).items():
             others = {}
             if before := _kept(setting.run, name):
                 others[UNTOUCHED] = [run.scores(before) for run in setting.runs]
@@ -213,7 +218,7 @@ def placed(found: Sequence[Setting], places: pd.DataFrame) -> pd.DataFrame:
         raise StudyError(f"places has no {number} of {name} {', '.join(sorted(absent))}")
     others, rows = _differing(own) - {name}, []
     for setting in own:
-        first, table = next(iter(measures(setting.run))), differences([setting])
+        first, table = next(iter(measures(setting))), differences([setting])
         gained = table[(table["measure"] == first) & (table["against"] == CONTROL)]
         series = ", ".join(said(n, setting.values[n]) for n in sorted(others))
         facts = {number: float(known[str(getattr(setting.config, name))]), "series": series,

@@ -207,8 +207,8 @@ def worth(run: Run) -> dict[str, float]:
     """
     found, names = sweep.metrics_of(run), run.score_names()
     first = {name: next(v for k, v in found.items() if k.startswith(f"{name}.")) for name in names}
-    apart = {VALIDATION, set_name(run.params["benchmark"])}
-    kept = [n for n in names if f"{UNTOUCHED}-{n}" in first and n not in apart]
+    given = run.identity["data"].keys() - {VALIDATION, set_name(run.params["benchmark"])}
+    kept = [n for n in names if f"{UNTOUCHED}-{n}" in first and n in given]
     lost = sum(max(0.0, first[f"{UNTOUCHED}-{n}"] - first[n] - ALLOWED) for n in kept)
     return {"score": first[VALIDATION], "lost": lost, "objective": first[VALIDATION] - lost}
 

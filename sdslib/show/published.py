@@ -20,7 +20,7 @@ from sdslib.io.run import RunError
 from sdslib.io.wording import ParameterError
 from sdslib.results import formatting, publish, studies, sweep
 from sdslib.results.settings import (
-    WEIGHTS,
+    TERM_WEIGHTS,
     Setting,
     StudyError,
     label_parts,
@@ -133,7 +133,7 @@ def _tuned(found: Sequence[Setting]) -> pd.DataFrame:
     arms = {setting.values["arm"]: setting.values for setting in found}
     if not (own := of_arms([setting.values for setting in found])):
         return pd.DataFrame()
-    names = [n for n in dict.fromkeys([*own, *WEIGHTS]) if any(n in v for v in arms.values())]
+    names = [n for n in dict.fromkeys([*own, *TERM_WEIGHTS]) if any(n in v for v in arms.values())]
     rows = [{"arm": said("arm", arm)} | {n: f"{values[n]:g}" if n in values else "" for n in names}
             for arm, values in arms.items()]  # fmt: skip
     return pd.DataFrame(rows)

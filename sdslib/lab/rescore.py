@@ -1,0 +1,71 @@
+"""Finished runs scored on more sets: the student, its start, and the control. Nothing is trained.
+
+The sets that a run was given are in its id; those that come afterwards are not, and change nothing
+of it. They stand beside the others, and whatever reads a run's scores tells of them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdslib import experiment
+from sdslib.benchmarks import Benchmark
+from sdslib.config import UNTOUCHED
+from sdslib.io.run import Run, RunError
+from sdslib.io.state import plain_torch
+from sdslib.io.wording import listed
+from sdslib.results.settings import Controls, config_of, content_of
+from sdslib.sets.roles import load_set
+from sdslib.student import Student, load_student
+
+
+def add_sets(
+    chosen: Sequence[Run], sets: str, among: Sequence[Run], device: str = "auto"
+) -> list[str]:
+    """Score the runs, their starts and their controls, one of `among`, on `sets` (commas between).
+
+    Says in a sentence a run what was added. A set that a run has is not scored again; one of
+    another content whose name is taken gets a number. RunError for a run that is not finished, or
+    whose weights are gone, before anything is scored.
+    """
+    controls = Controls(among)
+    found = {run.path: run for run in chosen}
+    found |= {own.path: own for run in chosen if (own := controls.of(run))}
+    for run in found.values():
+        if not run.finished:
+            raise RunError(f"{run.name} is not finished ({run.status()['message']}); let it finish")
+        if not run.weights.is_dir():
+            raise RunError(f"{run.name} has no weights, so it cannot be scored; train it again")
+    benchmarks = [load_set(source) for source in listed(sets)]
+    where = experiment.pick_device(device)
+    told = []
+    with plain_torch():
+        for run in found.values():
+            config = config_of(run)
+            students = {f"{UNTOUCHED}-": (config.clip_model, config.clip_pretrained),
+                        "": (f"local-dir:{run.weights}", None)}  # fmt: skip
+            loaded = {prefix: load_student(*of, where) for prefix, of in students.items()}
+            told += [_add(run, benchmark, loaded) for benchmark in benchmarks]
+    return told
+
+
+def _add(run: Run, benchmark: Benchmark, students: dict[str, Student]) -> str:
+    """Keep the scores of each student, the run's own last: what is there by its name is whole."""
+    name, is_there = _name(run, benchmark)
+    if is_there:
+        return f"{run.name}: {name} was scored already"
+    for prefix, student in students.items():
+        table = experiment.score(student, benchmark)
+        table.attrs["fingerprint"] = benchmark.fingerprint
+        run.add_scores(f"{prefix}{name}", table)
+    return f"{run.name}: {name}, {len(benchmark.items)} items"
+
+
+def _name(run: Run, benchmark: Benchmark) -> tuple[str, bool]:
+    """Under which name the set is kept, and whether it is there already."""
+    for name in (benchmark.name, *(f"{benchmark.name}-{n}" for n in range(2, 99))):
+        if name not in run.score_names():
+            return name, False
+        if content_of(run, name) == benchmark.fingerprint:
+            return name, True
+    raise RunError(f"{run.name} has 98 sets called {benchmark.name}")
