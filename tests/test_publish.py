@@ -1,6 +1,7 @@
 """Published evidence: complete, without weights and folders, and the committed tables are its."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -182,3 +183,15 @@ def test_reproducing_trains_what_was_published_and_publishes_it(runs, folder, mo
     assert "small: 4 runs: 4 finished, 0 failed" in capsys.readouterr().out
     Done.failed = {"a": "no"}
     assert not publish.reproduce(["small"], sweep.Options(), folder)
+
+
+def test_a_study_of_tuned_arms_is_made_again_as_it_was(tmp_path, monkeypatch):
+    """02 trains each run's own control beside it, with the run's rate: that is not of the study."""
+    own = [finish(tmp_path / "runs", "sds", lr=2e-3), finish(tmp_path / "runs", "clip-only")]
+    publish.study("tuned", own, tmp_path / "published")
+    before = sorted(path.name for path in (tmp_path / "published" / "tuned").iterdir())
+    finish(tmp_path / "runs", "clip-only", lr=2e-3)
+    done = SimpleNamespace(failed={}, text=lambda: "", runs=lambda: own)
+    monkeypatch.setattr(sweep, "run", lambda *_: done)
+    assert publish.reproduce(["tuned"], sweep.Options(), tmp_path / "published")
+    assert sorted(path.name for path in (tmp_path / "published" / "tuned").iterdir()) == before

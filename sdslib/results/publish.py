@@ -48,7 +48,12 @@ def study(
             raise StudyError(f"run {run.name} is not finished: {run.status()['message']}")
     beside = [r for folder in {run.path.parent for run in runs} for r in finished_runs(folder)]
     pairs = paired(runs, {r.path: r for r in (*runs, *beside)}.values())
-    kept = {run.path: run for pair in pairs for run in pair}
+    return _keep(name, [run for pair in pairs for run in pair], folder, table)
+
+
+def _keep(name: str, runs: Iterable[Run], folder: Path | None, table: pd.DataFrame | None) -> Path:
+    """These runs and no others as the study `name`."""
+    kept = {run.path: run for run in runs}
     for run in kept.values():
         _sound(run.name, run.problems(folders=False))
     final = _place_of(name, folder or project_path(PUBLISHED))
@@ -166,7 +171,8 @@ def reproduce(chosen: Sequence[str], options: sweep.Options, folder: Path | None
         if done.failed:
             good = False
             continue
-        study(name, done.runs(), folder, places_of(name, folder))
+        places = places_of(name, folder)  # the controls are among them, also where arms were tuned
+        _keep(name, done.runs(), folder, places_in(places) if places else None)
     return good
 
 
