@@ -253,6 +253,9 @@ def test_a_comparison_is_kept_as_a_table(root, tmp_path):
     assert kept["difference"].tolist() == pytest.approx(setting.paired["difference"].tolist())
     assert files["md"].read_text().startswith("| comparison | ")
     assert files["tex"].read_text().startswith("\\begin{tabular}")
+    control = next(p.name for p in root.iterdir() if "clip-only" in p.name)
+    run("compare", "taught", control, "--runs", root, "--table", files["csv"])
+    assert set(pd.read_csv(files["csv"])["comparison"]) == {"sds against L_CLIP only"}
 
 
 def test_runs_are_listed_with_their_scores_sorted_and_filtered(root):

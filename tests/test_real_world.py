@@ -13,6 +13,7 @@ from test_notebooks_run import ROOT, papermill
 from sdslib.checks.guard import guard
 from sdslib.io import runs
 from sdslib.io.wording import ParameterError
+from sdslib.lab.rescore import add_sets
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 4, "warmup": 1, "batch_size": 8, "eval_every": 2, "bridge_pairs": 16,
@@ -75,6 +76,19 @@ def test_the_fine_tuning_ends_with_paired_differences(shop, finetuned):
     shares = found[found["table"] == "before_after"]
     assert {"Object", "Relation", "Both"} <= set(shares["label"])
     assert "mini-world" not in finetuned
+
+
+def test_a_finished_run_is_scored_on_sets_that_come_afterwards(shop, finetuned):
+    (run,) = (r for r in runs.finished_runs(shop.folder / "runs") if r.params["arm"] == "sds")
+    sets = f"{shop.world.aro_attribution},{shop.world.zeroshot},retrieval:{shop.world.val_data}"
+    told = add_sets([run], sets, runs.finished_runs(shop.folder / "runs"))
+    assert [text.partition(": ")[2] for text in told] == [
+        "aro-attribution, 8 items", "zeroshot, 14 items", "retrieval, 10 items"
+    ] * 2  # fmt: skip
+    assert not run.problems()
+    shop.execute("07_report")
+    page = (shop.folder / "report.html").read_text()
+    assert all(name in page for name in ("aro-attribution", "recall@1"))
 
 
 @pytest.mark.parametrize(

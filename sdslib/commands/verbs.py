@@ -269,7 +269,8 @@ def compare(
         raise ParameterError([f"table: {table} ends with none of {', '.join(FORMS)}"])
     if len(names) == 1:
         (setting,) = settings.group([find_run(names[0], runs)])
-        print(_differences(setting.paired, table), formatting.LEGEND, sep="\n")
+        print(formatting.differences(setting.paired).to_string(), formatting.LEGEND, sep="\n")
+        _keep(setting.paired, table)
         print(answers.of_setting(setting))
         return
     here = [str(Path(word).resolve()) if Path(word).is_file() else word for word in names]
@@ -279,8 +280,10 @@ def compare(
     if found.known:
         print(side_by_side.parameters(found).to_string(index=False))
     print()
-    print(_differences(differences, table), formatting.LEGEND, *found.left_out, sep="\n")
+    shown = formatting.differences(differences).to_string()
+    print(shown, formatting.LEGEND, *found.left_out, sep="\n")
     print(answers.beside(differences, found.note))
+    _keep(side_by_side.by_name(differences, found), table)
 
 
 @verb()
@@ -382,17 +385,16 @@ def _checked(model: str, given: dict[str, Any]) -> Any:
     return validate(MODELS[model], given)
 
 
-def _differences(found: pd.DataFrame, table: Path | None) -> str:
-    """The comparisons as they are printed, kept in `table` too where one is named."""
+def _keep(found: pd.DataFrame, table: Path | None) -> None:
+    """Comparisons in the file that is named, if one is: of `FORMS`, checked before."""
     from sdslib.io.storage import write_bytes
     from sdslib.results import formatting, takeaway
 
-    shown = formatting.differences(found)
     if table:
+        shown = formatting.differences(found)
         made = {".csv": lambda: takeaway.csv(found), ".tex": lambda: takeaway.latex(shown),
                 ".md": lambda: formatting.markdown(shown.reset_index())}[table.suffix]  # fmt: skip
         write_bytes(table, made().encode())
-    return shown.to_string()
 
 
 def _as_papermill(given: dict[str, Any]) -> list[str]:

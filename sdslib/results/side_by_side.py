@@ -287,3 +287,10 @@ def differences(found: Beside) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = table.groupby("comparison")["p"].transform(statistics.holm)
     return table
+
+
+def by_name(table: pd.DataFrame, found: Beside) -> pd.DataFrame:
+    """The same table with the models' names in place of letters, to be read without the legend."""
+    names = {letter: name for name, letter in found.letters.items()}
+    pairs = (text.split(" against ") for text in table["comparison"])
+    return table.assign(comparison=[f"{names[a]} against {names[b]}" for a, b in pairs])
