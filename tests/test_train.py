@@ -23,6 +23,7 @@ from sdslib.arms.choice import spread_draws
 from sdslib.arms.trainable import set_trainable
 from sdslib.bridge import Bridge, random_start
 from sdslib.config import ARMS, FinetuneConfig
+from sdslib.io.state import plain_torch
 from sdslib.pairs import batches
 from sdslib.student import load_student
 from sdslib.teacher import load_teacher
@@ -200,6 +201,24 @@ def test_no_default_of_torch_changes_a_number(models):
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
+    assert moved(state(plain.student), state(other.student)) == set()
+
+
+@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
+def test_a_precision_set_for_one_backend_is_set_aside_and_comes_back(backend, models):
+    """PyTorch's newer way to ask for TF32, after which its older question raises an error."""
+    products = getattr(torch.backends, backend).matmul
+    before = products.fp32_precision
+    plain, other = models(), models()
+    run(plain, config(steps=3))
+    try:
+        products.fp32_precision = "tf32"
+        run(other, config(steps=3))
+        with plain_torch():
+            assert products.fp32_precision == "ieee"
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
     assert moved(state(plain.student), state(other.student)) == set()
 
 

@@ -179,7 +179,8 @@ def circumstances(device: str) -> dict[str, Any]:
         "torch": [
             torch.get_num_threads(),
             str(torch.get_default_dtype()),
-            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.backends.mkldnn.matmul.fp32_precision,
             torch.is_autocast_enabled(device),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cudnn.allow_tf32,

@@ -56,17 +56,18 @@ def plain_torch() -> Iterator[None]:
     Default type float32 on the CPU, matrices multiplied in full precision, no autocast.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
+        # torch.get_float32_matmul_precision raises where this was set for a backend by itself.
+        for products in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            stack.callback(setattr, products, "fp32_precision", products.fp32_precision)
+            products.fp32_precision = "ieee"
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, dtype)
-        stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_default_dtype(torch.float32)
-        torch.set_float32_matmul_precision("highest")
         yield
 
 
