@@ -54,6 +54,18 @@ def test_other_parameters_or_other_data_make_no_control(tmp_path):
     assert list(found[0].scores) == ["untouched", "sds"]
 
 
+def test_l_clip_alone_as_it_was_tuned_is_a_control_if_there_is_one_way(tmp_path):
+    run, own = finish(tmp_path, lr=2e-3, items=4), finish(tmp_path, "clip-only", lr=3e-3, items=4)
+    assert settings.Controls([run, own]).of(run) is None
+    assert [control.path for _, control in settings.paired([run, own])] == [own.path, own.path]
+    other = finish(tmp_path, "clip-only", lr=4e-3, items=4)
+    with pytest.raises(settings.StudyError, match="but for grad_clip, interpolation, lr, warmup"):
+        settings.paired([run, own, other])
+    longer = finish(tmp_path, "clip-only", lr=3e-3, steps=151, items=4)
+    with pytest.raises(settings.StudyError, match="the control of"):
+        settings.paired([run, longer])
+
+
 def test_a_damaged_run_is_left_out_by_name_and_refused_where_it_is_asked_for(tmp_path):
     good, bad = (finish(tmp_path, items=8, sds_weight=w) for w in (0.001, 0.1))
     path = bad.path / "scores" / "mini-winoground.parquet"

@@ -193,6 +193,12 @@ def test_what_a_run_is_chosen_on_is_not_among_what_it_is_judged_by(tmp_path):
         "text": ("mini-winoground", "text"),
         "other": ("mini-other", "text"),
     }
+    control = open_run(FinetuneConfig(arm="clip-only", seed=9, runs=str(tmp_path)), {}, tmp_path)
+    with control:
+        control.save_scores("mini-winoground", answered(np.random.default_rng(0)))
+        control.finish()
+    found = studies.measures(settings.Setting("", ((run, control),)))
+    assert found == {"text": ("mini-winoground", "text")}
 
 
 def test_the_ratio_of_a_run_is_its_median_over_the_steps(tmp_path):

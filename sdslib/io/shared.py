@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sdslib.io import storage
 from sdslib.io.identity import code_hash, versions
 from sdslib.io.paths import project_path, project_root, shown_path
+from sdslib.io.state import PRODUCTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,8 +180,7 @@ def circumstances(device: str) -> dict[str, Any]:
         "torch": [
             torch.get_num_threads(),
             str(torch.get_default_dtype()),
-            torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.mkldnn.matmul.fp32_precision,
+            *(products.fp32_precision for products in PRODUCTS),
             torch.is_autocast_enabled(device),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cudnn.allow_tf32,

@@ -12,6 +12,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+# How each backend multiplies matrices; torch.get_float32_matmul_precision, which asks for all,
+# raises where it was set for one by itself.
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
 
 def pack_state(
     modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
@@ -57,8 +61,7 @@ def plain_torch() -> Iterator[None]:
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as stack:
-        # torch.get_float32_matmul_precision raises where this was set for a backend by itself.
-        for products in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        for products in PRODUCTS:
             stack.callback(setattr, products, "fp32_precision", products.fp32_precision)
             products.fp32_precision = "ieee"
         for kind in ("cpu", "cuda", "mps"):

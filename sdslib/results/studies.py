@@ -29,11 +29,8 @@ def measures(setting: Setting) -> dict[str, tuple[str, str]]:
     """
     run, own = setting.run, reported(setting.run)
     every = [{*other.score_names()} for pair in setting.pairs for other in pair if other]
-    names = [
-        n
-        for n in run.score_names()
-        if not n.startswith(UNTOUCHED) and n != "validation" and all(n in s for s in every)
-    ]
+    scored = sorted(set.intersection(*every))
+    names = [n for n in scored if not n.startswith(UNTOUCHED) and n != "validation"]
     first = {name: next(iter(outcomes(run, name))) for name in names}
     found = {first[own]: (own, first[own])}
     others = {n.removeprefix("mini-").replace("zeroshot-", "zero-shot "): n for n in names}
