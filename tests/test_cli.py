@@ -142,6 +142,11 @@ def test_the_shell_completes_verbs_options_and_values():
         (["score", "a.csv", "--captions", "?!"], "has no word"),
         (["score", "a.csv", "--item", "3"], "No such option: --item"),
         (["compare", "nothing", "--table", "a.xls"], "ends with none of .csv, .md, .tex"),
+        (
+            ["compare", "nothing", "--table", "no/where.csv"],
+            "table: no/where.csv cannot be written",
+        ),
+        (["score", "a.csv", "--out", "README.md/a.csv"], "out: README.md/a.csv cannot be written"),
         (["score", "a.csv", "--out", "a.csv"], "out: a.csv is what is scored"),
         (
             ["sweep", "notebooks/02_finetun.ipynb", "--seeds", "1"],

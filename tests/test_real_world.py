@@ -81,7 +81,7 @@ def test_the_fine_tuning_ends_with_paired_differences(shop, finetuned):
 def test_a_finished_run_is_scored_on_sets_that_come_afterwards(shop, finetuned):
     (run,) = (r for r in runs.finished_runs(shop.folder / "runs") if r.params["arm"] == "sds")
     sets = f"{shop.world.aro_attribution},{shop.world.zeroshot},retrieval:{shop.world.val_data}"
-    told = add_sets([run], sets, runs.finished_runs(shop.folder / "runs"))
+    told = list(add_sets([run], sets, runs.finished_runs(shop.folder / "runs")))
     assert [text.partition(": ")[2] for text in told] == [
         "aro-attribution, 8 items", "zeroshot, 14 items", "retrieval, 10 items"
     ] * 2  # fmt: skip

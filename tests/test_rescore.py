@@ -12,10 +12,16 @@ from sdslib.commands import program
 from sdslib.config import FinetuneConfig
 from sdslib.io.run import RunError
 from sdslib.io.runs import find_run
+from sdslib.io.wording import ParameterError
 from sdslib.lab.rescore import add_sets
 from sdslib.results import settings, side_by_side, studies, tuning
 
 SET = "mini:sugarcrepe"
+
+
+def score(*given):
+    """What adding sets says."""
+    return list(add_sets(*given))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def both(trained, tmp_path):
 def test_student_start_and_control_are_scored_and_the_id_stays(both):
     run, control = both
     before = run.identity
-    told = add_sets([run], SET, both, "cpu")
+    told = score([run], SET, both, "cpu")
     assert told == [f"{one.name}: mini-sugarcrepe, 1400 items" for one in both]
     assert run.identity == before
     assert not run.problems()
@@ -55,7 +61,7 @@ def test_student_start_and_control_are_scored_and_the_id_stays(both):
 def test_what_is_added_is_told_of_and_a_search_does_not_choose_by_it(both):
     run, control = both
     worth = tuning.worth(run)
-    add_sets([run], SET, both, "cpu")
+    score([run], SET, both, "cpu")
     assert tuning.worth(run) == worth
     (setting,) = settings.group([run], both)
     assert "sugarcrepe" in studies.measures(setting)
@@ -70,11 +76,11 @@ def test_what_is_added_is_told_of_and_a_search_does_not_choose_by_it(both):
 
 def test_a_set_is_scored_once_and_another_of_its_name_gets_a_number(both, monkeypatch):
     run, _ = both
-    add_sets([run], SET, [], "cpu")
+    score([run], SET, [], "cpu")
     monkeypatch.setattr(experiment, "score", lambda *_: 1 / 0)
-    assert add_sets([run], SET, [], "cpu") == [f"{run.name}: mini-sugarcrepe was scored already"]
+    assert score([run], SET, [], "cpu") == [f"{run.name}: mini-sugarcrepe was scored already"]
     monkeypatch.undo()
-    of_all = add_sets([run], "mini:winoground", [], "cpu")  # the run has 20 of its items
+    of_all = score([run], "mini:winoground", [], "cpu")  # the run has 20 of its items
     assert of_all == [f"{run.name}: mini-winoground-2, 1200 items"]
 
 
@@ -82,14 +88,27 @@ def test_what_cannot_be_scored_is_said_before_anything_is(both, tmp_path):
     run, control = both
     shutil.rmtree(control.weights)
     with pytest.raises(RunError, match=f"{control.name} has no weights, .*train it again"):
-        add_sets([run], SET, both, "cpu")
+        score([run], SET, both, "cpu")
     assert "mini-sugarcrepe" not in run.score_names()
+    with pytest.raises(ParameterError, match="sets: name one or more"):
+        score([run], " ", [], "cpu")
     other = experiment.open_run(
         settings.config_of(run).model_copy(update={"seed": 7}), {}, tmp_path
     )
     with pytest.raises(RunError, match="let it finish"):
-        add_sets([other], SET, [], "cpu")
+        score([other], SET, [], "cpu")
     other.interrupt()
+
+
+def test_a_set_that_another_run_has_under_another_name_is_compared(both):
+    run, control = both
+    score([run], "mini:zeroshot-shape:val", [], "cpu")
+    score(both, "mini:zeroshot-shape", [], "cpu")
+    assert {"mini-zeroshot-shape", "mini-zeroshot-shape-2"} <= {*run.score_names()}
+    assert "mini-zeroshot-shape-2" not in control.score_names()
+    found = side_by_side.beside([run.path, control.path])
+    assert "mini-zeroshot-shape-2" in found.scores
+    assert any(text.startswith("mini-zeroshot-shape: not scored by") for text in found.left_out)
 
 
 def test_the_verb_says_what_was_added(both):

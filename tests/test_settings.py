@@ -12,7 +12,7 @@ from sdslib.checks.notebooks import ReportConfig
 from sdslib.config import FinetuneConfig, preset
 from sdslib.io import runs
 from sdslib.io.wording import ParameterError
-from sdslib.results import settings
+from sdslib.results import answers, settings
 
 
 def collect(root, **parameters):
@@ -64,6 +64,17 @@ def test_l_clip_alone_as_it_was_tuned_is_a_control_if_there_is_one_way(tmp_path)
     longer = finish(tmp_path, "clip-only", lr=3e-3, steps=151, items=4)
     with pytest.raises(settings.StudyError, match="the control of"):
         settings.paired([run, longer])
+
+
+def test_seeds_without_a_control_are_told_of_together_against_the_untouched_student(tmp_path):
+    for seed in (0, 1):
+        finish(tmp_path, seed=seed, items=40)
+    (case,) = collect(tmp_path)
+    assert list(case.over_seeds["comparison"].unique()) == ["sds against untouched"]
+    assert "over 2 seeds" in answers.of_setting(case)
+    finish(tmp_path, "clip-only", items=40)
+    (case,) = collect(tmp_path)
+    assert case.over_seeds is None  # one seed has its control, and the other none
 
 
 def test_a_damaged_run_is_left_out_by_name_and_refused_where_it_is_asked_for(tmp_path):

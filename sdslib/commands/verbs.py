@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Optional
@@ -149,6 +150,7 @@ def score(
     config = _checked("demo", given)
     if project_path(source).resolve() == out.resolve():
         raise ParameterError([f"out: {out} is what is scored; name another file"])
+    _can_be_written("out", out)
     asked = batch.gather(source, questions.given(config.captions))
     models = demo.load(config)
     table = batch.score(models, asked, config.ask_teacher, track("pictures"))
@@ -267,6 +269,7 @@ def compare(
 
     if table and table.suffix not in FORMS:
         raise ParameterError([f"table: {table} ends with none of {', '.join(FORMS)}"])
+    _can_be_written("table", table)
     if len(names) == 1:
         (setting,) = settings.group([find_run(names[0], runs)])
         print(formatting.differences(setting.paired).to_string(), formatting.LEGEND, sep="\n")
@@ -298,7 +301,8 @@ def rescore(
     from sdslib.lab.rescore import add_sets
 
     chosen, among = [find_run(name, runs) for name in names], finished_runs(runs_root(root=runs))
-    print(*add_sets(chosen, sets, among, device), sep="\n")
+    for told in add_sets(chosen, sets, among, device):
+        print(told, flush=True)
 
 
 @verb()
@@ -383,6 +387,13 @@ def _checked(model: str, given: dict[str, Any]) -> Any:
     from sdslib.checks.notebooks import MODELS
 
     return validate(MODELS[model], given)
+
+
+def _can_be_written(option: str, file: Path | None) -> None:
+    """ParameterError where the file of an option has no place, before its content is made."""
+    if file and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
+        raise ParameterError([f"{option}: {file} cannot be written; name a file in a folder that "
+                              "is there and can be written to"])  # fmt: skip
 
 
 def _keep(found: pd.DataFrame, table: Path | None) -> None:

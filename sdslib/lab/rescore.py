@@ -6,14 +6,14 @@ of it. They stand beside the others, and whatever reads a run's scores tells of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sdslib import experiment
 from sdslib.benchmarks import Benchmark
 from sdslib.config import UNTOUCHED
 from sdslib.io.run import Run, RunError
 from sdslib.io.state import plain_torch
-from sdslib.io.wording import listed
+from sdslib.io.wording import ParameterError, listed
 from sdslib.results.settings import Controls, config_of, content_of
 from sdslib.sets.roles import load_set
 from sdslib.student import Student, load_student
@@ -21,12 +21,12 @@ from sdslib.student import Student, load_student
 
 def add_sets(
     chosen: Sequence[Run], sets: str, among: Sequence[Run], device: str = "auto"
-) -> list[str]:
+) -> Iterator[str]:
     """Score the runs, their starts and their controls, one of `among`, on `sets` (commas between).
 
-    Says in a sentence a run what was added. A set that a run has is not scored again; one of
-    another content whose name is taken gets a number. RunError for a run that is not finished, or
-    whose weights are gone, before anything is scored.
+    Says of each run and set what was added, once it is kept. A set that a run has is not scored
+    again; one of another content whose name is taken gets a number. Before anything is scored
+    RunError for a run that is not finished or whose weights are gone, ParameterError for no set.
     """
     controls = Controls(among)
     found = {run.path: run for run in chosen}
@@ -36,17 +36,16 @@ def add_sets(
             raise RunError(f"{run.name} is not finished ({run.status()['message']}); let it finish")
         if not run.weights.is_dir():
             raise RunError(f"{run.name} has no weights, so it cannot be scored; train it again")
-    benchmarks = [load_set(source) for source in listed(sets)]
+    if not (benchmarks := [load_set(source) for source in listed(sets)]):
+        raise ParameterError(["sets: name one or more, as `keep` does"])
     where = experiment.pick_device(device)
-    told = []
     with plain_torch():
         for run in found.values():
             config = config_of(run)
             students = {f"{UNTOUCHED}-": (config.clip_model, config.clip_pretrained),
                         "": (f"local-dir:{run.weights}", None)}  # fmt: skip
             loaded = {prefix: load_student(*of, where) for prefix, of in students.items()}
-            told += [_add(run, benchmark, loaded) for benchmark in benchmarks]
-    return told
+            yield from (_add(run, benchmark, loaded) for benchmark in benchmarks)
 
 
 def _add(run: Run, benchmark: Benchmark, students: dict[str, Student]) -> str:

@@ -106,8 +106,8 @@ class Setting:
     @cached_property
     def over_seeds(self) -> pd.DataFrame | None:
         """The same over all seeds, see `comparison.compare_over_seeds`; None where there is one,
-        or where a seed has no control."""
-        if len(self.runs) == 1 or not all(control for _, control in self.pairs):
+        or where one has a control and another has none."""
+        if len(self.runs) == 1 or len({control is None for _, control in self.pairs}) > 1:
             return None
         return comparison.paired_over_seeds([score_tables(*pair) for pair in self.pairs])
 

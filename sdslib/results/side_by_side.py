@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdslib.experiment import Show
 
 SCORED = ["set", "metric", "items", "score", "change"]
+CONTENT = "fingerprint"
 SAME = ("id", "n_images", "n_captions", "answer", "n_true")  # what makes two rows one item
 
 
@@ -193,21 +194,30 @@ def beside(words: Sequence[str | Path], root: Path | str | None = None) -> Besid
     own = next((reported(run) for run in there.values()), next(named, "scores"))
     models: dict[str, Run | None] = {}
     tables: dict[str, dict[str, pd.DataFrame]] = {}
+    called: dict[str, str] = {}
     for word, run in found.items():
         if run is None:
             name, table = files[project_path(word)], read[project_path(word)]
             scored = {str(table.attrs.get("benchmark", own)): table}
         else:
             name = short[run.path]
-            scored = {n: run.scores(n) for n in run.score_names() if not _is_start(n)}
+            scored = _scores(run, called)
         models[name] = run
         for of, table in scored.items():
             tables.setdefault(of, {})[name] = table
     return _shared(models, dict(sorted(tables.items(), key=lambda one: one[0] != own)))
 
 
-def _is_start(name: str) -> bool:
-    return name.startswith(f"{UNTOUCHED}-")
+def _scores(run: Run, called: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """A run's score tables, with what their sets hold in `attrs`; a set that another run has under
+    another name is called by that, which `called` has by content."""
+    found = {}
+    for name in run.score_names():
+        if not name.startswith(f"{UNTOUCHED}-"):
+            table, content = run.scores(name), settings.content_of(run, name)
+            table.attrs[CONTENT] = content
+            found[called.setdefault(content, name) if content else name] = table
+    return found
 
 
 def names(found: Sequence[Run]) -> list[str]:
@@ -228,7 +238,7 @@ def _shared(
     first, kept, left = next(iter(models)), {}, []
     for of, scored in tables.items():
         absent = [name for name in models if name not in scored]
-        contents = {n: settings.content_of(run, of) if (run := models[n]) else None for n in scored}
+        contents = {name: table.attrs.get(CONTENT) for name, table in scored.items()}
         odd = [name for name, own in contents.items() if own not in (None, contents.get(first))]
         if absent:
             left.append(f"{of}: not scored by {', '.join(absent)}.")

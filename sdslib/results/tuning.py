@@ -106,13 +106,17 @@ class Search:
             if name not in known:
                 yield f"unknown parameter {name!r}{did_you_mean(suggest(name, known))}"
             elif type(known[name].default) not in (int, float):
-                yield f"--search takes numbers, and {name!r} is none; give it with -p"
+                yield f"--search takes numbers, and {name!r} is none; give it one value"
             elif name in self.given:
-                yield f"{name} is given twice; leave it out of -p or of --search"
+                yield f"{name} is given twice: a value and a range; leave one out"
             elif not found.low < found.high or (found.log and found.low <= 0):
                 yield f"--search {name} needs LOW below HIGH, and LOW above 0 for log"
         own = {"arm": "--arms", "seed": "--seed"}
-        yield from (f"{name} stands in -p; use {own[name]}" for name in own if name in self.given)
+        yield from (
+            f"{name} is among the given values; use {own[name]}"
+            for name in own
+            if name in self.given
+        )
         if self.given.get(VALIDATION) == "none":
             yield "trials are chosen on validation; leave validation 'none' out, or name a set"
         for source in listed(self.given.get("keep")):
@@ -176,7 +180,7 @@ def _cells(notebook: Path, given: Sequence[dict[str, Any]], options: sweep.Optio
     first = cells[0].config
     assert isinstance(first, FinetuneConfig)
     if experiment.load_data(first).validation is None:
-        raise ParameterError(["nothing is held out to choose by; name a set: -p validation SET"])
+        raise ParameterError(["nothing is held out to choose by; name a set as validation"])
     return [replace(cell, ids=(own[0],)) for cell, own in zip(cells, ids, strict=True)]
 
 
