@@ -84,6 +84,24 @@ def test_a_set_is_scored_once_and_another_of_its_name_gets_a_number(both, monkey
     assert of_all == [f"{run.name}: mini-winoground-2, 1200 items"]
 
 
+def test_what_a_kill_left_out_is_added(both, monkeypatch):
+    run, _ = both
+    keep = run.add_scores
+
+    def killed(self, name, table):
+        if not name.startswith("untouched-"):
+            raise KeyboardInterrupt
+        return keep(name, table)
+
+    monkeypatch.setattr(type(run), "add_scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score([run], SET, [], "cpu")
+    monkeypatch.undo()
+    assert "untouched-mini-sugarcrepe" in run.score_names()
+    assert score([run], SET, [], "cpu") == [f"{run.name}: mini-sugarcrepe, 1400 items"]
+    assert not run.problems()
+
+
 def test_what_cannot_be_scored_is_said_before_anything_is(both, tmp_path):
     run, control = both
     shutil.rmtree(control.weights)

@@ -49,22 +49,22 @@ def add_sets(
 
 
 def _add(run: Run, benchmark: Benchmark, students: dict[str, Student]) -> str:
-    """Keep the scores of each student, the run's own last: what is there by its name is whole."""
+    """Keep the scores of each student, the run's own last; what a kill left out is added."""
     name, is_there = _name(run, benchmark)
     if is_there:
         return f"{run.name}: {name} was scored already"
     for prefix, student in students.items():
-        table = experiment.score(student, benchmark)
-        table.attrs["fingerprint"] = benchmark.fingerprint
-        run.add_scores(f"{prefix}{name}", table)
+        if f"{prefix}{name}" not in run.score_names():
+            table = experiment.score(student, benchmark)
+            table.attrs["fingerprint"] = benchmark.fingerprint
+            run.add_scores(f"{prefix}{name}", table)
     return f"{run.name}: {name}, {len(benchmark.items)} items"
 
 
 def _name(run: Run, benchmark: Benchmark) -> tuple[str, bool]:
     """Under which name the set is kept, and whether it is there already."""
+    there = {name: content_of(run, name) == benchmark.fingerprint for name in run.score_names()}
     for name in (benchmark.name, *(f"{benchmark.name}-{n}" for n in range(2, 99))):
-        if name not in run.score_names():
-            return name, False
-        if content_of(run, name) == benchmark.fingerprint:
-            return name, True
+        if there.get(name) or (name not in there and there.get(f"{UNTOUCHED}-{name}", True)):
+            return name, name in there
     raise RunError(f"{run.name} has 98 sets called {benchmark.name}")
