@@ -226,6 +226,9 @@ def test_a_world_drawn_before_a_part_was_thought_of_is_given_that_part(tmp_path,
     assert drawn[0].keys() == drawn[1].keys()
     assert not {*drawn[0].values()} & {*drawn[1].values()}
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    monkeypatch.setattr(files, "PARTS", parts | {"later": lambda root: None})
+    monkeypatch.setattr(files, "_stage", lambda root: (_ for _ in ()).throw(PermissionError()))
+    assert files.ensure_world(root) == root
 
 
 def test_a_world_that_cannot_be_drawn_says_where_and_what_to_do(tmp_path):

@@ -14,7 +14,7 @@ from sdslib.config import UNTOUCHED
 from sdslib.io.run import Run, RunError
 from sdslib.io.state import plain_torch
 from sdslib.io.wording import ParameterError, listed
-from sdslib.results.settings import Controls, config_of, content_of
+from sdslib.results.settings import CONTENT, Controls, config_of, content_of
 from sdslib.sets.roles import load_set
 from sdslib.student import Student, load_student
 
@@ -56,7 +56,7 @@ def _add(run: Run, benchmark: Benchmark, students: dict[str, Student]) -> str:
     for prefix, student in students.items():
         if f"{prefix}{name}" not in run.score_names():
             table = experiment.score(student, benchmark)
-            table.attrs["fingerprint"] = benchmark.fingerprint
+            table.attrs[CONTENT] = benchmark.fingerprint
             run.add_scores(f"{prefix}{name}", table)
     return f"{run.name}: {name}, {len(benchmark.items)} items"
 

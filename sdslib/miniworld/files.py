@@ -288,6 +288,8 @@ def ensure_world(root: Path | None = None) -> Path:
     try:
         stage = _stage(root)
     except OSError as error:
+        if root.is_dir():  # what is missing may never be asked for
+            return root
         raise DataError(
             f"the mini-world cannot be drawn: {shown_path(root.parent)} cannot be written to "
             f"({error.strerror}); make it writable, or copy a drawn world to {shown_path(root)}"

@@ -37,9 +37,10 @@ SMALL_RUN: dict[str, Any] = {
     **{"bridge_pairs": 256, "eval_items": 200, "eval_every": 10},
 }
 _APART = ("seed", "sds_weight", "arm")  # of a label: told first, or not at all
-# How an objective is followed, which a search finds for each arm, L_CLIP alone among them.
 TERM_WEIGHTS = ("negative_weight", "sds_weight")
+# How an objective is followed, which a search finds for each arm, L_CLIP alone among them.
 TUNED = frozenset({"lr", "weight_decay", "warmup", "grad_clip", "interpolation"})
+CONTENT = "fingerprint"  # among the attrs of scores, of a set that is not in the run's id
 Pair = tuple[Run, Run | None]
 
 
@@ -128,7 +129,7 @@ def reported(run: Run) -> str:
 
 def content_of(run: Run, name: str) -> str | None:
     """The fingerprint of a set that the run has scored; None where none was kept."""
-    return run.identity["data"].get(name) or run.scores(name).attrs.get("fingerprint")
+    return run.identity["data"].get(name) or run.scores(name).attrs.get(CONTENT)
 
 
 class Controls:

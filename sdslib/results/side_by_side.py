@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sdslib.experiment import Show
 
 SCORED = ["set", "metric", "items", "score", "change"]
-CONTENT = "fingerprint"
 SAME = ("id", "n_images", "n_captions", "answer", "n_true")  # what makes two rows one item
 
 
@@ -215,7 +214,7 @@ def _scores(run: Run, called: dict[str, str]) -> dict[str, pd.DataFrame]:
     for name in run.score_names():
         if not name.startswith(f"{UNTOUCHED}-"):
             table, content = run.scores(name), settings.content_of(run, name)
-            table.attrs[CONTENT] = content
+            table.attrs[settings.CONTENT] = content
             found[called.setdefault(content, name) if content else name] = table
     return found
 
@@ -238,7 +237,7 @@ def _shared(
     first, kept, left = next(iter(models)), {}, []
     for of, scored in tables.items():
         absent = [name for name in models if name not in scored]
-        contents = {name: table.attrs.get(CONTENT) for name, table in scored.items()}
+        contents = {name: table.attrs.get(settings.CONTENT) for name, table in scored.items()}
         odd = [name for name, own in contents.items() if own not in (None, contents.get(first))]
         if absent:
             left.append(f"{of}: not scored by {', '.join(absent)}.")
