@@ -63,8 +63,9 @@ def _add(run: Run, benchmark: Benchmark, students: dict[str, Student]) -> str:
 
 def _name(run: Run, benchmark: Benchmark) -> tuple[str, bool]:
     """Under which name the set is kept, and whether it is there already."""
-    there = {name: content_of(run, name) == benchmark.fingerprint for name in run.score_names()}
+    there = run.score_names()
     for name in (benchmark.name, *(f"{benchmark.name}-{n}" for n in range(2, 99))):
-        if there.get(name) or (name not in there and there.get(f"{UNTOUCHED}-{name}", True)):
-            return name, name in there
+        kept = next((n for n in (name, f"{UNTOUCHED}-{name}") if n in there), None)
+        if kept is None or content_of(run, kept) == benchmark.fingerprint:
+            return name, kept == name
     raise RunError(f"{run.name} has 98 sets called {benchmark.name}")

@@ -140,11 +140,9 @@ class Controls:
 
     def __init__(self, among: Iterable[Run]) -> None:
         self._known: dict[str, list[Run]] = {}
-        self._tuned: dict[str, list[Run]] = {}
         for run in among:
             if run.params.get("arm") == "clip-only":
                 self._known.setdefault(_control_key(run), []).append(run)
-                self._tuned.setdefault(_control_key(run, TUNED), []).append(run)
 
     def of(self, run: Run) -> Run | None:
         """The run's control, itself where it is one; None where it is not among those given."""
@@ -160,6 +158,14 @@ class Controls:
             return alike, other.path.parent == folder, str(other.status()["updated"])
 
         return max(same, key=rank)
+
+    @cached_property
+    def _tuned(self) -> dict[str, list[Run]]:
+        """All of them by what a search leaves as it is."""
+        found: dict[str, list[Run]] = {}
+        for run in (run for alike in self._known.values() for run in alike):
+            found.setdefault(_control_key(run, TUNED), []).append(run)
+        return found
 
     def tuned(self, run: Run) -> Run | None:
         """L_CLIP alone as it was tuned for itself: like the run's control in all but `TUNED`.

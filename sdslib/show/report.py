@@ -187,7 +187,7 @@ def _data(case: Setting) -> pd.DataFrame:
     own = settings.reported(run)
     uses = {VALIDATION: "chosen on, never reported", own: "reported"}
     sets = [n for n in run.score_names() if not n.startswith(f"{UNTOUCHED}-")]
-    added = {name: settings.content_of(run, name) for name in sets if name not in prints}
+    prints = {name: settings.content_of(run, name) for name in sets} | prints
     for name in sorted(sets, key=lambda n: (n != own, n)):
         use = f"{count(run.scores(name))}, {uses.get(name, 'must not suffer')}"
         parts.append(("set", name, use, name))
@@ -199,7 +199,7 @@ def _data(case: Setting) -> pd.DataFrame:
     asked = "verdicts_sha256" if config.has_verdicts else "teacher"
     parts.append(("teacher", taught, told, asked if asked in prints or told else ""))
     rows = [(part, source(name, config) if part != "teacher" else name, use,
-             str(prints.get(key) or added.get(key) or "by its name")[:12] if key else "")
+             str(prints.get(key) or "by its name")[:12] if key else "")
             for part, name, use, key in parts]  # fmt: skip
     return pd.DataFrame(rows, columns=["part", "source", "use", "content"])
 
